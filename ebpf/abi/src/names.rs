@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What maps and programs are called, in the object file and as pins (`<pin dir>/<map name>`).
+
+/// [`ServiceKey`](crate::ServiceKey) to [`ServiceValue`](crate::ServiceValue), hash.
+pub const SERVICES: &str = "SERVICES";
+/// Backend identifier to [`BackendValue`](crate::BackendValue), array.
+pub const BACKENDS: &str = "BACKENDS";
+/// Slot number to backend identifier (`u32`), array that user space maps into memory.
+pub const SLOTS: &str = "SLOTS";
+/// [`FlowKey`](crate::FlowKey) to [`FlowValue`](crate::FlowValue), LRU hash.
+pub const FLOWS: &str = "FLOWS";
+/// Service identifier to [`ServiceCounters`](crate::ServiceCounters), per-CPU array.
+pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+/// [`PodKey`](crate::PodKey) to [`PodValue`](crate::PodValue), hash.
+pub const PODS: &str = "PODS";
+/// Interface index of the host end to [`PodLink`](crate::PodLink), hash.
+pub const POD_LINKS: &str = "POD_LINKS";
+/// [`DropReason`](crate::DropReason) to a packet count (`u64`), per-CPU array.
+pub const DROPS: &str = "DROPS";
+
+/// Every map of the datapath.
+pub const MAPS: [&str; 8] = [SERVICES, BACKENDS, SLOTS, FLOWS, SERVICE_COUNTERS, PODS, POD_LINKS, DROPS];
+
+/// cgroup/connect4: translates a connection once, at the socket.
+pub const CONNECT4: &str = "weft_connect4";
+/// cgroup/sendmsg4: translates each datagram of an unconnected UDP socket.
+pub const SENDMSG4: &str = "weft_sendmsg4";
+/// cgroup/recvmsg4: gives the ClusterIP back as the source of a received datagram.
+pub const RECVMSG4: &str = "weft_recvmsg4";
+/// cgroup/getpeername4: gives the ClusterIP back as the peer of a connected socket.
+pub const GETPEERNAME4: &str = "weft_getpeername4";
+/// TC ingress of a pod's host end: source checks and same-node delivery.
+pub const POD_INGRESS: &str = "weft_pod_ingress";
