@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names of addresses: `7.0.244.10.in-addr.arpa` (RFC 1035, 3.5) and its IPv6 form (RFC 3596, 2.5).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::Name;
+
+/// The reverse name of an address.
+pub(crate) fn name(ip: IpAddr) -> Name {
+    let text = match ip {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(v6) => {
+            let digits =
+                v6.octets().into_iter().rev().map(|octet| format!("{:x}.{:x}.", octet & 15, octet >> 4));
+            format!("{}ip6.arpa", digits.collect::<String>())
+        }
+    };
+    // At most 74 octets of digits and dots: always a name.
+    Name::parse(&text).unwrap_or_else(|_| Name::root())
+}
+
+/// Top of the reverse zone that `name` lies in: the shortest ending of it that covers only addresses of `cidrs`.
+/// `None` where the name is not about addresses of ours.
+pub(crate) fn apex(name: &Name, cidrs: &[IpNet]) -> Option<Name> {
+    let labels: Vec<&[u8]> = name.labels().collect();
+    let [digits @ .., family, arpa] = labels.as_slice() else { return None };
+    if !arpa.eq_ignore_ascii_case(b"arpa") {
+        return None;
+    }
+    let (bits, steps): (u8, _) = match family.to_ascii_lowercase().as_slice() {
+        b"in-addr" => (8, 4),
+        b"ip6" => (4, 32),
+        _ => return None,
+    };
+    let mut number: u128 = 0;
+    for (index, label) in digits.iter().rev().take(steps).enumerate() {
+        let length = bits * (index as u8 + 1);
+        number = number << bits | u128::from(digit(label, bits)?);
+        let net = if bits == 8 {
+            let address = Ipv4Addr::from((number as u32).checked_shl(32 - u32::from(length)).unwrap_or(0));
+            IpNet::V4(Ipv4Net::new(address, length).ok()?)
+        } else {
+            let address = Ipv6Addr::from(number.checked_shl(128 - u32::from(length)).unwrap_or(0));
+            IpNet::V6(Ipv6Net::new(address, length).ok()?)
+        };
+        if cidrs.iter().any(|cidr| cidr.contains(&net)) {
+            let start = digits.len() - index - 1;
+            return Name::from_labels(labels[start..].iter().copied()).ok();
+        }
+    }
+    None
+}
+
+/// A decimal octet without leading zeroes, or one hexadecimal digit.
+fn digit(label: &[u8], bits: u8) -> Option<u8> {
+    let text = std::str::from_utf8(label).ok()?;
+    let all_digits = text.bytes().all(|octet| octet.is_ascii_hexdigit());
+    match bits {
+        4 if text.len() == 1 && all_digits => u8::from_str_radix(text, 16).ok(),
+        8 if all_digits && (text == "0" || !text.starts_with('0')) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn apex_of(text: &str, cidrs: &[&str]) -> Option<String> {
+        let cidrs: Vec<IpNet> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        apex(&Name::parse(text).unwrap(), &cidrs).map(|apex| apex.to_string())
+    }
+
+    #[test]
+    fn a_cidr_between_octets_has_several_tops() {
+        let ours = ["10.96.0.0/12", "192.168.7.0/26"];
+        assert_eq!(apex_of("1.0.96.10.in-addr.arpa", &ours).unwrap(), "96.10.in-addr.arpa.");
+        assert_eq!(apex_of("111.10.IN-ADDR.arpa", &ours).unwrap(), "111.10.IN-ADDR.arpa.");
+        assert_eq!(apex_of("1.0.112.10.in-addr.arpa", &ours), None);
+        assert_eq!(apex_of("10.in-addr.arpa", &ours), None);
+        assert_eq!(apex_of("63.7.168.192.in-addr.arpa", &ours).unwrap(), "63.7.168.192.in-addr.arpa.");
+        assert_eq!(apex_of("64.7.168.192.in-addr.arpa", &ours), None);
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_ours_only_below_a_top() {
+        let ours = ["10.96.0.0/16"];
+        assert_eq!(apex_of("nonsense.96.10.in-addr.arpa", &ours).unwrap(), "96.10.in-addr.arpa.");
+        assert_eq!(apex_of("096.10.in-addr.arpa", &ours), None);
+        assert_eq!(apex_of("nonsense.10.in-addr.arpa", &ours), None);
+        assert_eq!(apex_of("in-addr.arpa", &ours), None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_has_a_reverse_zone_exactly_where_a_cidr_contains_it(ip: IpAddr, other: IpAddr, length in 0u8..=32) {
+            for cidr in [IpNet::new(ip, length).unwrap(), IpNet::new(other, length).unwrap()] {
+                let found = apex(&name(ip), &[cidr]);
+                // A CIDR of length 0 has no top below arpa's children, and nobody has one.
+                if length > 0 {
+                    prop_assert_eq!(found.is_some(), cidr.contains(&ip));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Endpoints without Kubernetes: each node writes a slice of its own pods for every Service that selects them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::kubernetes::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME, Metadata, TargetRef};
+use crate::{Conditions, Endpoint, EndpointPort, EndpointSlice, Port, Protocol, Service, TargetPort};
+
+/// What a node knows of one of its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodFacts {
+    /// Namespace; `default` where the runtime names none.
+    pub namespace: String,
+    /// Name, unique in the namespace.
+    pub name: String,
+    /// What selectors look at.
+    pub labels: BTreeMap<String, String>,
+    /// Bare addresses, at most one of each family is used.
+    pub ips: Vec<IpAddr>,
+    /// Name of the node.
+    pub node_name: String,
+    /// Answers.
+    pub ready: bool,
+    /// Going away: withdrawn from new connections.
+    pub terminating: bool,
+    /// First label of the pod's own DNS name under a headless Service.
+    pub hostname: Option<String>,
+    /// What a `targetPort` given by name stands for in this pod.
+    pub ports: Vec<NamedPort>,
+}
+
+/// A named port of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedPort {
+    /// As in `targetPort`.
+    pub name: String,
+    /// 1..=65535.
+    pub port: u16,
+    /// Must equal that of the Service's port.
+    pub protocol: Protocol,
+}
+
+/// Whether `labels` has every pair of `selector`. An empty selector selects nothing.
+#[must_use]
+pub fn matches(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// The IPv4 slice that `source` (a node's UUID, say) contributes to `service`, named `SERVICE-SOURCE`. `None` where
+/// nothing is to be published: no selector, type ExternalName, or no pod selected.
+///
+/// A slice has one number for each port: a `targetPort` given by name takes the number of the first pod (by name)
+/// that has such a port, and pods that lack it or have another number are left out, so that no connection goes to a
+/// port nobody meant.
+#[must_use]
+pub fn endpoints_for(service: &Service, pods: &[PodFacts], source: &str) -> Option<EndpointSlice> {
+    if service.is_external_name() {
+        return None;
+    }
+    let namespace = &service.metadata.namespace;
+    let mut selected: Vec<(&PodFacts, IpAddr)> = pods
+        .iter()
+        .filter(|pod| pod.namespace == *namespace && matches(&service.spec.selector, &pod.labels))
+        .filter_map(|pod| Some((pod, *pod.ips.iter().find(|ip| ip.is_ipv4())?)))
+        .collect();
+    selected.sort_by(|(a, a_ip), (b, b_ip)| (&a.name, a_ip).cmp(&(&b.name, b_ip)));
+
+    let mut ports = Vec::new();
+    for port in &service.spec.ports {
+        let number = selected.iter().find_map(|(pod, _)| target_number(port, pod));
+        let Some(number) = number else { continue };
+        selected.retain(|(pod, _)| target_number(port, pod) == Some(number));
+        ports.push(EndpointPort {
+            name: Some(port.name.clone()),
+            protocol: port.protocol,
+            port: Some(number),
+            ..EndpointPort::default()
+        });
+    }
+    if selected.is_empty() {
+        return None;
+    }
+
+    let labels = [(LABEL_SERVICE_NAME, service.metadata.name.as_str()), (LABEL_MANAGED_BY, "netd.weft.dev")];
+    let ready_anyway = service.spec.publish_not_ready_addresses;
+    Some(EndpointSlice {
+        api_version: "discovery.k8s.io/v1".to_owned(),
+        kind: "EndpointSlice".to_owned(),
+        metadata: Metadata {
+            name: format!("{}-{source}", service.metadata.name),
+            namespace: namespace.clone(),
+            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..Metadata::default()
+        },
+        address_type: "IPv4".to_owned(),
+        endpoints: selected.iter().map(|(pod, ip)| endpoint(pod, *ip, ready_anyway)).collect(),
+        ports,
+        ..EndpointSlice::default()
+    })
+}
+
+fn endpoint(pod: &PodFacts, ip: IpAddr, ready_anyway: bool) -> Endpoint {
+    Endpoint {
+        addresses: vec![ip.to_string()],
+        conditions: Conditions {
+            ready: Some(ready_anyway || (pod.ready && !pod.terminating)),
+            serving: Some(pod.ready),
+            terminating: Some(pod.terminating),
+        },
+        hostname: pod.hostname.clone(),
+        node_name: Some(pod.node_name.clone()),
+        target_ref: Some(TargetRef {
+            kind: "Pod".to_owned(),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            ..TargetRef::default()
+        }),
+        ..Endpoint::default()
+    }
+}
+
+fn target_number(port: &Port, pod: &PodFacts) -> Option<u16> {
+    match &port.target_port {
+        None => Some(port.port),
+        Some(TargetPort::Number(number)) => Some(*number),
+        Some(TargetPort::Name(name)) => {
+            let named = pod.ports.iter().find(|p| p.name == *name && p.protocol == port.protocol);
+            named.map(|p| p.port)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn pod(name: &str, ip: &str) -> PodFacts {
+        PodFacts {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            labels: labels(&[("app", "web"), ("tier", "front")]),
+            ips: vec![ip.parse().unwrap()],
+            node_name: "n1".to_owned(),
+            ready: true,
+            ..PodFacts::default()
+        }
+    }
+
+    fn service(target: Option<TargetPort>) -> Service {
+        let mut service = Service::default();
+        service.metadata.name = "web".to_owned();
+        service.metadata.namespace = "default".to_owned();
+        service.spec.selector = labels(&[("app", "web")]);
+        service.spec.ports = vec![Port { port: 80, target_port: target, ..Port::default() }];
+        service
+    }
+
+    fn addresses(slice: &EndpointSlice) -> Vec<&str> {
+        slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_selector_needs_every_pair_and_an_empty_one_selects_nothing() {
+        let have = labels(&[("app", "web"), ("tier", "front")]);
+        assert!(matches(&labels(&[("app", "web")]), &have));
+        assert!(!matches(&labels(&[("app", "web"), ("tier", "back")]), &have));
+        assert!(!matches(&labels(&[]), &have));
+    }
+
+    #[test]
+    fn only_selected_pods_of_the_namespace_are_published_in_order_of_name() {
+        let mut elsewhere = pod("c", "10.244.0.4");
+        elsewhere.namespace = "other".to_owned();
+        let pods = [pod("b", "10.244.0.3"), pod("a", "10.244.0.2"), elsewhere];
+        let slice = endpoints_for(&service(None), &pods, "n1").unwrap();
+        assert_eq!(addresses(&slice), ["10.244.0.2", "10.244.0.3"]);
+        assert_eq!(slice.metadata.name, "web-n1");
+        assert_eq!(slice.service_name(), Some("web"));
+        assert_eq!(slice.ports[0].port, Some(80));
+        assert!(endpoints_for(&service(None), &pods[2..], "n1").is_none());
+    }
+
+    #[test]
+    fn a_terminating_pod_keeps_serving_but_is_not_ready() {
+        let mut going = pod("a", "10.244.0.2");
+        going.terminating = true;
+        let slice = endpoints_for(&service(None), &[going], "n1").unwrap();
+        let expected = Conditions { ready: Some(false), serving: Some(true), terminating: Some(true) };
+        assert_eq!(slice.endpoints[0].conditions, expected);
+    }
+
+    #[test]
+    fn a_named_target_port_leaves_out_pods_that_mean_another_number() {
+        let named = |number| vec![NamedPort { name: "http".into(), port: number, protocol: Protocol::Tcp }];
+        let (mut a, mut b, c) = (pod("a", "10.244.0.2"), pod("b", "10.244.0.3"), pod("c", "10.244.0.4"));
+        a.ports = named(8080);
+        b.ports = named(9090);
+        let slice = endpoints_for(&service(Some(TargetPort::Name("http".into()))), &[a, b, c], "n1").unwrap();
+        assert_eq!(addresses(&slice), ["10.244.0.2"]);
+        assert_eq!(slice.ports[0].port, Some(8080));
+    }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names of links.
+
+use sha2::{Digest, Sha256};
+
+/// All links of ours begin so; nft rules and the sweep go by it.
+pub const LINK_PREFIX: &str = "weft";
+
+/// Name of the VXLAN device.
+pub const VXLAN_DEVICE: &str = "weft.vxlan";
+
+/// Longest link name in bytes: `IFNAMSIZ` less the final zero (`linux/if.h`).
+pub const LINK_NAME_BYTES_MAX: usize = 15;
+
+/// Hex digits of the hash in a host veth's name: what the prefix leaves of [`LINK_NAME_BYTES_MAX`]. 44 bits, so that
+/// among ten thousand attachments on a node the chance of an equal pair is about 3 in a million.
+const HASH_DIGITS: usize = LINK_NAME_BYTES_MAX - LINK_PREFIX.len();
+
+/// Name of the host end of an attachment's veth: `weft` and 11 hex digits of
+/// `sha256("network/container ID/ifname")`. The same attachment always has the same name, so DEL needs no memory.
+pub fn host_veth_name(network: &str, container_id: &str, ifname: &str) -> String {
+    let digest = Sha256::digest(format!("{network}/{container_id}/{ifname}").as_bytes());
+    let mut hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    hex.truncate(HASH_DIGITS);
+    format!("{LINK_PREFIX}{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_is_stable_and_fits() {
+        let name = host_veth_name("weft", "c0ffee", "eth0");
+        assert_eq!(name, host_veth_name("weft", "c0ffee", "eth0"));
+        assert_eq!(name.len(), LINK_NAME_BYTES_MAX);
+        assert!(name.starts_with(LINK_PREFIX));
+    }
+
+    #[test]
+    fn every_part_of_the_attachment_counts() {
+        let name = host_veth_name("weft", "c0ffee", "eth0");
+        for other in [
+            host_veth_name("other", "c0ffee", "eth0"),
+            host_veth_name("weft", "c0ffef", "eth0"),
+            host_veth_name("weft", "c0ffee", "eth1"),
+        ] {
+            assert_ne!(name, other);
+        }
+    }
+}

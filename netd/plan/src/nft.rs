@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The text of our nft table: masquerade, what never leaves or enters by an uplink, and conntrack's exceptions.
+//!
+//! The rules hold while netd is dead. Named counters say what was dropped: `clear_out` (pod to pod in the clear),
+//! `outside_in` (a connection from outside to a pod), `overlay_port` (a pod that speaks to the overlay's port) and
+//! `spoofed_in` (a packet from an uplink with a pod's source address).
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::links::LINK_PREFIX;
+
+/// Family and name of our table.
+pub const TABLE: &str = "inet weft";
+
+/// What the table depends on. The default does nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NftConfig {
+    /// Pools of pod addresses; the nodes' overlay addresses lie in them too.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Virtual addresses of services.
+    pub service_cidrs: Vec<IpNet>,
+    /// Further destinations that pods reach under their own address.
+    pub no_masquerade_cidrs: Vec<IpNet>,
+    /// Sources outside the cluster that may open connections to pods.
+    pub trusted_cidrs: Vec<IpNet>,
+    /// Address of the node's DNS, not tracked by conntrack.
+    pub node_dns: Option<IpAddr>,
+    /// UDP ports of the overlay, where pods must not send: a pod could forge another pod's packets there.
+    pub overlay_ports: Vec<u16>,
+    /// What names of our own links begin with.
+    pub own_link_prefix: String,
+    /// Whether pod traffic crosses uplinks in the clear by choice (overlay `native`). Otherwise it is dropped there.
+    pub pods_in_clear: bool,
+}
+
+impl Default for NftConfig {
+    fn default() -> Self {
+        NftConfig {
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            no_masquerade_cidrs: Vec::new(),
+            trusted_cidrs: Vec::new(),
+            node_dns: None,
+            overlay_ports: Vec::new(),
+            own_link_prefix: LINK_PREFIX.to_owned(),
+            pods_in_clear: false,
+        }
+    }
+}
+
+/// The script for `nft -f -`: one transaction that replaces the whole table, whatever was there before. Equal
+/// settings give equal text, so netd applies it only when it changed; counters begin anew then.
+pub fn render(config: &NftConfig) -> String {
+    let links = own_links(&config.own_link_prefix);
+    let mut text = String::new();
+    // Declared first, so that deleting it never fails.
+    let _ = writeln!(text, "table {TABLE} {{}}\ndelete table {TABLE}\n\ntable {TABLE} {{");
+    for counter in ["clear_out", "outside_in", "overlay_port", "spoofed_in"] {
+        let _ = writeln!(text, "\tcounter {counter} {{}}");
+    }
+    set(&mut text, "pods", &config.pod_cidrs);
+    set(
+        &mut text,
+        "inside",
+        &[&config.pod_cidrs[..], &config.service_cidrs, &config.no_masquerade_cidrs].concat(),
+    );
+    let clear: &[IpNet] = if config.pods_in_clear { &config.pod_cidrs } else { &[] };
+    set(&mut text, "trusted", &[&config.trusted_cidrs[..], clear].concat());
+    prerouting(&mut text, config, &links);
+    chain(&mut text, "output", "type filter hook output priority raw", &notrack(config.node_dns));
+    input(&mut text, config, &links);
+    forward(&mut text, config, &links);
+    postrouting(&mut text, config, &links);
+    masquerade(&mut text, &links);
+    text.push_str("}\n");
+    text
+}
+
+/// Packets as they arrive: those of the node's DNS pass conntrack by, and no uplink brings packets of a pod.
+fn prerouting(text: &mut String, config: &NftConfig, links: &str) {
+    let mut rules = notrack(config.node_dns);
+    if !config.pods_in_clear {
+        rules.extend(FAMILIES.map(|family| {
+            let Family { ip, suffix } = family;
+            format!(
+                "iifname != \"lo\" iifname != {links} {ip} saddr @pods_{suffix} counter name spoofed_in drop"
+            )
+        }));
+    }
+    chain(text, "prerouting", "type filter hook prerouting priority raw", &rules);
+}
+
+/// Packets to this node: pods do not speak the overlay's protocol.
+fn input(text: &mut String, config: &NftConfig, links: &str) {
+    if let Some(ports) = ports(&config.overlay_ports) {
+        let rules = [format!("iifname {links} udp dport {ports} counter name overlay_port drop")];
+        chain(text, "input", "type filter hook input priority filter", &rules);
+    }
+}
+
+/// Packets through this node: pods do not speak the overlay's protocol to other nodes either, and connections from
+/// outside reach pods only from trusted sources or where a port of the host was mapped.
+fn forward(text: &mut String, config: &NftConfig, links: &str) {
+    let mut rules = Vec::new();
+    if let Some(ports) = ports(&config.overlay_ports) {
+        rules.push(format!(
+            "iifname {links} oifname != {links} udp dport {ports} counter name overlay_port drop"
+        ));
+    }
+    rules.push(format!("iifname {links} accept"));
+    rules.push("ct state established,related accept".to_owned());
+    rules.push("ct status dnat accept".to_owned());
+    rules.extend(FAMILIES.map(|Family { ip, suffix }| format!("{ip} saddr @trusted_{suffix} accept")));
+    rules.extend(
+        FAMILIES
+            .map(|Family { ip, suffix }| format!("{ip} daddr @pods_{suffix} counter name outside_in drop")),
+    );
+    chain(text, "forward", "type filter hook forward priority filter", &rules);
+}
+
+/// Packets as they leave, before masquerade: what goes from pod to pod never takes an uplink. This holds while netd
+/// is dead, too.
+fn postrouting(text: &mut String, config: &NftConfig, links: &str) {
+    if config.pods_in_clear {
+        return;
+    }
+    let rules = FAMILIES.map(|Family { ip, suffix }| {
+        format!(
+            "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr @pods_{suffix} \
+             counter name clear_out drop"
+        )
+    });
+    chain(text, "postrouting", "type filter hook postrouting priority filter", &rules);
+}
+
+/// Pods reach the world under the node's address. Random ports, because two connections that race for one port
+/// otherwise lose a packet (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
+fn masquerade(text: &mut String, links: &str) {
+    let rules = FAMILIES.map(|Family { ip, suffix }| {
+        format!(
+            "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr != @inside_{suffix} \
+             masquerade fully-random"
+        )
+    });
+    chain(text, "source_nat", "type nat hook postrouting priority srcnat", &rules);
+}
+
+/// Queries to the node's DNS and its answers, in either hook: pods' queries arrive and answers leave, and the node's
+/// own queries do both.
+fn notrack(node_dns: Option<IpAddr>) -> Vec<String> {
+    let Some(address) = node_dns else { return Vec::new() };
+    let ip = if address.is_ipv4() { "ip" } else { "ip6" };
+    [("daddr", "dport"), ("saddr", "sport")]
+        .map(|(addr, port)| format!("{ip} {addr} {address} meta l4proto {{ tcp, udp }} th {port} 53 notrack"))
+        .into()
+}
+
+/// How the two families are written.
+struct Family {
+    ip: &'static str,
+    suffix: &'static str,
+}
+
+const FAMILIES: [Family; 2] = [Family { ip: "ip", suffix: "v4" }, Family { ip: "ip6", suffix: "v6" }];
+
+fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
+    let _ = writeln!(text, "\n\tchain {name} {{\n\t\t{hook}; policy accept;");
+    for rule in rules {
+        let _ = writeln!(text, "\t\t{rule}");
+    }
+    text.push_str("\t}\n");
+}
+
+/// One set for each family. Prefixes that overlap or touch are joined: nft refuses overlapping intervals.
+fn set(text: &mut String, name: &str, cidrs: &[IpNet]) {
+    let cidrs: Vec<IpNet> = cidrs.iter().map(IpNet::trunc).collect();
+    let mut joined = IpNet::aggregate(&cidrs);
+    joined.sort();
+    for (suffix, kind, is_v4) in [("v4", "ipv4_addr", true), ("v6", "ipv6_addr", false)] {
+        let members: Vec<String> =
+            joined.iter().filter(|net| net.addr().is_ipv4() == is_v4).map(IpNet::to_string).collect();
+        let _ = write!(text, "\n\tset {name}_{suffix} {{\n\t\ttype {kind}; flags interval;\n");
+        if !members.is_empty() {
+            let _ = writeln!(text, "\t\telements = {{ {} }}", members.join(", "));
+        }
+        text.push_str("\t}\n");
+    }
+}
+
+fn ports(ports: &[u16]) -> Option<String> {
+    let ports: BTreeSet<u16> = ports.iter().copied().collect();
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    (!ports.is_empty()).then(|| format!("{{ {} }}", ports.join(", ")))
+}
+
+/// The pattern of our links' names. Nothing of the prefix can leave the quotes; a prefix of which nothing is left
+/// counts as the default one, since an empty pattern would match every uplink.
+fn own_links(prefix: &str) -> String {
+    let kept: String = prefix.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).collect();
+    let kept = if kept.is_empty() { LINK_PREFIX } else { &kept };
+    format!("\"{kept}*\"")
+}

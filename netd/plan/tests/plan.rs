@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Stories of the plan: deltas, order, overlay and the nft text, the last one judged by the real `nft`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
+
+#[path = "plan/backoff.rs"]
+mod backoff;
+#[path = "plan/delta.rs"]
+mod delta;
+#[path = "plan/nft.rs"]
+mod nft;
+#[path = "plan/order.rs"]
+mod order;
+#[path = "plan/overlay.rs"]
+mod overlay;

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The nft text, read by people and by `nft` in a network namespace of its own.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use netd_plan::nft::{NftConfig, render};
+
+fn config() -> NftConfig {
+    NftConfig {
+        pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        no_masquerade_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "192.168.7.9/24".parse().unwrap()],
+        trusted_cidrs: vec!["192.168.8.0/24".parse().unwrap()],
+        node_dns: Some("169.254.53.53".parse().unwrap()),
+        overlay_ports: vec![4789, 4789],
+        ..NftConfig::default()
+    }
+}
+
+/// Runs a shell command in a fresh network namespace with `input` on stdin; `None` where that cannot be.
+fn in_fresh_netns(command: &str, input: &str) -> Option<Output> {
+    let mut child = match Command::new("unshare")
+        .args(["-n", "sh", "-c", command])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+    {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("SKIP: cannot run unshare (package util-linux): {error}");
+            return None;
+        }
+    };
+    // A child that stops early closes the pipe; its exit status tells the story.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let reason = if stderr.contains("Operation not permitted") || stderr.contains("unshare failed") {
+        "no right to make a network namespace (run as root)"
+    } else if output.status.code() == Some(127) {
+        "nft is missing (package nftables)"
+    } else {
+        return Some(output);
+    };
+    eprintln!("SKIP: {reason}: {stderr}");
+    None
+}
+
+#[test]
+fn nft_takes_the_text_of_every_configuration() {
+    let native = NftConfig { pods_in_clear: true, ..config() };
+    let v6_dns = NftConfig { node_dns: Some("fd00:53::53".parse().unwrap()), ..config() };
+    let hostile = NftConfig { own_link_prefix: "we\"ft; drop\n".to_owned(), ..config() };
+    let no_prefix = NftConfig { own_link_prefix: "\"".to_owned(), ..config() };
+    for config in [NftConfig::default(), config(), native, v6_dns, hostile, no_prefix] {
+        let script = render(&config);
+        let Some(output) = in_fresh_netns("nft -c -f -", &script) else { return };
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}\n{script}");
+    }
+}
+
+#[test]
+fn second_run_replaces_the_first_wholly() {
+    let first = NftConfig { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], ..config() };
+    let script = format!("{}{}", render(&first), render(&config()));
+    let Some(output) = in_fresh_netns("nft -f - && nft list ruleset", &script) else { return };
+    let listed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(listed.matches("table inet weft").count(), 1, "{listed}");
+    assert_eq!(listed.matches("masquerade fully-random").count(), 2, "{listed}");
+    assert!(listed.contains("10.244.0.0/16") && !listed.contains("10.1.0.0/16"), "{listed}");
+}
+
+#[test]
+fn text_reads_so() {
+    let config = NftConfig { pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()], ..config() };
+    let text = render(&config);
+    assert_eq!(text, render(&config));
+    assert!(text.starts_with("table inet weft {}\ndelete table inet weft\n\ntable inet weft {\n"));
+    for line in [
+        "elements = { 10.0.0.0/8, 192.168.7.0/24 }",
+        "ip daddr 169.254.53.53 meta l4proto { tcp, udp } th dport 53 notrack",
+        "ip saddr 169.254.53.53 meta l4proto { tcp, udp } th sport 53 notrack",
+        "iifname != \"lo\" iifname != \"weft*\" ip saddr @pods_v4 counter name spoofed_in drop",
+        "iifname \"weft*\" udp dport { 4789 } counter name overlay_port drop",
+        "oifname != \"lo\" oifname != \"weft*\" ip saddr @pods_v4 ip daddr @pods_v4 counter name clear_out drop",
+        "oifname != \"lo\" oifname != \"weft*\" ip saddr @pods_v4 ip daddr != @inside_v4 masquerade fully-random",
+    ] {
+        assert!(text.contains(line), "no `{line}` in\n{text}");
+    }
+}
+
+#[test]
+fn native_overlay_lets_pods_use_the_uplink() {
+    let text = render(&NftConfig { pods_in_clear: true, ..config() });
+    assert!(!text.contains("spoofed_in drop") && !text.contains("clear_out drop"), "{text}");
+    assert!(text.contains("elements = { 10.244.0.0/16, 192.168.8.0/24 }"), "{text}");
+}

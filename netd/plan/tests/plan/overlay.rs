@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Clusters and the objects that one node makes of them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netd_plan::overlay::BARRIER_METRIC;
+use netd_plan::{
+    Backend, FdbKey, HostObjects, LinkSpec, Mac, NeighbourKey, NodeFacts, RouteKey, RouteKind, VxlanConfig,
+    overlay_objects, vtep_mac, vxlan_mtu,
+};
+use uuid::Uuid;
+
+const DEVICE: &str = "weft.vxlan";
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Node `n` has the underlay address 192.0.2.n and the block 10.244.n.0/26.
+pub(crate) fn node(n: u8) -> NodeFacts {
+    let uuid = Uuid::from_u128(n.into());
+    NodeFacts {
+        uuid,
+        name: format!("n{n}"),
+        underlay: ip(&format!("192.0.2.{n}")),
+        overlay: Some(ip(&format!("10.244.{n}.0"))),
+        vtep_mac: vtep_mac(uuid),
+        blocks: vec![net(&format!("10.244.{n}.0/26"))],
+    }
+}
+
+pub(crate) fn vxlan() -> Backend {
+    Backend::Vxlan(VxlanConfig { vni: 4242, port: 4789, mtu: 1450, device: DEVICE.to_owned() })
+}
+
+pub(crate) fn objects(backend: &Backend, own: &NodeFacts, peers: &[NodeFacts]) -> HostObjects {
+    overlay_objects(backend, own, peers, &[net("10.244.0.0/16")], &[net("10.96.0.0/16")])
+}
+
+fn unicast(objects: &HostObjects) -> Vec<String> {
+    let forwarding = objects.routes.iter().filter(|(_, route)| route.kind == RouteKind::Unicast);
+    forwarding.map(|(key, route)| format!("{} via {}", key.dst, route.gateway.unwrap())).collect()
+}
+
+#[test]
+fn two_nodes_over_vxlan() {
+    let objects = objects(&vxlan(), &node(1), &[node(2)]);
+    let LinkSpec::Vxlan { vni, port, local, mac, mtu } = objects.links[DEVICE].clone();
+    assert_eq!((vni, port, local, mtu), (4242, 4789, ip("192.0.2.1"), 1450));
+    assert_eq!(mac, vtep_mac(Uuid::from_u128(1)));
+    let address = objects.addresses.first().unwrap();
+    assert_eq!((address.device.as_str(), address.address), (DEVICE, net("10.244.1.0/32")));
+
+    let neighbour = NeighbourKey { device: DEVICE.to_owned(), ip: ip("10.244.2.0") };
+    assert_eq!(objects.neighbours[&neighbour].mac, vtep_mac(Uuid::from_u128(2)));
+    let fdb = FdbKey { device: DEVICE.to_owned(), mac: vtep_mac(Uuid::from_u128(2)) };
+    assert_eq!(objects.fdb[&fdb].dst, ip("192.0.2.2"));
+
+    let route = &objects.routes[&RouteKey::main(net("10.244.2.0/26"))];
+    assert_eq!((route.gateway, route.onlink), (Some(ip("10.244.2.0")), true));
+    assert_eq!((route.source, route.device.as_deref()), (Some(ip("10.244.1.0")), Some(DEVICE)));
+    assert_eq!(objects.len(), 7, "and two barriers, nothing else: {objects:#?}");
+}
+
+#[test]
+fn barriers_stand_under_pools_and_services_also_without_peers() {
+    for backend in [vxlan(), Backend::Native] {
+        let own = NodeFacts { overlay: None, blocks: Vec::new(), ..node(1) };
+        let objects = objects(&backend, &own, &[]);
+        for cidr in ["10.244.0.0/16", "10.96.0.0/16"] {
+            let key = RouteKey { metric: BARRIER_METRIC, ..RouteKey::main(net(cidr)) };
+            assert_eq!(objects.routes[&key].kind, RouteKind::Unreachable);
+        }
+        assert!(objects.addresses.is_empty());
+    }
+}
+
+#[test]
+fn pool_of_one_block_keeps_both_routes() {
+    let objects = overlay_objects(&vxlan(), &node(1), &[node(2)], &[net("10.244.2.0/26")], &[]);
+    assert_eq!(objects.routes.len(), 2, "{:?}", objects.routes);
+}
+
+#[test]
+fn native_goes_by_the_underlay() {
+    let objects = objects(&Backend::Native, &node(1), &[node(2), node(3)]);
+    assert_eq!(unicast(&objects), ["10.244.2.0/26 via 192.0.2.2", "10.244.3.0/26 via 192.0.2.3"]);
+    assert!(objects.links.is_empty() && objects.fdb.is_empty() && objects.neighbours.is_empty());
+    assert_eq!(objects.addresses.first().unwrap().device, "lo");
+}
+
+#[test]
+fn overlay_address_outside_the_own_blocks_has_a_route_of_its_own() {
+    let peer = NodeFacts { overlay: Some(ip("10.244.9.9")), ..node(2) };
+    let objects = objects(&vxlan(), &node(1), &[peer]);
+    assert_eq!(unicast(&objects), ["10.244.2.0/26 via 10.244.9.9", "10.244.9.9/32 via 10.244.9.9"]);
+}
+
+#[test]
+fn bad_records_draw_no_traffic() {
+    let outside = NodeFacts { blocks: vec![net("0.0.0.0/0"), net("10.244.2.0/26")], ..node(2) };
+    let ours = NodeFacts { blocks: vec![net("10.244.1.0/27"), net("10.244.0.0/17")], ..node(3) };
+    let no_address = NodeFacts { overlay: None, ..node(4) };
+    let foreign_address = NodeFacts { overlay: Some(ip("8.8.8.8")), ..node(5) };
+    let group_mac = NodeFacts { vtep_mac: Mac([0xff; 6]), ..node(6) };
+    let our_mac = NodeFacts { vtep_mac: node(1).vtep_mac, ..node(7) };
+    let our_underlay = NodeFacts { underlay: node(1).underlay, ..node(8) };
+    let peers = [outside, ours, no_address, foreign_address, group_mac, our_mac, our_underlay, node(1)];
+    let objects = objects(&vxlan(), &node(1), &peers);
+    assert_eq!(unicast(&objects), ["10.244.2.0/26 via 10.244.2.0", "10.244.3.0/32 via 10.244.3.0"]);
+    assert_eq!(objects.fdb.len(), 2);
+    assert!(objects.fdb.keys().all(|key| key.mac.is_station()), "no flooding");
+}
+
+#[test]
+fn order_of_peers_does_not_matter_even_when_they_quarrel() {
+    let claims_too_much = NodeFacts { blocks: vec![net("10.244.2.0/26")], ..node(3) };
+    let same_overlay = NodeFacts { overlay: node(2).overlay, ..node(4) };
+    let mut peers = vec![node(2), claims_too_much, same_overlay, node(5)];
+    let forwards = objects(&vxlan(), &node(1), &peers);
+    peers.reverse();
+    assert_eq!(forwards, objects(&vxlan(), &node(1), &peers));
+    assert!(unicast(&forwards).contains(&"10.244.2.0/26 via 10.244.2.0".to_owned()));
+}
+
+#[test]
+fn vtep_addresses_are_local_and_differ() {
+    let macs: std::collections::BTreeSet<Mac> = (0..500).map(|n| vtep_mac(Uuid::from_u128(n))).collect();
+    assert_eq!(macs.len(), 500);
+    assert!(macs.iter().all(|mac| mac.0[0] & 0x03 == 0x02), "locally administered, no group");
+}
+
+#[test]
+fn vxlan_costs_fifty_bytes_over_v4_and_seventy_over_v6() {
+    assert_eq!(vxlan_mtu(1500, ip("192.0.2.1")), 1450);
+    assert_eq!(vxlan_mtu(1500, ip("2001:db8::1")), 1430);
+}
