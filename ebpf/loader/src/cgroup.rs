@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The socket programs at the cgroup root.
+
+use std::{
+    fs::File,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+};
+
+use aya_obj::generated::bpf_attach_type as attach;
+use ebpf_abi::names;
+
+use crate::{
+    datapath::Datapath,
+    error::AttachError,
+    link::{self, Attached, Target},
+    mounts,
+};
+
+/// The way back first, so that no socket is translated whose peer would not be named back.
+const ATTACHMENTS: [(&str, attach, &str); 4] = [
+    (names::RECVMSG4, attach::BPF_CGROUP_UDP4_RECVMSG, "recvmsg4"),
+    (names::GETPEERNAME4, attach::BPF_CGROUP_INET4_GETPEERNAME, "getpeername4"),
+    (names::SENDMSG4, attach::BPF_CGROUP_UDP4_SENDMSG, "sendmsg4"),
+    (names::CONNECT4, attach::BPF_CGROUP_INET4_CONNECT, "connect4"),
+];
+
+impl Datapath {
+    /// Attaches the four socket programs at the cgroup root, or replaces the programs behind the pinned bpf_links
+    /// atomically. A bpf_link whose cgroup is gone, or another than configured, is made anew.
+    pub fn attach_cgroup(&mut self) -> Result<(), AttachError> {
+        let path = &self.config.cgroup_root;
+        let refused = |reason: String| AttachError::CgroupRoot { path: path.clone(), reason };
+        let root = File::open(path).map_err(|error| refused(error.to_string()))?;
+        if !mounts::is_cgroup2(path).map_err(|error| refused(error.to_string()))? {
+            return Err(refused("it is on another file system".to_owned()));
+        }
+        let id = root.metadata().map_err(|error| refused(error.to_string()))?.ino();
+        let target = Target::Cgroup(root.as_fd(), id);
+        for (program, attach_type, pin) in ATTACHMENTS {
+            let pin = self.link_pin(pin);
+            let outcome = link::ensure(program, self.program_fd(program)?, target, attach_type as u32, &pin)?;
+            match outcome {
+                Attached::Updated => tracing::debug!(program, "program replaced behind its bpf_link"),
+                _ => tracing::info!(program, cgroup = %path.display(), ?outcome, "attached"),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The datapath in the kernel: root, each test in its own netns, mount namespace and cgroup, with its own bpffs.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy knows only the test functions themselves")]
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "SKIP lines, and a child's results")]
+
+mod client;
+mod lab;
+mod lifecycle;
+mod pods;
+mod services;

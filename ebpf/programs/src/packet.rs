@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//! The contexts the kernel hands to the programs, and the helpers called on them: safe functions around pointers.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_redirect_peer, bpf_set_retval},
+    programs::{SockAddrContext, TcContext},
+};
+use ebpf_abi::{FlowKey, PodValue, Protocol, ServiceKey};
+
+/// TC_ACT_UNSPEC and TCX_NEXT (linux/pkt_cls.h, linux/bpf.h): the next program, then the host's stack.
+pub(crate) const TC_NEXT: i32 = -1;
+/// TC_ACT_SHOT and TCX_DROP.
+pub(crate) const TC_DROP: i32 = 2;
+
+/// Ethernet types (IEEE 802), network order.
+pub(crate) const ETHER_IPV4: [u8; 2] = [0x08, 0x00];
+/// See [`ETHER_IPV4`].
+pub(crate) const ETHER_ARP: [u8; 2] = [0x08, 0x06];
+
+/// The address that a cgroup program may look at and change: the peer of a socket or datagram.
+pub(crate) struct Peer {
+    ctx: SockAddrContext,
+}
+
+impl Peer {
+    #[inline(always)]
+    pub(crate) fn new(ctx: SockAddrContext) -> Self {
+        Self { ctx }
+    }
+
+    /// TCP or UDP; `None` for sockets of another protocol (ping, SCTP).
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> Option<Protocol> {
+        // SAFETY: the kernel's context pointer; this field may be read in every sock_addr program.
+        let number = unsafe { (*self.ctx.sock_addr).protocol };
+        if number > u32::from(u8::MAX) {
+            return None;
+        }
+        Protocol::from_number(number as u8)
+    }
+
+    /// The peer as a frontend.
+    #[inline(always)]
+    pub(crate) fn service_key(&self, protocol: Protocol) -> ServiceKey {
+        let (addr, port) = self.address();
+        ServiceKey { addr, port, proto: protocol.number(), pad: 0 }
+    }
+
+    /// The peer as one of this socket's flows.
+    #[inline(always)]
+    pub(crate) fn flow_key(&self, addr: [u8; 4], port: [u8; 2], protocol: Protocol) -> FlowKey {
+        // SAFETY: the helper takes the context of a sock_addr program.
+        let cookie = unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) };
+        FlowKey { cookie, addr, port, proto: protocol.number(), pad: 0 }
+    }
+
+    /// Address and port, network order.
+    #[inline(always)]
+    pub(crate) fn address(&self) -> ([u8; 4], [u8; 2]) {
+        // SAFETY: the kernel's context pointer; these fields may be read in every sock_addr program for IPv4.
+        let (addr, port) = unsafe { ((*self.ctx.sock_addr).user_ip4, (*self.ctx.sock_addr).user_port) };
+        // user_port is a u32 that holds a port of network order in its first two bytes.
+        (addr.to_ne_bytes(), (port as u16).to_ne_bytes())
+    }
+
+    /// Replaces the peer.
+    #[inline(always)]
+    pub(crate) fn set_address(&self, addr: [u8; 4], port: [u8; 2]) {
+        // SAFETY: the kernel's context pointer; these fields may be written in the programs we have.
+        unsafe {
+            (*self.ctx.sock_addr).user_ip4 = u32::from_ne_bytes(addr);
+            (*self.ctx.sock_addr).user_port = u32::from(u16::from_ne_bytes(port));
+        }
+    }
+}
+
+/// Makes the system call fail with this errno (without it a refused call says EPERM).
+#[inline(always)]
+pub(crate) fn fail_with(errno: i32) {
+    // SAFETY: takes a number; in connect4 and sendmsg4 programs it is the result of the system call.
+    unsafe { bpf_set_retval(-errno) };
+}
+
+/// A pseudo-random number.
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: no arguments, no requirements.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+/// A packet at the TC ingress of a pod's host end.
+pub(crate) struct Packet {
+    ctx: TcContext,
+}
+
+/// The Ethernet header and 20 bytes after it: the IPv4 header without options, or ARP up to the sender.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Head {
+    pub(crate) dst: [u8; 6],
+    pub(crate) src: [u8; 6],
+    pub(crate) ether_type: [u8; 2],
+    pub(crate) body: [u8; 20],
+}
+
+/// What a delivered packet gets: new MACs, and the IPv4 header up to the checksum.
+#[repr(C)]
+struct Rewrite {
+    dst: [u8; 6],
+    src: [u8; 6],
+    ether_type: [u8; 2],
+    ip: [u8; 12],
+}
+
+impl Packet {
+    #[inline(always)]
+    pub(crate) fn new(ctx: TcContext) -> Self {
+        Self { ctx }
+    }
+
+    /// The interface it came in at: the host end of the pod's veth.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel's context pointer; the field may be read in TC programs.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    /// Whether it carries a VLAN tag (which the kernel keeps beside the packet).
+    #[inline(always)]
+    pub(crate) fn is_tagged(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).vlan_present != 0 }
+    }
+
+    /// Copies the headers out, wherever in the packet's buffers they lie; `None` when it is shorter.
+    #[inline(always)]
+    pub(crate) fn head(&self) -> Option<Head> {
+        self.ctx.load::<Head>(0).ok()
+    }
+
+    /// Readdresses an IPv4 packet to a pod and counts its TTL down; `false` when the buffer cannot be written.
+    #[inline(always)]
+    pub(crate) fn readdress(&self, head: &Head, pod: &PodValue) -> bool {
+        let body = &head.body;
+        let [checksum_high, checksum_low] = checksum_after_hop([body[10], body[11]]);
+        let ip = [
+            body[0],
+            body[1],
+            body[2],
+            body[3],
+            body[4],
+            body[5],
+            body[6],
+            body[7],
+            body[8].wrapping_sub(1),
+            body[9],
+            checksum_high,
+            checksum_low,
+        ];
+        let rewrite = Rewrite { dst: pod.mac, src: pod.host_mac, ether_type: head.ether_type, ip };
+        self.ctx.store(0, &rewrite, 0).is_ok()
+    }
+}
+
+/// Hands the packet to the peer of this veth end, in the pod's netns, past the host's stack.
+#[inline(always)]
+pub(crate) fn redirect_peer(ifindex: u32) -> i32 {
+    // SAFETY: takes numbers; an interface that is gone makes the kernel drop the packet.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// The IPv4 header checksum after the TTL went down by one (RFC 1624; the TTL is the high byte of its word).
+#[inline(always)]
+fn checksum_after_hop(checksum: [u8; 2]) -> [u8; 2] {
+    let sum = u32::from(u16::from_be_bytes(checksum)) + 0x0100;
+    let carry = if sum >= 0xffff { 1 } else { 0 };
+    ((sum + carry) as u16).to_be_bytes()
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//! What happens to a packet that a pod sends.
+//!
+//! 1. It must be the pod's own: source MAC, IPv4 source, ARP sender. Anything else is dropped and counted by reason.
+//! 2. To a pod of this node it goes straight into that pod's netns, when both allow that.
+//! 3. The rest is the host stack's.
+
+use ebpf_abi::{DropReason, POD_REDIRECT, PodKey, PodLink};
+
+use crate::{
+    maps,
+    packet::{ETHER_ARP, ETHER_IPV4, Head, Packet},
+};
+
+/// Hardware type 1 (Ethernet), protocol type IPv4, lengths 6 and 4 (RFC 826).
+const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+/// The sender of an address probe (RFC 5227): claims nothing, so a pod may send it.
+const ARP_PROBE_SENDER: [u8; 4] = [0; 4];
+/// From this TTL on a packet ends at this hop; the host's stack says so to the sender.
+const TTL_LAST: u8 = 1;
+
+/// Where the packet goes.
+pub(crate) enum Verdict {
+    /// To the next program, then to the host's stack.
+    Continue,
+    /// Nowhere.
+    Drop(DropReason),
+    /// Into the netns of the pod whose host end has this index.
+    Deliver { ifindex: u32 },
+}
+
+#[inline(always)]
+pub(crate) fn ingress(packet: &Packet) -> Verdict {
+    let Some(link) = maps::pod_link(packet.ifindex()) else { return Verdict::Drop(DropReason::UnknownLink) };
+    let Some(head) = packet.head() else { return Verdict::Drop(DropReason::Malformed) };
+    if head.src != link.mac {
+        return Verdict::Drop(DropReason::SourceMac);
+    }
+    if packet.is_tagged() {
+        return Verdict::Drop(DropReason::EtherType);
+    }
+    match head.ether_type {
+        ETHER_ARP => arp(&link, &head),
+        ETHER_IPV4 => ipv4(packet, &link, &head),
+        _ => Verdict::Drop(DropReason::EtherType),
+    }
+}
+
+#[inline(always)]
+fn arp(link: &PodLink, head: &Head) -> Verdict {
+    let [h0, h1, p0, p1, hl, pl, _, _, m0, m1, m2, m3, m4, m5, a0, a1, a2, a3, ..] = head.body;
+    if [h0, h1, p0, p1, hl, pl] != ARP_ETHERNET_IPV4 {
+        return Verdict::Drop(DropReason::Malformed);
+    }
+    let sender = [a0, a1, a2, a3];
+    if [m0, m1, m2, m3, m4, m5] != link.mac || (sender != link.addr && sender != ARP_PROBE_SENDER) {
+        return Verdict::Drop(DropReason::ArpSender);
+    }
+    Verdict::Continue
+}
+
+#[inline(always)]
+fn ipv4(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
+    let [version, _, _, _, _, _, _, _, ttl, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = head.body;
+    // Version 4 and at least five words of header.
+    if version >> 4 != 4 || version & 0x0f < 5 {
+        return Verdict::Drop(DropReason::Malformed);
+    }
+    if [s0, s1, s2, s3] != link.addr {
+        return Verdict::Drop(DropReason::SourceAddress);
+    }
+    // Both ends must allow it: a connection with one direction past the host's stack confuses its conntrack.
+    if link.flags & POD_REDIRECT == 0 || ttl <= TTL_LAST {
+        return Verdict::Continue;
+    }
+    let Some(pod) = maps::pod(&PodKey { addr: [d0, d1, d2, d3] }) else { return Verdict::Continue };
+    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &pod) {
+        return Verdict::Continue;
+    }
+    Verdict::Deliver { ifindex: pod.ifindex }
+}
