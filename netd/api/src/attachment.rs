@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Attachments: what weft-cni asks of netd. An attachment is (network, container ID, ifname).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The name of an attachment: the whole body of [`ReleaseRequest`] and [`CheckRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AttachmentId {
+    /// The CNI network's name.
+    pub network: String,
+    /// The runtime's container ID.
+    pub container_id: String,
+    /// The link's name in the container.
+    pub ifname: String,
+}
+
+/// POST [`crate::paths::RELEASE`]: withdraw the endpoint, detach, delete the host veth, free the addresses. An
+/// attachment that netd does not know is a success.
+pub type ReleaseRequest = AttachmentId;
+
+/// POST [`crate::paths::CHECK`]: what netd knows of an attachment.
+pub type CheckRequest = AttachmentId;
+
+/// The answer `{}`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Empty {}
+
+/// The Kubernetes pod (or a pod by another orchestrator's name) that an attachment belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodIdentity {
+    /// K8S_POD_NAMESPACE; `default` where the runtime sent none.
+    pub namespace: String,
+    /// K8S_POD_NAME.
+    pub name: String,
+    /// K8S_POD_UID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// POST [`crate::paths::ALLOCATE`]: reserve addresses, phase pending.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocateRequest {
+    /// The CNI network's name.
+    pub network: String,
+    /// The runtime's container ID.
+    pub container_id: String,
+    /// The link's name in the container.
+    pub ifname: String,
+    /// The pod, where the runtime named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodIdentity>,
+    /// The pod's labels (args.cni.labels).
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Addresses that the caller wants; empty for any.
+    #[serde(default)]
+    pub requested_ips: Vec<IpAddr>,
+}
+
+/// What the pod's link shall look like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocateReply {
+    /// The pod's addresses, each with its full-length prefix (/32, /128).
+    pub addresses: Vec<IpNet>,
+    /// The pod's gateway: link-local, reached on link.
+    pub gateway: IpAddr,
+    /// MTU of both ends of the veth, in bytes.
+    pub mtu: u32,
+    /// The veth's host end.
+    pub host_ifname: String,
+    /// What the pod's resolv.conf shall say.
+    #[serde(default)]
+    pub dns: DnsReply,
+}
+
+/// DNS settings for a pod, in the shape of a CNI result's `dns`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsReply {
+    /// DNS servers, preferred first.
+    #[serde(default)]
+    pub nameservers: Vec<IpAddr>,
+    /// The local domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Search domains, preferred first.
+    #[serde(default)]
+    pub search: Vec<String>,
+    /// resolv.conf options, such as `ndots:5`.
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+/// POST [`crate::paths::COMMIT`]: the links exist; attach the programs, commit the addresses, publish the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitRequest {
+    /// The CNI network's name.
+    pub network: String,
+    /// The runtime's container ID.
+    pub container_id: String,
+    /// The link's name in the container.
+    pub ifname: String,
+    /// CNI_NETNS, a path in the runtime's mount namespace.
+    pub netns: String,
+    /// Interface index of the veth's host end, in netd's netns.
+    pub host_index: u32,
+    /// MAC of the veth's host end, `aa:bb:cc:dd:ee:ff`.
+    pub host_mac: String,
+    /// MAC of the veth's container end.
+    pub container_mac: String,
+}
+
+/// What netd knows of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReply {
+    /// The pod's addresses, each with its full-length prefix.
+    pub addresses: Vec<IpNet>,
+    /// The pod's gateway.
+    pub gateway: IpAddr,
+    /// The veth's host end.
+    pub host_ifname: String,
+    /// MAC of the container end; nothing before the commit.
+    #[serde(default)]
+    pub container_mac: Option<String>,
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// Whether the datapath programs are attached to the host end now.
+    pub attached: bool,
+}
+
+/// One entry of GET [`crate::paths::PODS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodInfo {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name; the container ID where the runtime named no pod.
+    pub name: String,
+    /// The name of the node it runs on; its UUID where the node's record is missing.
+    pub node: String,
+    /// The node's UUID.
+    pub node_uuid: Uuid,
+    /// The CNI network's name.
+    pub network: String,
+    /// The runtime's container ID.
+    pub container_id: String,
+    /// The link's name in the container.
+    pub ifname: String,
+    /// The pod's addresses.
+    pub ips: Vec<IpAddr>,
+    /// The veth's host end on that node.
+    pub host_ifname: String,
+    /// The pod's labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether it runs on the node that answers.
+    pub local: bool,
+}
+
+macro_rules! attachment_id {
+    ($($request:ty),*) => {$(
+        impl $request {
+            /// The attachment's name.
+            pub fn id(&self) -> AttachmentId {
+                AttachmentId {
+                    network: self.network.clone(),
+                    container_id: self.container_id.clone(),
+                    ifname: self.ifname.clone(),
+                }
+            }
+        }
+    )*};
+}
+attachment_id!(AllocateRequest, CommitRequest, PodInfo);
+
+impl std::fmt::Display for AttachmentId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.network, self.container_id, self.ifname)
+    }
+}

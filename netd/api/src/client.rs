@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The client: one connection and one time-out for each request.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cni_types::{Code, ErrorClass};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+use crate::attachment::{
+    AllocateReply, AllocateRequest, CheckReply, CheckRequest, CommitRequest, Empty, PodInfo, ReleaseRequest,
+};
+use crate::ipam::IpamInfo;
+use crate::object::{ApplyReply, ApplyRequest, DeleteReply, DeleteRequest};
+use crate::service::{ServiceDetail, ServiceInfo};
+use crate::status::{NodeInfo, Status};
+use crate::{ApiError, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, paths};
+
+/// How long a request may take when the caller has no opinion: netd itself waits at most 5 s for the store.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of an answer that is not ours goes into an error message, in characters.
+const EXCERPT_CHARS_MAX: usize = 200;
+
+/// Asks netd over its Unix socket. Cheap to make and to clone; nothing is connected until a request is sent, and
+/// each request has a connection of its own. Dropping a request's future closes its connection.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// netd answered with an error.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// netd went away during the request; whether it was carried out is unknown.
+    #[error("netd at {socket} closed the connection during {path}: {reason}; is it restarting?", socket = socket.display())]
+    Disconnected {
+        /// The socket.
+        socket: PathBuf,
+        /// The request's path.
+        path: String,
+        /// hyper's words.
+        reason: String,
+    },
+    /// The socket is there and may not be used.
+    #[error("cannot open netd's socket {socket}: {source}; it belongs to root", socket = socket.display())]
+    Forbidden {
+        /// The socket.
+        socket: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Nobody listens on the socket.
+    #[error("netd is not running: {socket}: {source}; start it and try again", socket = socket.display())]
+    NotRunning {
+        /// The socket.
+        socket: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The answer is not one of netd's, or the request cannot be sent as it is.
+    #[error("{socket}: {path}: {reason}", socket = socket.display())]
+    Protocol {
+        /// The socket.
+        socket: PathBuf,
+        /// The request's path.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No complete answer in time; whether the request was carried out is unknown.
+    #[error("netd at {socket} did not answer {path} within {timeout:?}; see its log, then try again", socket = socket.display())]
+    TimedOut {
+        /// The socket.
+        socket: PathBuf,
+        /// The request's path.
+        path: String,
+        /// How long we waited.
+        timeout: Duration,
+    },
+}
+
+impl ClientError {
+    /// What the caller can do about it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Api(error) => error.class,
+            Self::Disconnected { .. } | Self::NotRunning { .. } | Self::TimedOut { .. } => ErrorClass::Retry,
+            Self::Forbidden { .. } | Self::Protocol { .. } => ErrorClass::Fatal,
+        }
+    }
+
+    /// The code that weft-cni prints: netd's own, 11 where netd is not there, 5 otherwise.
+    pub fn cni_code(&self) -> Code {
+        match self {
+            Self::Api(error) => Code(error.cni_code),
+            other => other.class().code(),
+        }
+    }
+
+    /// Whether netd said that the object does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Api(error) if error.class == ErrorClass::NotFound)
+    }
+}
+
+impl Client {
+    /// A client for `socket`; `timeout` bounds each request from connect to the last byte.
+    pub fn new(socket: PathBuf, timeout: Duration) -> Self {
+        Self { socket, timeout }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Reserves addresses for an attachment.
+    pub async fn allocate(&self, request: &AllocateRequest) -> Result<AllocateReply, ClientError> {
+        self.post(paths::ALLOCATE, request).await
+    }
+
+    /// Tells netd that the links of an attachment exist.
+    pub async fn commit(&self, request: &CommitRequest) -> Result<(), ClientError> {
+        self.post::<Empty>(paths::COMMIT, request).await.map(drop)
+    }
+
+    /// Gives up an attachment; idempotent.
+    pub async fn release(&self, request: &ReleaseRequest) -> Result<(), ClientError> {
+        self.post::<Empty>(paths::RELEASE, request).await.map(drop)
+    }
+
+    /// What netd knows of an attachment; [`ClientError::is_not_found`] when nothing.
+    pub async fn check(&self, request: &CheckRequest) -> Result<CheckReply, ClientError> {
+        self.post(paths::CHECK, request).await
+    }
+
+    /// How the node is doing.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.fetch(paths::STATUS).await
+    }
+
+    /// Every node of the cluster.
+    pub async fn nodes(&self) -> Result<Vec<NodeInfo>, ClientError> {
+        self.fetch(paths::NODES).await
+    }
+
+    /// Every pod of the cluster.
+    pub async fn pods(&self) -> Result<Vec<PodInfo>, ClientError> {
+        self.fetch(paths::PODS).await
+    }
+
+    /// Every service.
+    pub async fn services(&self) -> Result<Vec<ServiceInfo>, ClientError> {
+        self.fetch(paths::SERVICES).await
+    }
+
+    /// One service; [`ClientError::is_not_found`] when there is none of that name.
+    pub async fn service(&self, namespace: &str, name: &str) -> Result<ServiceDetail, ClientError> {
+        self.fetch(&paths::service(namespace, name)).await
+    }
+
+    /// Pools, blocks and this node's addresses.
+    pub async fn ipam(&self) -> Result<IpamInfo, ClientError> {
+        self.fetch(paths::IPAM).await
+    }
+
+    /// Creates or changes objects.
+    pub async fn apply(&self, request: &ApplyRequest) -> Result<ApplyReply, ClientError> {
+        self.post(paths::APPLY, request).await
+    }
+
+    /// Deletes one object; one that is not there is a success.
+    pub async fn delete(&self, request: &DeleteRequest) -> Result<DeleteReply, ClientError> {
+        self.post(paths::DELETE, request).await
+    }
+
+    async fn fetch<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.request(Method::GET, path, Vec::new()).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.protocol(path, error))?;
+        if body.len() > REQUEST_BYTES_MAX {
+            let reason =
+                format!("the request has {} bytes, netd takes {REQUEST_BYTES_MAX}: split it", body.len());
+            return Err(self.protocol(path, reason));
+        }
+        self.request(Method::POST, path, body).await
+    }
+
+    async fn request<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<T, ClientError> {
+        let (status, body) = match tokio::time::timeout(self.timeout, self.exchange(method, path, body)).await
+        {
+            Ok(answer) => answer?,
+            Err(_) => {
+                let (socket, path) = (self.socket.clone(), path.to_owned());
+                return Err(ClientError::TimedOut { socket, path, timeout: self.timeout });
+            }
+        };
+        if status.is_success() {
+            return serde_json::from_slice(&body)
+                .map_err(|error| self.protocol(path, format!("the answer does not decode: {error}")));
+        }
+        match serde_json::from_slice::<ApiError>(&body) {
+            Ok(error) => Err(ClientError::Api(error)),
+            Err(_) => {
+                let excerpt: String =
+                    String::from_utf8_lossy(&body).chars().take(EXCERPT_CHARS_MAX).collect();
+                Err(self
+                    .protocol(path, format!("HTTP status {status} without an error of netd's: {excerpt:?}")))
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "netd")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONNECTION, "close")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| self.protocol(path, error))?;
+
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unconnected(source))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.disconnected(path, &error))?;
+        // The connection's task ends with this function, however it ends: a JoinSet aborts what it holds.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+
+        let answer = sender.send_request(request).await.map_err(|error| self.disconnected(path, &error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), REPLY_BYTES_MAX).collect().await.map_err(|error| {
+            match error.downcast::<hyper::Error>() {
+                Ok(error) => self.disconnected(path, &error),
+                Err(_) => self.protocol(path, format!("the answer has more than {REPLY_BYTES_MAX} bytes")),
+            }
+        })?;
+        Ok((status, body.to_bytes()))
+    }
+
+    fn unconnected(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket, source },
+            // No such file, nobody listening, a full backlog: to the caller all of these are "not there now".
+            _ => ClientError::NotRunning { socket, source },
+        }
+    }
+
+    fn disconnected(&self, path: &str, error: &hyper::Error) -> ClientError {
+        ClientError::Disconnected {
+            socket: self.socket.clone(),
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }
+    }
+
+    fn protocol(&self, path: &str, reason: impl ToString) -> ClientError {
+        ClientError::Protocol {
+            socket: self.socket.clone(),
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+}

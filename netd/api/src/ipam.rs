@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Address usage as `weft ipam show` shows it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// GET [`crate::paths::IPAM`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpamInfo {
+    /// Every pool.
+    #[serde(default)]
+    pub pools: Vec<PoolInfo>,
+    /// Every claimed block of the cluster.
+    #[serde(default)]
+    pub blocks: Vec<BlockInfo>,
+    /// The allocations in this node's blocks.
+    #[serde(default)]
+    pub addresses: Vec<AddressInfo>,
+}
+
+/// A pool and how full it is. Counts are u64 and saturate (an IPv6 pool has more addresses than that).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// The pool's name.
+    pub name: String,
+    /// The pool's CIDR.
+    pub cidr: IpNet,
+    /// Prefix length of its blocks.
+    pub block_prefix: u8,
+    /// How many blocks it is cut into.
+    pub blocks_total: u64,
+    /// How many of them are claimed.
+    pub blocks_claimed: u64,
+    /// Addresses in use in claimed blocks.
+    pub used: u64,
+}
+
+/// A claimed block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockInfo {
+    /// The block's CIDR.
+    pub cidr: IpNet,
+    /// Its pool's name.
+    pub pool: String,
+    /// The owner's UUID.
+    pub owner: Uuid,
+    /// The owner's name, where its record exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Addresses in use.
+    pub used: u64,
+    /// Addresses free now (cooling ones are neither).
+    pub free: u64,
+    /// `active` or `releasing`.
+    pub state: String,
+}
+
+/// An allocated address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressInfo {
+    /// The address.
+    pub address: IpAddr,
+    /// `node/<uuid>`, `attachment/<network>/<container>/<ifname>` or `reserved/<why>`.
+    pub owner: String,
+    /// `pending`, `committed` or `cooling`.
+    pub state: String,
+}

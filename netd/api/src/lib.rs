@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//! netd's API: HTTP/1.1 and JSON over a Unix socket. Requests, answers, errors, and the client.
+//!
+//! | Path | Request | Answer | Who asks |
+//! | --- | --- | --- | --- |
+//! | POST [`paths::ALLOCATE`] | [`AllocateRequest`] | [`AllocateReply`] | weft-cni ADD |
+//! | POST [`paths::COMMIT`] | [`CommitRequest`] | `{}` | weft-cni ADD |
+//! | POST [`paths::RELEASE`] | [`ReleaseRequest`] | `{}` | weft-cni DEL, and the undo of ADD |
+//! | POST [`paths::CHECK`] | [`CheckRequest`] | [`CheckReply`] | weft-cni CHECK |
+//! | GET [`paths::STATUS`] | | [`Status`] | weft-cni STATUS, `weft status` |
+//! | GET [`paths::NODES`], [`paths::PODS`], [`paths::SERVICES`], [`paths::IPAM`] | | lists | `weft` |
+//! | GET [`paths::service`] | | [`ServiceDetail`] | `weft service get` |
+//! | POST [`paths::APPLY`], [`paths::DELETE`] | [`ApplyRequest`], [`DeleteRequest`] | [`ApplyReply`], [`DeleteReply`] | `weft apply`, `weft delete` |
+//!
+//! A failure is a 4xx or 5xx status with an [`ApiError`]. Unknown fields are ignored on both sides and new fields
+//! have defaults, so that a client of version N talks to a netd of version N−1 and the other way round.
+//! [`deferred`] is the queue of DELs that found no netd: the only part of the API that is files.
+
+mod attachment;
+mod client;
+pub mod deferred;
+mod error;
+mod ipam;
+mod object;
+pub mod paths;
+mod service;
+mod status;
+
+pub use attachment::{
+    AllocateReply, AllocateRequest, AttachmentId, CheckReply, CheckRequest, CommitRequest, DnsReply, Empty,
+    PodIdentity, PodInfo, ReleaseRequest,
+};
+pub use client::{Client, ClientError, DEFAULT_TIMEOUT};
+pub use cni_types::{Code, ErrorClass};
+pub use error::ApiError;
+pub use ipam::{AddressInfo, BlockInfo, IpamInfo, PoolInfo};
+pub use object::{ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest};
+pub use service::{BackendInfo, FrontendInfo, PortInfo, ServiceDetail, ServiceInfo};
+pub use status::{BadValue, NodeInfo, OverlayStatus, PeerInfo, PendingItem, Status, StoreStatus};
+
+/// Where netd listens when nobody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/weft/netd.sock";
+
+/// The largest request body, in bytes: a manifest of thousands of objects fits, a runaway client does not fill memory.
+pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+
+/// The largest answer that the client reads, in bytes: the list of 30,000 pods fits.
+pub const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The paths of the API, shared by netd's router and the client.
+
+use std::fmt::Write as _;
+
+/// POST: reserve addresses for an attachment (phase one of ADD).
+pub const ALLOCATE: &str = "/v1/attachments/allocate";
+/// POST: the links exist, attach the programs and publish the pod (phase two of ADD).
+pub const COMMIT: &str = "/v1/attachments/commit";
+/// POST: withdraw, detach and free an attachment; idempotent.
+pub const RELEASE: &str = "/v1/attachments/release";
+/// POST: what netd knows of an attachment; 404 when nothing.
+pub const CHECK: &str = "/v1/attachments/check";
+/// GET: how this node is doing.
+pub const STATUS: &str = "/v1/status";
+/// GET: every node of the cluster.
+pub const NODES: &str = "/v1/nodes";
+/// GET: every pod of the cluster.
+pub const PODS: &str = "/v1/pods";
+/// GET: every service.
+pub const SERVICES: &str = "/v1/services";
+/// GET: the route pattern of one service, in axum's syntax; [`service`] makes the path.
+pub const SERVICE: &str = "/v1/services/{namespace}/{name}";
+/// POST: create or change objects.
+pub const APPLY: &str = "/v1/apply";
+/// POST: delete one object.
+pub const DELETE: &str = "/v1/delete";
+/// GET: pools, blocks and this node's addresses.
+pub const IPAM: &str = "/v1/ipam";
+
+/// The path of one service. Bytes that a path segment may not hold (RFC 3986 section 3.3) are percent-encoded.
+pub fn service(namespace: &str, name: &str) -> String {
+    format!("{SERVICES}/{}/{}", segment(namespace), segment(name))
+}
+
+fn segment(raw: &str) -> String {
+    let mut out = String::with_capacity(raw.len());
+    for byte in raw.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_service_path_cannot_leave_its_segment() {
+        assert_eq!(super::service("default", "web-1"), "/v1/services/default/web-1");
+        assert_eq!(super::service("a/b", "c?d e"), "/v1/services/a%2Fb/c%3Fd%20e");
+    }
+}

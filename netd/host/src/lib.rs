@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The kernel's network objects of one node: links, addresses, routes, neighbours, FDB entries, pods' veths, sysctls,
+//! the nft table and the FORWARD chain. The only crate that speaks rtnetlink.
+//!
+//! [`Host`] reads back what is ours as [`netd_plan::HostObjects`] and applies one [`netd_plan::HostOp`] at a time; every
+//! operation is idempotent. What is ours is told by a mark: the link prefix `weft`, route protocol and address protocol
+//! [`ROUTE_PROTOCOL`], the table `inet weft`, the comment `weft`, the record of sysctls. What has another mark is
+//! never changed: [`HostError::Foreign`].
+//!
+//! Everything acts on the netns of the calling thread, except where a [`netns::Netns`] is given. Asynchronous functions
+//! need a tokio runtime (of any flavour) with I/O and time enabled.
+
+mod address;
+mod error;
+mod events;
+pub mod forward;
+mod host;
+mod link;
+mod neighbour;
+pub mod netns;
+pub mod nft;
+mod podcheck;
+mod process;
+mod route;
+mod socket;
+pub mod sysctl;
+mod underlay;
+pub mod veth;
+
+pub use error::{Class, HostError};
+pub use events::Events;
+pub use forward::{Forward, ForwardError, Forwarding};
+pub use host::Host;
+pub use link::{Link, LinkKind};
+pub use netns::Netns;
+pub use nft::{Nft, NftError};
+pub use route::ROUTE_PROTOCOL;
+pub use socket::{DUMP_TRIES_MAX, REQUEST_TIMEOUT};
+pub use sysctl::{Restored, SysctlError, Sysctls, read as read_sysctl};
+pub use underlay::Underlay;

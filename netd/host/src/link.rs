@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Links: look-ups, and the VXLAN device (`drivers/net/vxlan` through RTM_NEWLINK).
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use netd_plan::{LinkSpec, Mac, links::LINK_PREFIX};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
+};
+use nix::errno::Errno;
+
+use crate::{
+    Host, HostError,
+    error::absent_is_fine,
+    sysctl::{self, SysctlError},
+};
+
+/// A link as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it in its netns.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, where it has one.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub is_up: bool,
+    /// Whether it can carry packets now: the kernel's operational state is up (RFC 2863).
+    pub is_running: bool,
+    /// Whether it is the loopback device.
+    pub is_loopback: bool,
+    /// Its driver.
+    pub kind: LinkKind,
+}
+
+/// The driver of a link, as far as we care.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// Something else, or a physical device.
+    Other(String),
+    /// One end of a veth pair.
+    Veth,
+    /// A VXLAN device.
+    Vxlan {
+        /// VXLAN network identifier.
+        vni: u32,
+        /// UDP destination port.
+        port: u16,
+        /// Source of outer packets, where fixed.
+        local: Option<IpAddr>,
+        /// Whether it learns or floods: neither is ours.
+        is_learning: bool,
+    },
+}
+
+impl Link {
+    /// Whether its name has our prefix.
+    pub fn is_own(&self) -> bool {
+        self.name.starts_with(LINK_PREFIX)
+    }
+
+    /// As the plan describes it; `None` where it is not a VXLAN device, or not one in working order.
+    fn spec(&self) -> Option<LinkSpec> {
+        match (&self.kind, self.mac) {
+            (&LinkKind::Vxlan { vni, port, local: Some(local), is_learning: false }, Some(mac))
+                if self.is_up =>
+            {
+                Some(LinkSpec::Vxlan { vni, port, local, mac, mtu: self.mtu })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Host {
+    /// All links of the netns.
+    pub async fn links(&self) -> Result<Vec<Link>, HostError> {
+        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let replies = self.socket.dump("list links", message).await?;
+        Ok(replies.iter().filter_map(parse_link).collect())
+    }
+
+    /// The link of that name.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, HostError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.socket.get(&format!("look up link {name}"), RouteNetlinkMessage::GetLink(message)).await {
+            Ok(reply) => Ok(reply.as_ref().and_then(parse_link)),
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Number of the link of that name.
+    ///
+    /// # Errors
+    /// [`HostError::NoDevice`].
+    pub async fn link_index(&self, name: &str) -> Result<u32, HostError> {
+        Ok(self.existing_link(name).await?.index)
+    }
+
+    /// MTU in bytes of the link of that name.
+    ///
+    /// # Errors
+    /// [`HostError::NoDevice`].
+    pub async fn link_mtu(&self, name: &str) -> Result<u32, HostError> {
+        Ok(self.existing_link(name).await?.mtu)
+    }
+
+    pub(crate) async fn existing_link(&self, name: &str) -> Result<Link, HostError> {
+        self.link(name).await?.ok_or_else(|| HostError::NoDevice { device: name.to_owned() })
+    }
+
+    /// Brings a link up.
+    pub(crate) async fn set_up(&self, link: &Link) -> Result<(), HostError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.socket
+            .request(&format!("bring up link {}", link.name), RouteNetlinkMessage::SetLink(message), 0)
+            .await
+    }
+
+    /// Deletes a link by number, so that a new one of the same name is never hit; absent is fine.
+    pub(crate) async fn delete_link(&self, link: &Link) -> Result<(), HostError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        let what = format!("delete link {}", link.name);
+        absent_is_fine(self.socket.request(&what, RouteNetlinkMessage::DelLink(message), 0).await)
+    }
+
+    pub(crate) async fn set_link(&self, name: &str, spec: &LinkSpec) -> Result<(), HostError> {
+        let LinkSpec::Vxlan { vni, port, local, mac, mtu } = spec;
+        if !name.starts_with(LINK_PREFIX) {
+            let reason = format!("does not begin with `{LINK_PREFIX}`; it would not be known as ours");
+            return Err(HostError::Invalid { what: format!("link name {name}"), reason });
+        }
+        let wanted = LinkKind::Vxlan { vni: *vni, port: *port, local: Some(*local), is_learning: false };
+        let link = match self.link(name).await? {
+            Some(link) if link.kind == wanted => link,
+            Some(link) => {
+                self.own_vxlan(&link)?;
+                self.delete_link(&link).await?;
+                self.create_vxlan(name, spec).await?
+            }
+            None => self.create_vxlan(name, spec).await?,
+        };
+        // Before it comes up, so that it never has a link-local address of the kernel's.
+        sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").map_err(sysctl_error)?;
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        if link.mtu != *mtu {
+            message.attributes.push(LinkAttribute::Mtu(*mtu));
+        }
+        if link.mac != Some(*mac) {
+            message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        }
+        if link.is_up && message.attributes.is_empty() {
+            return Ok(());
+        }
+        self.socket.request(&format!("configure link {name}"), RouteNetlinkMessage::SetLink(message), 0).await
+    }
+
+    pub(crate) async fn remove_vxlan(&self, name: &str) -> Result<(), HostError> {
+        match self.link(name).await? {
+            None => Ok(()),
+            Some(link) => {
+                self.own_vxlan(&link)?;
+                self.delete_link(&link).await
+            }
+        }
+    }
+
+    /// Refuses links that netd did not make.
+    fn own_vxlan(&self, link: &Link) -> Result<(), HostError> {
+        match &link.kind {
+            LinkKind::Vxlan { .. } if link.is_own() => Ok(()),
+            kind => {
+                Err(HostError::Foreign { object: format!("link {}", link.name), found: format!("{kind:?}") })
+            }
+        }
+    }
+
+    async fn create_vxlan(&self, name: &str, spec: &LinkSpec) -> Result<Link, HostError> {
+        let LinkSpec::Vxlan { vni, port, local, mac, mtu } = spec;
+        let source = match local {
+            IpAddr::V4(address) => InfoVxlan::Local(*address),
+            IpAddr::V6(address) => InfoVxlan::Local6(*address),
+        };
+        // UDP checksums and TTL stay at the kernel's defaults, as for a device made by `ip link add`.
+        let data = vec![InfoVxlan::Id(*vni), source, InfoVxlan::Port(*port), InfoVxlan::Learning(false)];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(*mtu),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(data)),
+            ]),
+        ];
+        let what = format!("create VXLAN device {name} (VNI {vni}, port {port}, local {local})");
+        let request = RouteNetlinkMessage::NewLink(message);
+        match self.socket.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await {
+            Ok(()) => self.existing_link(name).await,
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                let found = format!("another VXLAN device here has VNI {vni} and port {port}");
+                Err(HostError::Foreign { object: format!("link {name}"), found })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Links by number, for naming the devices of other objects.
+pub(crate) struct LinkTable(BTreeMap<u32, Link>);
+
+impl LinkTable {
+    pub(crate) fn new(links: Vec<Link>) -> Self {
+        Self(links.into_iter().map(|link| (link.index, link)).collect())
+    }
+
+    pub(crate) fn link(&self, index: u32) -> Option<&Link> {
+        self.0.get(&index)
+    }
+
+    /// The link of that number where its name has our prefix.
+    pub(crate) fn own(&self, index: u32) -> Option<&Link> {
+        self.link(index).filter(|link| link.is_own())
+    }
+
+    pub(crate) fn own_vxlans(&self) -> impl Iterator<Item = &Link> {
+        self.0.values().filter(|link| link.is_own() && matches!(link.kind, LinkKind::Vxlan { .. }))
+    }
+
+    pub(crate) fn own_specs(&self) -> BTreeMap<String, LinkSpec> {
+        self.own_vxlans().filter_map(|link| Some((link.name.clone(), link.spec()?))).collect()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.0.values()
+    }
+}
+
+/// `None` for other messages, and links without a name.
+pub(crate) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
+    let (RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)) = message else {
+        return None;
+    };
+    let mut name = None;
+    let mut mac = None;
+    let mut mtu = 0;
+    let mut is_running = false;
+    let mut kind = LinkKind::Other(String::new());
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => mac = parse_mac(bytes),
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::LinkInfo(infos) => kind = parse_kind(infos),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
+            LinkAttribute::OperState(state) => is_running = *state == State::Up,
+            _ => {}
+        }
+    }
+    let flags = message.header.flags;
+    Some(Link {
+        index: message.header.index,
+        name: name?,
+        mac,
+        mtu,
+        is_up: flags.contains(LinkFlags::Up),
+        is_running,
+        is_loopback: flags.contains(LinkFlags::Loopback),
+        kind,
+    })
+}
+
+pub(crate) fn parse_mac(bytes: &[u8]) -> Option<Mac> {
+    bytes.try_into().ok().map(Mac)
+}
+
+fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
+    let vxlan = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(parse_vxlan(data)),
+        _ => None,
+    });
+    let named = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::Veth),
+        LinkInfo::Kind(other) => Some(LinkKind::Other(other.to_string())),
+        _ => None,
+    });
+    vxlan.or(named).unwrap_or(LinkKind::Other("no virtual device".to_owned()))
+}
+
+fn parse_vxlan(data: &[InfoVxlan]) -> LinkKind {
+    let (mut id, mut udp_port, mut source, mut learns) = (0, 0, None, false);
+    for info in data {
+        match info {
+            InfoVxlan::CollectMetadata(on) | InfoVxlan::Learning(on) => learns |= on,
+            InfoVxlan::Group(_) | InfoVxlan::Group6(_) => learns = true,
+            InfoVxlan::Id(value) => id = *value,
+            InfoVxlan::Local(address) => source = Some(IpAddr::V4(*address)),
+            InfoVxlan::Local6(address) => source = Some(IpAddr::V6(*address)),
+            InfoVxlan::Port(value) => udp_port = *value,
+            _ => {}
+        }
+    }
+    LinkKind::Vxlan { vni: id, port: udp_port, local: source, is_learning: learns }
+}
+
+/// A sysctl that goes with a link.
+pub(crate) fn sysctl_error(error: SysctlError) -> HostError {
+    match error {
+        SysctlError::Io { path, source } => HostError::Io { path, source },
+        other => HostError::Invalid { what: "sysctl".to_owned(), reason: other.to_string() },
+    }
+}

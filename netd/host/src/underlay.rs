@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Which of the node's addresses its peers reach it by.
+
+use std::net::IpAddr;
+
+use netd_plan::RouteKind;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::AddressScope,
+    route::{RouteAttribute, RouteMessage},
+};
+
+use crate::{
+    Host, HostError, Link,
+    address::{Address, family_of},
+    link::LinkTable,
+    route::{Route, ip_of},
+};
+
+/// The address and device that carry the overlay's packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Address of this node towards its peers.
+    pub address: IpAddr,
+    /// Device that has it.
+    pub device: String,
+    /// MTU of that device in bytes.
+    pub mtu: u32,
+    /// Why this one, for people.
+    pub reason: String,
+}
+
+/// The main table, RT_TABLE_MAIN of include/uapi/linux/rtnetlink.h.
+const MAIN_TABLE: u32 = netd_plan::host::TABLE_MAIN;
+
+impl Host {
+    /// Chooses the underlay: the `configured` address; else the one on the route to the `store`; else the one on the
+    /// default route with the lowest metric; else the only device that has a global address. Never a device of ours,
+    /// never loopback. IPv4 only where nothing is configured.
+    ///
+    /// # Errors
+    /// [`HostError::NoUnderlay`], which says what was tried. A configured address that is not here is an error, not a
+    /// reason to take another.
+    pub async fn underlay(
+        &self,
+        configured: Option<IpAddr>,
+        store: Option<IpAddr>,
+    ) -> Result<Underlay, HostError> {
+        let candidates =
+            Candidates { links: LinkTable::new(self.links().await?), addresses: self.addresses().await? };
+        if let Some(address) = configured {
+            let chosen = candidates.by_address(address, "it is configured".to_owned());
+            let reason = format!("{address} is configured, but no usable link here has it");
+            return chosen.ok_or(HostError::NoUnderlay { reason });
+        }
+        let mut tried = Vec::new();
+        if let Some(store) = store {
+            let source = self.source_towards(store).await?;
+            let reason = || format!("it is on the route to the store at {store}");
+            if let Some(chosen) = source.and_then(|source| candidates.by_address(source, reason())) {
+                return Ok(chosen);
+            }
+            tried.push(format!("no route to the store at {store} over a usable link"));
+        }
+        let mut defaults = self.routes(&candidates.links, None).await?;
+        defaults.retain(is_default);
+        defaults.sort_by_key(|route| route.key.metric);
+        if let Some(chosen) = defaults.iter().find_map(|route| candidates.by_default_route(route)) {
+            return Ok(chosen);
+        }
+        tried.push("no IPv4 default route over a usable link".to_owned());
+        let usable = candidates.usable_links();
+        if let [(link, address)] = usable[..] {
+            return Ok(underlay(address, link, "its link is the only one with an address".to_owned()));
+        }
+        tried.push(format!("{} links with a global IPv4 address instead of one", usable.len()));
+        Err(HostError::NoUnderlay { reason: tried.join("; ") })
+    }
+
+    /// The source address that the kernel takes towards `destination`.
+    async fn source_towards(&self, destination: IpAddr) -> Result<Option<IpAddr>, HostError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(destination);
+        message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        let what = format!("look up the route to {destination}");
+        let reply = match self.socket.get(&what, RouteNetlinkMessage::GetRoute(message)).await {
+            Ok(reply) => reply,
+            // No route is an answer.
+            Err(HostError::Netlink { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Some(RouteNetlinkMessage::NewRoute(route)) = reply else { return Ok(None) };
+        Ok(route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::PrefSource(ip) => ip_of(ip),
+            _ => None,
+        }))
+    }
+}
+
+struct Candidates {
+    links: LinkTable,
+    addresses: Vec<Address>,
+}
+
+impl Candidates {
+    fn by_address(&self, address: IpAddr, reason: String) -> Option<Underlay> {
+        let found = self.addresses.iter().filter(|candidate| candidate.net.addr() == address);
+        let link =
+            found.filter_map(|candidate| self.links.link(candidate.index)).find(|link| is_usable(link))?;
+        Some(underlay(address, link, reason))
+    }
+
+    fn by_default_route(&self, route: &Route) -> Option<Underlay> {
+        let spec = route.spec.as_ref()?;
+        let link =
+            self.links.iter().find(|link| Some(&link.name) == spec.device.as_ref() && is_usable(link))?;
+        let address = spec.source.or_else(|| self.first_global(link))?;
+        Some(underlay(address, link, format!("it is on the default route over {}", link.name)))
+    }
+
+    fn usable_links(&self) -> Vec<(&Link, IpAddr)> {
+        let usable = self.links.iter().filter(|link| is_usable(link));
+        usable.filter_map(|link| Some((link, self.first_global(link)?))).collect()
+    }
+
+    fn first_global(&self, link: &Link) -> Option<IpAddr> {
+        let global = |address: &&Address| {
+            address.index == link.index
+                && address.scope == AddressScope::Universe
+                && address.net.addr().is_ipv4()
+        };
+        self.addresses.iter().find(global).map(|address| address.net.addr())
+    }
+}
+
+fn underlay(address: IpAddr, link: &Link, reason: String) -> Underlay {
+    Underlay { address, device: link.name.clone(), mtu: link.mtu, reason }
+}
+
+fn is_usable(link: &Link) -> bool {
+    link.is_up && !link.is_loopback && !link.is_own()
+}
+
+fn is_default(route: &Route) -> bool {
+    let is_unicast = route.spec.as_ref().is_some_and(|spec| spec.kind == RouteKind::Unicast);
+    let key = &route.key;
+    key.table == MAIN_TABLE && key.dst.prefix_len() == 0 && key.dst.addr().is_ipv4() && is_unicast
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The kernel's objects for real, as root, each story in a netns of its own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and a skip is printed"
+)]
+
+#[path = "host/ground.rs"]
+mod ground;
+#[path = "host/objects.rs"]
+mod objects;
+#[path = "host/pod.rs"]
+mod pod;
+#[path = "host/settings.rs"]
+mod settings;

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Every story runs on a thread of its own in a fresh netns, which goes with the thread. Pods' netns are nameless too.
+
+use std::{
+    env,
+    future::Future,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use netd_host::{Netns, netns};
+use netd_plan::{HostObjects, plan};
+use nix::{
+    sched::{CloneFlags, unshare},
+    unistd::Uid,
+};
+
+/// Runs `story` in a fresh netns with `lo` up, on a current-thread runtime as weft-cni has.
+pub(crate) fn in_fresh_netns<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send) {
+    if !Uid::effective().is_root() {
+        skip("not root");
+        return;
+    }
+    let run = || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a fresh netns");
+        ip("link set lo up");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(story());
+    };
+    if let Err(panic) = thread::scope(|scope| scope.spawn(run).join()) {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A skip is loud, and a failure where all must run.
+pub(crate) fn skip(reason: &str) {
+    println!("SKIP {reason}");
+    assert!(env::var("CI").as_deref() != Ok("true"), "must not be skipped in CI: {reason}");
+}
+
+/// A netns for a pod; it goes when the value is dropped.
+pub(crate) fn pod_netns() -> Netns {
+    let make = || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a netns for the pod");
+        Netns::current().unwrap()
+    };
+    thread::spawn(make).join().unwrap()
+}
+
+/// Runs `ip ARGUMENTS` in the netns of the calling thread and returns what it prints.
+pub(crate) fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("the program ip");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn ip_in(netns: &Netns, arguments: &str) -> String {
+    netns::run_in(netns, || ip(arguments)).unwrap()
+}
+
+/// Whether one echo is answered within a second.
+pub(crate) fn ping(address: &str) -> bool {
+    Command::new("ping")
+        .args(["-n", "-c1", "-W1", address])
+        .output()
+        .expect("the program ping")
+        .status
+        .success()
+}
+
+/// Two ends of a veth pair in the netns of the calling thread stand for an uplink; its carrier is there on return.
+pub(crate) fn uplink(name: &str, address: &str) {
+    ip(&format!("link add {name} type veth peer name {name}p"));
+    ip(&format!("link set {name}p up"));
+    ip(&format!("link set {name} up"));
+    ip(&format!("address add {address} dev {name}"));
+    let is_up = |name: &str| ip(&format!("-br link show {name}")).contains(" UP ");
+    let start = Instant::now();
+    while !(is_up(name) && is_up(&format!("{name}p"))) {
+        assert!(start.elapsed() < Duration::from_secs(5), "no carrier on {name}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Makes the kernel as desired, in the order of the plan.
+pub(crate) async fn converge(host: &netd_host::Host, desired: &HostObjects) {
+    for op in plan(desired, &host.observe().await.unwrap()) {
+        host.apply(&op).await.unwrap_or_else(|error| panic!("{op}: {error}"));
+    }
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the values are: JSON with a schema version. Fields that we do not know are kept, so that an older node that
+//! rewrites a record does not lose what a newer one put there.
+//!
+//! Services are [`lb::Service`], endpoint slices [`lb::EndpointSlice`], blocks [`ipam::BlockRecord`], pools [`ipam::Pool`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use bytes::Bytes;
+use ipam::{AttachmentKey, Pool};
+use ipnet::{IpNet, Ipv4Net};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::KeyValue;
+
+/// The schema version that this code writes.
+pub const SCHEMA: u32 = 1;
+
+/// Fields of newer versions, kept as they came.
+pub type Extra = BTreeMap<String, Value>;
+
+/// A value that does not parse. Report it with its key and skip it: the rest goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("bad value at {key}: {reason}")]
+pub struct BadRecord {
+    /// Where it is.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Settings of the whole cluster, at `config`. Missing fields have the defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClusterConfig {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Pools that exist from the start; more stand at `ipam/pools/`.
+    pub pools: Vec<Pool>,
+    /// Where ClusterIPs come from.
+    pub service_cidr: IpNet,
+    /// The cluster's DNS zone, without a final dot.
+    pub dns_zone: String,
+    /// The ClusterIP of DNS; in `service_cidr`.
+    pub dns_vip: IpAddr,
+    /// How nodes reach each other's pods.
+    pub overlay: OverlayBackend,
+    /// The VXLAN network identifier (RFC 7348), below 2^24.
+    pub vni: u32,
+    /// The VXLAN UDP port.
+    pub vxlan_port: u16,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            schema: SCHEMA,
+            pools: vec![Pool { name: "default".into(), cidr: v4(10, 244, 16), block_prefix: 26 }],
+            service_cidr: v4(10, 96, 16),
+            dns_zone: "cluster.local".into(),
+            dns_vip: Ipv4Addr::new(10, 96, 0, 10).into(),
+            overlay: OverlayBackend::Vxlan,
+            vni: 4242,
+            vxlan_port: 4789,
+            extra: Extra::new(),
+        }
+    }
+}
+
+fn v4(first: u8, second: u8, length: u8) -> IpNet {
+    // The lengths above are at most 32, so the other branch is never taken.
+    Ipv4Net::new(Ipv4Addr::new(first, second, 0, 0), length).unwrap_or_default().into()
+}
+
+/// How nodes reach each other's pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverlayBackend {
+    /// Plain routes; all nodes on one L2 network.
+    Native,
+    /// VXLAN (RFC 7348).
+    Vxlan,
+}
+
+/// A node as it presents itself, at `nodes/<uuid>`. Written by that node only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Its identity; the same as in the key.
+    pub uuid: Uuid,
+    /// Its name, for people.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub underlay: IpAddr,
+    /// The first address of its first block; `None` until it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<IpAddr>,
+    /// Its VTEP's MAC, `02:00:…`.
+    #[serde(default)]
+    pub vtep_mac: String,
+    /// Its node DNS address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<IpAddr>,
+    /// The version of its netd.
+    #[serde(default)]
+    pub version: String,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A pod's attachment, at `pods/<node>/<attachment>`. Written by that node only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Which interface of which container.
+    pub attachment: AttachmentKey,
+    /// The node it runs on.
+    pub node: Uuid,
+    /// The pod's namespace; `default` where the runtime gave none.
+    pub namespace: String,
+    /// The pod's name; the container ID where the runtime gave none.
+    pub name: String,
+    /// Its labels, the implied ones among them.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// The veth's end on the node.
+    #[serde(default)]
+    pub host_ifname: String,
+    /// It may get connections.
+    #[serde(default)]
+    pub ready: bool,
+    /// It is going away: no new connections while others can serve.
+    #[serde(default)]
+    pub terminating: bool,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Whose a ClusterIP is, at `ipam/services/<ip>`. Written together with the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceIpRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The service's namespace.
+    pub namespace: String,
+    /// The service's name.
+    pub name: String,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Reads a value.
+pub fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, BadRecord> {
+    serde_json::from_slice(value)
+        .map_err(|error| BadRecord { key: key.to_owned(), reason: error.to_string() })
+}
+
+/// Reads the values of many keys; bad ones come apart.
+pub fn decode_all<'a, T: DeserializeOwned>(
+    items: impl IntoIterator<Item = &'a KeyValue>,
+) -> (Vec<(&'a KeyValue, T)>, Vec<BadRecord>) {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for item in items {
+        match decode(&item.key, &item.value) {
+            Ok(record) => good.push((item, record)),
+            Err(error) => bad.push(error),
+        }
+    }
+    (good, bad)
+}
+
+/// Writes a value. Fails only on a record that is no JSON, such as a map whose keys are not strings.
+pub fn encode<T: Serialize>(key: &str, record: &T) -> Result<Bytes, BadRecord> {
+    let value = serde_json::to_vec(record);
+    value.map(Bytes::from).map_err(|error| BadRecord { key: key.to_owned(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_config_means_the_defaults() {
+        let config: ClusterConfig = decode("/config", b"{}").unwrap();
+        assert_eq!(config, ClusterConfig::default());
+        assert_eq!(config.service_cidr.to_string(), "10.96.0.0/16");
+        assert_eq!(config.pools[0].cidr.to_string(), "10.244.0.0/16");
+        assert_eq!(ipam::validate_pools(&config.pools), Ok(()));
+    }
+
+    #[test]
+    fn fields_of_a_newer_version_survive_a_rewrite() {
+        let written = br#"{"schema":2,"uuid":"00000000-0000-0000-0000-000000000007","name":"n1","underlay":"192.0.2.1","zone":{"a":1}}"#;
+        let node: NodeRecord = decode("/nodes/7", written).unwrap();
+        let again: Value = decode("/nodes/7", &encode("/nodes/7", &node).unwrap()).unwrap();
+        assert_eq!(again["zone"]["a"], 1);
+        assert_eq!(again["schema"], 2);
+    }
+
+    #[test]
+    fn a_bad_value_is_named_and_the_rest_goes_on() {
+        let item = |key: &str, value: &'static [u8]| KeyValue {
+            key: key.into(),
+            value: Bytes::from_static(value),
+            create_revision: 1,
+            mod_revision: 1,
+        };
+        let good = br#"{"schema":1,"namespace":"default","name":"web"}"#;
+        let items = [item("/a", b"\xff\x00"), item("/b", good), item("/c", b"[]"), item("/d", b"")];
+        let (records, bad) = decode_all::<ServiceIpRecord>(&items);
+        assert_eq!(records.len(), 1);
+        assert_eq!(bad.iter().map(|bad| bad.key.as_str()).collect::<Vec<_>>(), ["/a", "/c", "/d"]);
+        assert!(bad[0].to_string().starts_with("bad value at /a: "), "{}", bad[0]);
+    }
+}
