@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and skips aloud"
+)]
+
+//! weft-cni as a runtime sees it: the real binary, real namespaces, and a netd that only remembers.
+
+mod attachment;
+mod fake;
+mod protocol;
+mod runtime;

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One file for each verb or small group of verbs. A verb asks netd and returns what is to be shown; how an answer
+//! looks is a function of its own, tested without a netd.
+
+mod ipam;
+mod list;
+mod object;
+mod service;
+mod status;
+
+use anyhow::anyhow;
+use netd_api::{Client, ClientError, DEFAULT_TIMEOUT};
+
+use crate::args::{Args, IpamVerb, NodeVerb, PodVerb, ServiceVerb, Verb};
+use crate::output::Shown;
+
+/// Carries out the command line.
+pub(crate) async fn run(args: &Args) -> anyhow::Result<Shown> {
+    let client = Client::new(args.socket.clone(), DEFAULT_TIMEOUT);
+    match &args.verb {
+        Verb::Status => status::status(&client).await,
+        Verb::Node(NodeVerb::Ls) => list::nodes(&client).await,
+        Verb::Pod(PodVerb::Ls) => list::pods(&client).await,
+        Verb::Service(ServiceVerb::Ls) => service::ls(&client).await,
+        Verb::Service(ServiceVerb::Get { name }) => service::get(&client, name).await,
+        Verb::Apply(from) => object::apply(&client, &from.file).await,
+        Verb::Delete(what) => object::delete(&client, what).await,
+        Verb::Ipam(IpamVerb::Show) => ipam::show(&client).await,
+    }
+}
+
+/// A failed request, with what an operator can do about it.
+fn explain(error: ClientError) -> anyhow::Error {
+    match &error {
+        ClientError::NotRunning { .. } => anyhow!(
+            "{error}\nsee `systemctl status netd`; if netd's socket is elsewhere, name it with --socket or WEFT_SOCKET"
+        ),
+        ClientError::Forbidden { .. } => anyhow!("{error}\nrun this command as root"),
+        _ => anyhow!(error),
+    }
+}

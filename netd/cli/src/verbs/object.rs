@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `weft apply`, `weft delete`. Objects are checked here before netd is asked, with the same code as netd's, so that
+//! a complaint names file, line and field, and a file with an error changes nothing.
+
+use std::path::Path;
+
+use anyhow::Context;
+use netd_api::{ApplyReply, ApplyRequest, Client, DeleteReply, DeleteRequest};
+
+use super::explain;
+use crate::args::DeleteArgs;
+use crate::manifest::{self, Document};
+use crate::output::Shown;
+
+pub(super) async fn apply(client: &Client, file: &Path) -> anyhow::Result<Shown> {
+    let documents = manifest::read(file)?;
+    documents.iter().try_for_each(check)?;
+    let request =
+        ApplyRequest { objects: documents.iter().map(|document| document.object.clone()).collect() };
+    let reply = client.apply(&request).await.map_err(explain)?;
+    Ok(Shown { notes: ignored(&documents, &reply), ..Shown::new(applied(&reply), &reply)? })
+}
+
+pub(super) async fn delete(client: &Client, what: &DeleteArgs) -> anyhow::Result<Shown> {
+    let requests = match (&what.file, &what.kind, &what.name) {
+        (Some(file), ..) => manifest::read(file)?.iter().map(named).collect(),
+        (None, Some(kind), Some(name)) => vec![DeleteRequest {
+            kind: kind.clone(),
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+        }],
+        // clap lets nothing else through.
+        _ => Vec::new(),
+    };
+    let mut text = String::new();
+    let mut replies = Vec::new();
+    for request in &requests {
+        let object = format!("{} {}/{}", request.kind, request.namespace, request.name);
+        let reply =
+            client.delete(request).await.map_err(explain).with_context(|| format!("deleting {object}"))?;
+        text.push_str(&deleted(&object, &reply));
+        replies.push(serde_json::json!({
+            "object": object, "existed": reply.existed, "revision": reply.revision,
+        }));
+    }
+    Shown::new(text, &replies)
+}
+
+fn check(document: &Document) -> anyhow::Result<()> {
+    lb::parse_object(document.object.clone())
+        .map(|_| ())
+        .map_err(|error| anyhow::Error::new(document.error(&error.field, error.reason)))
+}
+
+fn named(document: &Document) -> DeleteRequest {
+    DeleteRequest {
+        kind: document.kind().to_owned(),
+        namespace: document.namespace().to_owned(),
+        name: document.metadata("name").to_owned(),
+    }
+}
+
+fn applied(reply: &ApplyReply) -> String {
+    reply.results.iter().map(|result| format!("{} {}\n", result.object, result.action)).collect()
+}
+
+fn deleted(object: &str, reply: &DeleteReply) -> String {
+    format!("{object} {}\n", if reply.existed { "deleted" } else { "not found" })
+}
+
+/// One note for each field that Weft does not act upon, at its line.
+fn ignored(documents: &[Document], reply: &ApplyReply) -> Vec<String> {
+    let notes = documents.iter().zip(&reply.results).flat_map(|(document, result)| {
+        result
+            .ignored
+            .iter()
+            .map(|field| format!("note: {}", document.error(field, format!("ignored ({})", result.object))))
+    });
+    notes.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  selector: {app: web}
+  sessionAffinity: ClientIP
+  ports:
+  - port: 80
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec:
+  ports:
+  - name: pg
+    port: 70000
+";
+
+    #[test]
+    fn an_error_names_file_line_and_field() {
+        let documents = manifest::parse("web.yaml", FILE).unwrap();
+        check(&documents[0]).unwrap();
+        let error = check(&documents[1]).unwrap_err().to_string();
+        assert!(error.starts_with("web.yaml:17: spec.ports[0].port: "), "{error}");
+    }
+
+    #[test]
+    fn results_and_ignored_fields_are_told() {
+        let documents = manifest::parse("web.yaml", FILE).unwrap();
+        let reply: ApplyReply = serde_json::from_value(serde_json::json!({
+            "results": [
+                {"object": "Service default/web", "action": "created", "ignored": ["spec.sessionAffinity"]},
+                {"object": "Service shop/db", "action": "unchanged"},
+            ],
+            "revision": 7,
+        }))
+        .unwrap();
+        assert_eq!(applied(&reply), "Service default/web created\nService shop/db unchanged\n");
+        assert_eq!(
+            ignored(&documents, &reply),
+            ["note: web.yaml:7: spec.sessionAffinity: ignored (Service default/web)"]
+        );
+    }
+
+    #[test]
+    fn a_file_names_what_to_delete() {
+        let documents = manifest::parse("web.yaml", FILE).unwrap();
+        let request = named(&documents[0]);
+        assert_eq!((request.kind.as_str(), request.namespace.as_str()), ("Service", "default"));
+        assert_eq!(
+            deleted("Service a/b", &DeleteReply { revision: 1, existed: false }),
+            "Service a/b not found\n"
+        );
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `weft status`: the verdict first, then the facts behind it.
+
+use std::fmt::Write;
+
+use netd_api::{Client, Status, StoreStatus};
+
+use super::explain;
+use crate::output::Shown;
+use crate::table::list;
+
+pub(super) async fn status(client: &Client) -> anyhow::Result<Shown> {
+    let status = client.status().await.map_err(explain)?;
+    Shown::new(text(&status), &status)
+}
+
+// Writing to a String cannot fail, so the results of write! are dropped below.
+fn text(status: &Status) -> String {
+    let mut text = String::new();
+    let verdict = if status.ready { "READY" } else { "NOT READY" };
+    let _ = writeln!(text, "{} is {verdict}", status.node.name);
+    for reason in &status.reasons {
+        let _ = writeln!(text, "  - {reason}");
+    }
+    text.push('\n');
+    let mut fact = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<10}{value}");
+    };
+    fact("Cluster", format!("{}, node {}", status.cluster, status.node.uuid));
+    fact("netd", format!("{}, ABI {}, up {}", status.version, status.abi, duration(status.uptime_secs)));
+    fact("Store", store(&status.store));
+    fact("Overlay", overlay(status));
+    fact("Services", format!("{}, programmed to revision {}", status.services, status.programmed_revision));
+    fact("Pods", format!("{} on this node", status.pods));
+    if !status.pending.is_empty() {
+        let _ = writeln!(text, "\nNot applied yet ({}):", status.pending.len());
+        for item in &status.pending {
+            let _ = writeln!(text, "  - {}: {} (tried {} times)", item.object, item.error, item.retries);
+        }
+    }
+    if !status.bad_values.is_empty() {
+        let _ = writeln!(text, "\nValues in the store that were skipped ({}):", status.bad_values.len());
+        for bad in &status.bad_values {
+            let _ = writeln!(text, "  - {}: {}", bad.key, bad.reason);
+        }
+    }
+    text
+}
+
+fn store(store: &StoreStatus) -> String {
+    let state = match (store.connected, store.in_sync) {
+        (true, true) => format!("in sync at revision {}", store.revision),
+        (true, false) => "connected, reading the first snapshot".to_owned(),
+        (false, _) => format!("not reachable, last known revision {}", store.revision),
+    };
+    let error = store.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    format!("{state} ({}){error}", list(&store.endpoints))
+}
+
+fn overlay(status: &Status) -> String {
+    let overlay = &status.overlay;
+    let device = overlay.device.as_ref().map(|device| format!(" on {device}")).unwrap_or_default();
+    let address =
+        |ip: Option<std::net::IpAddr>| ip.map_or_else(|| "none yet".to_owned(), |ip| ip.to_string());
+    format!(
+        "{}{device}, MTU {}, {} peers, underlay {}, overlay address {}",
+        overlay.backend,
+        overlay.mtu,
+        overlay.peers.len(),
+        address(status.node.underlay),
+        address(status.node.overlay),
+    )
+}
+
+/// The two largest units: `3d4h`, `2h13m`, `45s`.
+fn duration(secs: u64) -> String {
+    let (days, hours, minutes) = (secs / 86_400, secs / 3_600 % 24, secs / 60 % 60);
+    match secs {
+        86_400.. => format!("{days}d{hours}h"),
+        3_600.. => format!("{hours}h{minutes}m"),
+        60.. => format!("{minutes}m{}s", secs % 60),
+        _ => format!("{secs}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Status {
+        serde_json::from_value(serde_json::json!({
+            "version": "0.1.0", "abi": 1, "cluster": "weft",
+            "node": {"uuid": "6f1c1b4e-0000-4000-8000-000000000001", "name": "n1", "underlay": "192.0.2.1",
+                     "overlay": "10.244.0.0", "alive": true},
+            "ready": true,
+            "store": {"endpoints": ["http://192.0.2.9:2379"], "connected": true, "in_sync": true, "revision": 42},
+            "programmed_revision": 42,
+            "overlay": {"backend": "vxlan", "device": "weft.vxlan", "mtu": 1450, "peers": []},
+            "pods": 2, "services": 3, "uptime_secs": 7980,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_ready_node_is_a_short_story() {
+        assert_eq!(
+            text(&example()),
+            "n1 is READY\n\
+             \n\
+             Cluster   weft, node 6f1c1b4e-0000-4000-8000-000000000001\n\
+             netd      0.1.0, ABI 1, up 2h13m\n\
+             Store     in sync at revision 42 (http://192.0.2.9:2379)\n\
+             Overlay   vxlan on weft.vxlan, MTU 1450, 0 peers, underlay 192.0.2.1, overlay address 10.244.0.0\n\
+             Services  3, programmed to revision 42\n\
+             Pods      2 on this node\n"
+        );
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_gives_its_reasons_first() {
+        let mut status = example();
+        status.ready = false;
+        status.reasons = vec!["the store has not been read yet".into()];
+        status.store.connected = false;
+        status.store.last_error = Some("connection refused".into());
+        status.bad_values =
+            vec![netd_api::BadValue { key: "/weft/v1/weft/services/a/b".into(), reason: "bad".into() }];
+        let text = text(&status);
+        assert!(text.starts_with("n1 is NOT READY\n  - the store has not been read yet\n\n"), "{text}");
+        assert!(
+            text.contains(
+                "not reachable, last known revision 42 (http://192.0.2.9:2379): connection refused"
+            ),
+            "{text}"
+        );
+        assert!(text.ends_with("were skipped (1):\n  - /weft/v1/weft/services/a/b: bad\n"), "{text}");
+    }
+
+    #[test]
+    fn durations_show_two_units() {
+        let shown: Vec<_> = [0, 59, 61, 3_600, 90_000].map(duration).to_vec();
+        assert_eq!(shown, ["0s", "59s", "1m1s", "1h0m", "1d1h"]);
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The API: HTTP/1.1 and JSON over the Unix socket. The socket is root's (0660); who connects is asked of the kernel
+//! (SO_PEERCRED), and only root writes.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use netd_api::{ApiError, Empty, REQUEST_BYTES_MAX, paths};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::node::Node;
+use crate::{apply, attachments_api, status};
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    /// `None` where the kernel would not say: then nobody.
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let stream: &UnixStream = stream.io();
+        Self { uid: stream.peer_cred().ok().map(|cred| cred.uid()) }
+    }
+}
+
+/// Opens the socket; one that a killed netd left is replaced, one that answers belongs to a running netd.
+pub(crate) async fn bind(node: &Node) -> Result<UnixListener> {
+    let path = node.config.socket();
+    if UnixStream::connect(&path).await.is_ok() {
+        anyhow::bail!("another netd answers on {}; stop it first", path.display());
+    }
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| path.display().to_string());
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Serves until `shutdown`; requests under way are finished.
+pub(crate) async fn serve(
+    node: Arc<Node>,
+    listener: UnixListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let router = Router::new()
+        .route(paths::ALLOCATE, post(allocate))
+        .route(paths::COMMIT, post(commit))
+        .route(paths::RELEASE, post(release))
+        .route(paths::CHECK, post(check))
+        .route(paths::STATUS, get(|State(n): State<Arc<Node>>| async move { Json(status::status(&n)) }))
+        .route(paths::NODES, get(|State(n): State<Arc<Node>>| async move { Json(status::nodes(&n)) }))
+        .route(paths::PODS, get(|State(n): State<Arc<Node>>| async move { Json(status::pods(&n)) }))
+        .route(paths::SERVICES, get(|State(n): State<Arc<Node>>| async move { Json(status::services(&n)) }))
+        .route(paths::SERVICE, get(service))
+        .route(paths::APPLY, post(apply_objects))
+        .route(paths::DELETE, post(delete_object))
+        .route(paths::IPAM, get(|State(n): State<Arc<Node>>| async move { Json(status::ipam(&n)) }))
+        .fallback(|| async { error(&ApiError::not_found("no such path in this version of the API")) })
+        .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
+        .with_state(node)
+        .into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the API server ended")
+}
+
+type Answer = Response;
+
+async fn allocate(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(attachments_api::allocate(&node, request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn commit(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Bytes) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(attachments_api::commit(&node, request).await.map(|()| Empty {})),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn release(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Bytes) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(attachments_api::release(&node, request).await.map(|()| Empty {})),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn check(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Bytes) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(attachments_api::check(&node, &request)),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn service(State(node): State<Arc<Node>>, Path((namespace, name)): Path<(String, String)>) -> Answer {
+    answer(status::service(&node, &namespace, &name))
+}
+
+async fn apply_objects(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(apply::apply(&node, request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn delete_object(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(apply::delete(&node, &request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+/// A write: root only, and the body must be what the path wants.
+fn request<T: DeserializeOwned>(peer: Peer, body: &[u8]) -> Result<T, ApiError> {
+    if peer.uid != Some(0) {
+        return Err(ApiError::invalid(format!("only root may do this, not uid {:?}", peer.uid)));
+    }
+    serde_json::from_slice(body).map_err(|e| ApiError::invalid(format!("the request body: {e}")))
+}
+
+fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Answer {
+    match outcome {
+        Ok(value) => Json(value).into_response(),
+        Err(refused) => error(&refused),
+    }
+}
+
+fn error(refused: &ApiError) -> Answer {
+    let status =
+        StatusCode::from_u16(refused.http_status().as_u16()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    tracing::info!(%status, class = ?refused.class, "refused: {refused}");
+    (status, Json(refused.clone())).into_response()
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `POST /v1/apply` and `/v1/delete`: objects in Kubernetes' shapes into the store, a Service with its ClusterIP in one
+//! transaction.
+
+use std::net::IpAddr;
+
+use lb::{EndpointSlice, Object, Service, parse_object};
+use netd_api::{
+    ApiError, ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest, ErrorClass,
+};
+use netd_store::claim::{
+    ServiceClaimError, ServiceClaims, ServiceRange, claim_service_ip_among, delete_service,
+};
+use netd_store::records::{decode, encode};
+use netd_store::{Class, StoreError, Transaction};
+
+use crate::node::Node;
+
+/// Objects of one request, so that an answer comes before the client's time is over.
+const OBJECTS_MAX: usize = 1_000;
+/// Somebody else may write the same object at the same time; more often than this is a fight.
+const TRIES: usize = 5;
+
+/// Writes the objects in order. Validation of all comes before the first write.
+pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyReply, ApiError> {
+    if request.objects.len() > OBJECTS_MAX {
+        return Err(ApiError::invalid(format!(
+            "{} objects in one request, at most {OBJECTS_MAX}; send several",
+            request.objects.len()
+        )));
+    }
+    let mut parsed = Vec::with_capacity(request.objects.len());
+    for (index, json) in request.objects.into_iter().enumerate() {
+        let one = parse_object(json).map_err(|error| {
+            ApiError::invalid(error.to_string()).with_details(format!("object {} of the request", index + 1))
+        })?;
+        parsed.push(one);
+    }
+    let mut claims = None;
+    let mut reply = ApplyReply { results: Vec::with_capacity(parsed.len()), revision: 0 };
+    for (object, ignored) in parsed {
+        let name = match &object {
+            Object::EndpointSlice(slice) => slice.display_name(),
+            Object::Service(service) => service.display_name(),
+        };
+        let (action, revision, cluster_ip) = match object {
+            Object::EndpointSlice(slice) => put_slice(node, &slice).await?,
+            Object::Service(service) => put_service(node, service, &mut claims).await?,
+        };
+        reply.revision = reply.revision.max(revision);
+        let ignored = ignored.into_iter().map(|field| field.path).collect();
+        reply.results.push(ApplyResult { object: name, action, ignored, cluster_ip });
+    }
+    Ok(reply)
+}
+
+type Written = (ApplyAction, u64, Option<IpAddr>);
+
+/// `claims` are read at the first service of a request and serve the others too.
+async fn put_service(
+    node: &Node,
+    wanted: Service,
+    claims: &mut Option<ServiceClaims>,
+) -> Result<Written, ApiError> {
+    let view = node.view.load_full();
+    if !view.configured {
+        return Err(ApiError::retry("the cluster has no configuration yet; try again"));
+    }
+    let range = ServiceRange { cidr: view.config.service_cidr, reserved: vec![view.config.dns_vip] };
+    let key = node.keys.service(&wanted.metadata.namespace, &wanted.metadata.name);
+    for _ in 0..TRIES {
+        let known = node.store.get(&key).await.map_err(store_error)?;
+        let mut service = wanted.clone();
+        let before = known.as_ref().and_then(|item| decode::<Service>(&item.key, &item.value).ok());
+        if let Some(before) = &before
+            && service.needs_cluster_ip()
+            && before.spec.cluster_ip != lb::CLUSTER_IP_NONE
+        {
+            // As in Kubernetes: what was allocated stays when the manifest does not name one.
+            service.spec.cluster_ip.clone_from(&before.spec.cluster_ip);
+            service.spec.cluster_ips.clone_from(&before.spec.cluster_ips);
+        }
+        if before.as_ref() == Some(&service) {
+            let revision = known.map_or(0, |item| item.mod_revision);
+            return Ok((ApplyAction::Unchanged, revision, service.cluster_ips().first().copied()));
+        }
+        let seen = known.as_ref().map_or(0, |item| item.mod_revision);
+        let claims = match claims {
+            Some(claims) => claims,
+            None => claims
+                .insert(ServiceClaims::read(node.store.as_ref(), &node.keys).await.map_err(store_error)?),
+        };
+        match claim_service_ip_among(node.store.as_ref(), &node.keys, &range, claims, service, seen).await {
+            Ok(stored) => {
+                let action = if seen == 0 { ApplyAction::Created } else { ApplyAction::Configured };
+                return Ok((action, stored.revision, stored.service.cluster_ips().first().copied()));
+            }
+            Err(ServiceClaimError::ServiceChanged { .. }) => {}
+            Err(error) => return Err(claim_error(&wanted.display_name(), &error)),
+        }
+    }
+    Err(ApiError::retry(format!("{} is being changed by somebody else; try again", wanted.display_name())))
+}
+
+async fn put_slice(node: &Node, slice: &EndpointSlice) -> Result<Written, ApiError> {
+    let object = slice.display_name();
+    let service = slice.service_name().ok_or_else(|| {
+        ApiError::invalid(format!("{object}: metadata.labels: {} is needed", lb::LABEL_SERVICE_NAME))
+    })?;
+    // A slice of a node's own pods is that node's to write: its source is a UUID, which no name applied here may be.
+    if uuid::Uuid::parse_str(&slice.metadata.name).is_ok() {
+        return Err(ApiError::invalid(format!(
+            "{object}: metadata.name: a UUID is the name of a node's own slice"
+        )));
+    }
+    let key = node.keys.endpoint(&slice.metadata.namespace, service, &slice.metadata.name);
+    let value = encode(&key, slice).map_err(|e| ApiError::invalid(e.to_string()))?;
+    for _ in 0..TRIES {
+        let known = node.store.get(&key).await.map_err(store_error)?;
+        if let Some(known) = known.as_ref().filter(|known| known.value == value) {
+            return Ok((ApplyAction::Unchanged, known.mod_revision, None));
+        }
+        let seen = known.map_or(0, |item| item.mod_revision);
+        let write = Transaction::new().unchanged(&key, seen).put(&key, value.clone());
+        let done = node.store.transact(write).await.map_err(store_error)?;
+        if done.succeeded {
+            let action = if seen == 0 { ApplyAction::Created } else { ApplyAction::Configured };
+            return Ok((action, done.revision, None));
+        }
+    }
+    Err(ApiError::retry(format!("{object} is being changed by somebody else; try again")))
+}
+
+/// Deletes one object; absent is fine.
+pub(crate) async fn delete(node: &Node, request: &DeleteRequest) -> Result<DeleteReply, ApiError> {
+    let (namespace, name) = (request.namespace.as_str(), request.name.as_str());
+    match request.kind.to_ascii_lowercase().as_str() {
+        "service" | "services" | "svc" => {
+            let gone = delete_service(node.store.as_ref(), &node.keys, namespace, name).await;
+            let gone = gone.map_err(|error| claim_error(&format!("Service {namespace}/{name}"), &error))?;
+            Ok(DeleteReply { revision: gone.unwrap_or(0), existed: gone.is_some() })
+        }
+        "endpointslice" | "endpointslices" => delete_slice(node, namespace, name).await,
+        other => {
+            Err(ApiError::invalid(format!("kind {other:?} is not known here; Service and EndpointSlice are")))
+        }
+    }
+}
+
+async fn delete_slice(node: &Node, namespace: &str, name: &str) -> Result<DeleteReply, ApiError> {
+    // The key carries the service too, which a name alone does not tell: the view does.
+    let view = node.view.load_full();
+    let found = view.slices.iter().find(|(key, slice)| {
+        slice.metadata.namespace == namespace
+            && slice.metadata.name == name
+            && key.ends_with(&format!("/{name}"))
+    });
+    match found {
+        Some((key, _)) => {
+            Ok(DeleteReply { revision: node.store.delete(key).await.map_err(store_error)?, existed: true })
+        }
+        None => Ok(DeleteReply { revision: 0, existed: false }),
+    }
+}
+
+fn claim_error(object: &str, error: &ServiceClaimError) -> ApiError {
+    ApiError::new(class(error.class()), format!("{object}: {error}"))
+}
+
+fn store_error(error: StoreError) -> ApiError {
+    ApiError::new(class(error.class()), format!("the store: {error}"))
+}
+
+fn class(class: Class) -> ErrorClass {
+    match class {
+        Class::Conflict => ErrorClass::Conflict,
+        Class::Fatal => ErrorClass::Fatal,
+        Class::Invalid => ErrorClass::Invalid,
+        Class::Retry => ErrorClass::Retry,
+    }
+}

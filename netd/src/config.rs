@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Flags, environment and file, turned once into a checked [`Config`].
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use thiserror::Error;
+
+use crate::args::{Args, AttachKind, LogFormat, Options, OverlayKind};
+
+/// Read when it exists and no other is named.
+const DEFAULT_FILE: &str = "/etc/weft/netd.toml";
+/// A cluster name is part of keys, paths and pins: longer ones make them unreadable.
+const CLUSTER_NAME_MAX: usize = 63;
+
+/// Everything netd was told, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub cluster: String,
+    pub node_name: String,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub bpf_dir: PathBuf,
+    pub cgroup_root: Option<PathBuf>,
+    pub store: StoreConfig,
+    pub overlay: OverlayKind,
+    pub underlay_address: Option<IpAddr>,
+    pub pod_cidr: IpNet,
+    pub service_cidr: IpNet,
+    pub no_masquerade_cidrs: Vec<IpNet>,
+    pub metrics_listen: SocketAddr,
+    pub dns_address: IpAddr,
+    pub dns_upstreams: Option<Vec<SocketAddr>>,
+    pub datapath_attach: AttachKind,
+    pub cool_down: Duration,
+    pub log_format: LogFormat,
+    pub log_level: String,
+}
+
+/// How to reach etcd.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreConfig {
+    pub endpoints: Vec<String>,
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub user: Option<String>,
+    pub password: Option<String>,
+}
+
+/// Why the configuration cannot be used; the text says where and what to do.
+#[derive(Debug, Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read the configuration {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {path} is not valid: {reason}")]
+    Parse { path: PathBuf, reason: String },
+    #[error("{option}: {reason}")]
+    Value { option: &'static str, reason: String },
+}
+
+impl Config {
+    /// Reads the file (if any), lays flags and environment over it, and checks every value.
+    pub(crate) fn load(args: &Args) -> Result<Self, ConfigError> {
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read_file(Path::new(DEFAULT_FILE))?,
+            None => Options::default(),
+        };
+        Self::check(overlay_options(args.options.clone(), file))
+    }
+
+    fn check(o: Options) -> Result<Self, ConfigError> {
+        let cluster = o.cluster.unwrap_or_else(|| "weft".into());
+        check_name("cluster", &cluster)?;
+        let node_name = match o.node_name {
+            Some(name) => name,
+            None => nix::unistd::gethostname()
+                .map_err(|e| {
+                    bad("node-name", format!("the host name cannot be read ({e}); give --node-name"))
+                })?
+                .to_string_lossy()
+                .into_owned(),
+        };
+        check_name("node-name", &node_name)?;
+        let pod_cidr = o.pod_cidr.unwrap_or(IpNet::V4(v4net([10, 244, 0, 0], 16)));
+        let service_cidr = o.service_cidr.unwrap_or(IpNet::V4(v4net([10, 96, 0, 0], 16)));
+        for (option, cidr) in [("pod-cidr", pod_cidr), ("service-cidr", service_cidr)] {
+            if cidr.addr() != cidr.network() {
+                return Err(bad(option, format!("{cidr} has host bits set; did you mean {}?", cidr.trunc())));
+            }
+            if cidr.addr().is_ipv6() {
+                return Err(bad(option, format!("{cidr}: only IPv4 in this version")));
+            }
+        }
+        if pod_cidr.contains(&service_cidr) || service_cidr.contains(&pod_cidr) {
+            return Err(bad("service-cidr", format!("{service_cidr} overlaps the pod CIDR {pod_cidr}")));
+        }
+        Ok(Self {
+            cluster,
+            node_name,
+            state_dir: o.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
+            run_dir: o.run_dir.unwrap_or_else(|| "/run/weft".into()),
+            bpf_dir: o.bpf_dir.unwrap_or_else(|| "/sys/fs/bpf/weft".into()),
+            cgroup_root: o.cgroup_root,
+            store: check_store(
+                o.store_endpoints,
+                [o.store_ca, o.store_cert, o.store_key],
+                o.store_user,
+                o.store_password_file,
+            )?,
+            overlay: o.overlay.unwrap_or(OverlayKind::Vxlan),
+            underlay_address: o.underlay_address,
+            pod_cidr,
+            service_cidr,
+            no_masquerade_cidrs: o.no_masquerade_cidrs.unwrap_or_default(),
+            metrics_listen: o.metrics_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9157))),
+            dns_address: o.dns_address.unwrap_or(IpAddr::V4(Ipv4Addr::new(169, 254, 53, 53))),
+            dns_upstreams: o.dns_upstreams.map(|list| check_upstreams(&list)).transpose()?,
+            datapath_attach: o.datapath_attach.unwrap_or(AttachKind::Auto),
+            cool_down: Duration::from_secs(o.cool_down_secs.unwrap_or(30)),
+            log_format: o.log_format.unwrap_or(LogFormat::Text),
+            log_level: o.log_level.unwrap_or_else(|| "info".into()),
+        })
+    }
+
+    /// The Unix socket of the API.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run_dir.join("netd.sock")
+    }
+}
+
+fn read_file(path: &Path) -> Result<Options, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    // toml's message names the line, the column and, for an unknown key, the keys that exist.
+    toml::from_str(&text).map_err(|e| ConfigError::Parse {
+        path: path.to_owned(),
+        reason: e.to_string().trim_end().to_owned(),
+    })
+}
+
+/// `over` wins over `under`, option by option. Destructured by name so that a new option cannot be forgotten.
+fn overlay_options(over: Options, under: Options) -> Options {
+    macro_rules! pick { ($($field:ident),* $(,)?) => {{
+        let Options { $($field),* } = over;
+        Options { $($field: $field.or(under.$field)),* }
+    }}; }
+    pick!(
+        cluster,
+        node_name,
+        state_dir,
+        run_dir,
+        bpf_dir,
+        cgroup_root,
+        store_endpoints,
+        store_ca,
+        store_cert,
+        store_key,
+        store_user,
+        store_password_file,
+        overlay,
+        underlay_address,
+        pod_cidr,
+        service_cidr,
+        no_masquerade_cidrs,
+        metrics_listen,
+        dns_address,
+        dns_upstreams,
+        datapath_attach,
+        cool_down_secs,
+        log_format,
+        log_level,
+    )
+}
+
+fn check_store(
+    endpoints: Option<Vec<String>>,
+    [ca, cert, key]: [Option<PathBuf>; 3],
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+) -> Result<StoreConfig, ConfigError> {
+    let endpoints = endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".into()]);
+    if endpoints.is_empty() {
+        return Err(bad("store-endpoints", "at least one URL is needed".into()));
+    }
+    for url in &endpoints {
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Err(bad(
+                "store-endpoints",
+                format!("{url}: a URL like http://10.0.0.1:2379 or https://… is needed"),
+            ));
+        }
+    }
+    if cert.is_some() != key.is_some() {
+        return Err(bad("store-cert", "a client certificate needs both --store-cert and --store-key".into()));
+    }
+    let password = match (&user, password_file) {
+        (Some(_), Some(path)) => {
+            let text = std::fs::read_to_string(&path)
+                .map_err(|e| bad("store-password-file", format!("{}: {e}", path.display())))?;
+            Some(text.trim_end_matches(['\n', '\r']).to_owned())
+        }
+        (None, None) => None,
+        _ => return Err(bad("store-user", "needs both --store-user and --store-password-file".into())),
+    };
+    Ok(StoreConfig { endpoints, ca, cert, key, user, password })
+}
+
+fn check_upstreams(list: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
+    list.iter()
+        .map(|text| {
+            text.parse::<SocketAddr>()
+                .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
+                .map_err(|_| {
+                    bad("dns-upstreams", format!("{text}: not an address, nor an address with a port"))
+                })
+        })
+        .collect()
+}
+
+fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {
+    let ok = !name.is_empty()
+        && name.len() <= CLUSTER_NAME_MAX
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        && name.as_bytes()[0].is_ascii_alphanumeric();
+    if ok {
+        return Ok(());
+    }
+    Err(bad(
+        option,
+        format!(
+            "{name:?}: letters, digits, '-', '_' and '.', a letter or digit first, at most {CLUSTER_NAME_MAX}"
+        ),
+    ))
+}
+
+fn bad(option: &'static str, reason: String) -> ConfigError {
+    ConfigError::Value { option, reason }
+}
+
+fn v4net(octets: [u8; 4], prefix: u8) -> ipnet::Ipv4Net {
+    // Constant prefixes of at most 32; clamped so that no panic path exists.
+    ipnet::Ipv4Net::new_assert(Ipv4Addr::from(octets), prefix.min(32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("netd.toml");
+        std::fs::write(&path, text).unwrap();
+        let file = read_file(&path).map_err(|e| e.to_string())?;
+        Config::check(overlay_options(Options::default(), file)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = parse("node-name = \"n1\"").unwrap();
+        assert_eq!(config.cluster, "weft");
+        assert_eq!(config.pod_cidr.to_string(), "10.244.0.0/16");
+        assert_eq!(config.socket(), Path::new("/run/weft/netd.sock"));
+        assert_eq!(config.cool_down, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = parse("cluster = \"a\"\noverley = \"vxlan\"\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("overley"), "{error}");
+    }
+
+    #[test]
+    fn bad_values_name_the_option() {
+        for (text, option) in [
+            ("pod-cidr = \"10.244.0.1/16\"", "pod-cidr"),
+            ("pod-cidr = \"10.0.0.0/8\"", "service-cidr"),
+            ("store-endpoints = [\"10.0.0.1:2379\"]", "store-endpoints"),
+            ("store-cert = \"/x\"", "store-cert"),
+            ("store-user = \"u\"", "store-user"),
+            ("dns-upstreams = [\"one\"]", "dns-upstreams"),
+            ("cluster = \"../x\"", "cluster"),
+        ] {
+            let error = parse(&format!("node-name = \"n1\"\n{text}")).unwrap_err();
+            assert!(error.contains(option), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Options { cluster: Some("flag".into()), ..Options::default() };
+        let file =
+            Options { cluster: Some("file".into()), node_name: Some("n".into()), ..Options::default() };
+        let config = Config::check(overlay_options(flags, file)).unwrap();
+        assert_eq!((config.cluster.as_str(), config.node_name.as_str()), ("flag", "n"));
+    }
+}

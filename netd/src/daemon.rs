@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Starts every task and ends them in order. Nothing here touches the kernel's network: that is the agent's, after it has a
+//! view of the cluster.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use dns_server::{DnsServer, ForwardConfig};
+use ebpf_loader::{AttachMode, Datapath, DatapathConfig};
+use ipnet::IpNet;
+use netd_host::Host;
+use netd_store::{Etcd, EtcdConfig, Keys, Mirror, MirrorState, Store, Tail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::addresses::Addresses;
+use crate::agent::Agent;
+use crate::args::AttachKind;
+use crate::attachments::Attachments;
+use crate::config::{Config, StoreConfig};
+use crate::node::{Node, Parts};
+use crate::settings::Settings;
+use crate::task::Task;
+use crate::{api, deferred, desired, health, identity, lease, publish, snapshot, status};
+
+/// After this long without the store the last-known-good snapshot stands in.
+const SNAPSHOT_AFTER: Duration = Duration::from_secs(5);
+/// Requests under way at SIGTERM get this long.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT. What the kernel was told stays: pods and services go on without netd.
+pub(crate) async fn run(config: Config) -> Result<()> {
+    tracing::info!(
+        version = status::VERSION,
+        cluster = config.cluster,
+        node = config.node_name,
+        "netd starts"
+    );
+    for dir in [&config.state_dir, &config.run_dir] {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let host = Host::open().context("cannot open a netlink socket")?;
+    let (node, tail) = prepare(config, &host).await?;
+    let settings = Settings::open(&node.config.state_dir)?;
+    let listener = api::bind(&node).await?;
+    let metrics = health::bind(&node).await?;
+    let dns = bind_dns(&node)?;
+
+    let stop = CancellationToken::new();
+    let background = [
+        Task::spawn("store", tail),
+        Task::spawn("metrics", health::serve(node.clone(), metrics)),
+        Task::spawn("agent", Agent::new(node.clone(), host.clone(), settings).run(host)),
+        Task::spawn("publish", publish::keep(node.clone())),
+        Task::spawn("snapshot", snapshot::keep(node.clone())),
+        Task::spawn("lease", lease::keep(node.clone())),
+        Task::spawn("deferred DELs", deferred::keep(node.clone())),
+    ];
+    let draining = [
+        Task::spawn("api", api::serve(node.clone(), listener, stop.clone().cancelled_owned())),
+        Task::spawn("dns", {
+            let stop = stop.clone();
+            async move {
+                dns.run(stop.cancelled_owned()).await;
+                Ok(())
+            }
+        }),
+    ];
+    wait_for_end().await?;
+    tracing::info!("stopping; pods and services go on");
+    stop.cancel();
+    let drained = async {
+        for task in draining {
+            task.join().await;
+        }
+        lease::withdraw(&node).await;
+    };
+    if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
+        tracing::warn!(limit = ?DRAIN_LIMIT, "requests under way were cut off");
+    }
+    drop(background);
+    let _ = std::fs::remove_file(node.config.socket());
+    Ok(())
+}
+
+/// Identity, maps, journal, store: everything that must work before anything is served.
+async fn prepare(
+    config: Config,
+    host: &Host,
+) -> Result<(Arc<Node>, impl Future<Output = Result<()>> + use<>)> {
+    ebpf_loader::probe().context("this kernel cannot carry Weft's datapath")?;
+    let uuid = identity::load_or_create(&config.state_dir)?;
+    let keys = Keys::new(&config.cluster)?;
+    let datapath = open_datapath(&config, uuid)?;
+    let underlay = host.underlay(config.underlay_address, store_address(&config.store).await).await?;
+    tracing::info!(address = %underlay.address, device = underlay.device, mtu = underlay.mtu, reason = underlay.reason, "underlay");
+    let addresses = Addresses::open(&config.state_dir, uuid, config.cool_down)?;
+    let attachments = Attachments::load(&config.state_dir).context("cannot read the attachment records")?;
+    let store: Arc<dyn Store> = Arc::new(connect(&config.store).await?);
+    let (tail, from_store) = Tail::new(store.clone(), keys.root());
+    let (to_node, mirror) = watch::channel(Arc::new(MirrorState::default()));
+    let known = match snapshot::load(&config.state_dir, &config.cluster) {
+        Ok(known) => known,
+        Err(error) => {
+            tracing::warn!("no last-known-good snapshot: {error:#}");
+            None
+        }
+    };
+    let relay = relay(from_store, to_node, known.map(|(revision, items)| stand_in(revision, items)));
+    let follow = async move {
+        tokio::select! {
+            () = tail.run() => Ok(()),
+            outcome = relay => outcome,
+        }
+    };
+    let node =
+        Node::new(Parts { config, uuid, keys, store, mirror, underlay, addresses, attachments, datapath });
+    Ok((Arc::new(node), follow))
+}
+
+/// A mirror state that says what the cluster was, and that this is not known to be current.
+fn stand_in(revision: u64, items: std::collections::BTreeMap<String, netd_store::KeyValue>) -> MirrorState {
+    let mut mirror = Mirror::new();
+    mirror.revision = revision;
+    mirror.items = Arc::new(items);
+    MirrorState { mirror, ..MirrorState::default() }
+}
+
+/// Passes the store's states on; while there is none, the snapshot stands in after [`SNAPSHOT_AFTER`].
+async fn relay(
+    mut from: watch::Receiver<Arc<MirrorState>>,
+    to: watch::Sender<Arc<MirrorState>>,
+    known: Option<MirrorState>,
+) -> Result<()> {
+    let mut known = known;
+    let deadline = tokio::time::sleep(SNAPSHOT_AFTER);
+    tokio::pin!(deadline);
+    let mut waiting = true;
+    loop {
+        tokio::select! {
+            changed = from.changed() => changed?,
+            () = &mut deadline, if waiting => waiting = false,
+        }
+        let state = from.borrow_and_update().clone();
+        if state.in_sync {
+            (waiting, known) = (false, None);
+            to.send_replace(state);
+            continue;
+        }
+        // The reason why the store is not read goes along with whatever stands in for it.
+        let mut shown = match &known {
+            Some(known) if !waiting => known.clone(),
+            _ => MirrorState::default(),
+        };
+        if shown.revision > 0 && to.borrow().revision == 0 {
+            tracing::warn!(
+                revision = shown.revision,
+                "the store does not answer: going on from the last-known-good snapshot, adding and repairing only"
+            );
+        }
+        shown.last_error.clone_from(&state.last_error);
+        to.send_replace(Arc::new(shown));
+    }
+}
+
+fn open_datapath(config: &Config, uuid: uuid::Uuid) -> Result<Datapath> {
+    let pin_dir = Node::pin_dir(config, uuid);
+    ebpf_loader::ensure_bpffs(&config.bpf_dir)?;
+    let cgroup_root = match &config.cgroup_root {
+        Some(root) => root.clone(),
+        None => ebpf_loader::cgroup2_mount()?,
+    };
+    let attach = match config.datapath_attach {
+        AttachKind::Auto => AttachMode::Auto,
+        AttachKind::Clsact => AttachMode::Clsact,
+        AttachKind::Tcx => AttachMode::Tcx,
+    };
+    Datapath::open(DatapathConfig { pin_dir, cgroup_root, attach }).context("cannot open the BPF datapath")
+}
+
+async fn connect(config: &StoreConfig) -> Result<Etcd> {
+    let config = EtcdConfig {
+        endpoints: config.endpoints.clone(),
+        user: config.user.clone(),
+        password: config.password.clone(),
+        ca_file: config.ca.clone(),
+        cert_file: config.cert.clone(),
+        key_file: config.key.clone(),
+        ..EtcdConfig::default()
+    };
+    Etcd::connect(config).await.context("the store's configuration cannot work")
+}
+
+/// Address of the first store endpoint, for the choice of the underlay; names are looked up once.
+async fn store_address(config: &StoreConfig) -> Option<IpAddr> {
+    let url = config.endpoints.first()?;
+    let authority = url.split_once("://")?.1.split('/').next()?;
+    let mut found = tokio::net::lookup_host(authority).await.ok()?;
+    found.next().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
+}
+
+fn bind_dns(node: &Node) -> Result<DnsServer> {
+    let config = &node.config;
+    let cluster = desired::initial_config(config);
+    let own = [config.dns_address, cluster.dns_vip];
+    let upstreams = match &config.dns_upstreams {
+        Some(upstreams) => upstreams.clone(),
+        None => {
+            dns_server::nameservers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), &own)
+        }
+    };
+    if upstreams.is_empty() {
+        tracing::warn!(
+            "no DNS upstream in /etc/resolv.conf: names outside the cluster are refused; see --dns-upstreams"
+        );
+    }
+    let clients: Vec<IpNet> = cluster
+        .pools
+        .iter()
+        .map(|pool| pool.cidr)
+        // The node's own processes ask from any of its addresses.
+        .chain([IpNet::from(config.dns_address), IpNet::from(node.underlay.address)])
+        .chain(["127.0.0.0/8".parse::<IpNet>()].into_iter().flatten())
+        .collect();
+    let forward = ForwardConfig { upstreams, own_addresses: own.to_vec(), ..ForwardConfig::default() };
+    let address = SocketAddr::new(config.dns_address, desired::DNS_PORT);
+    Ok(DnsServer::bind(&[address], clients, node.zone.clone(), forward, node.dns_stats.clone())?)
+}
+
+async fn wait_for_end() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => tracing::warn!("SIGHUP: this version reads its configuration at start only; restart netd (pods keep their network)"),
+        }
+    }
+}
+
+/// Whether another netd of this node answers.
+pub(crate) async fn is_running(socket: &Path) -> bool {
+    tokio::net::UnixStream::connect(socket).await.is_ok()
+}

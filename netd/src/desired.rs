@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What this node should look like: one pure step from the view of the cluster and the node's own attachments to kernel
+//! objects, nft rules and DNS zone.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use dns_zone::{Zone, ZoneEndpoint, ZoneError, ZoneKind, ZonePort, ZoneService};
+use ipnet::IpNet;
+use lb::{Metadata, Port, Protocol, Service};
+use netd_host::Underlay;
+use netd_plan::{
+    Backend, HostObjects, NftConfig, PodWiring, VxlanConfig, node_dns_objects, overlay_objects, pod_objects,
+    vxlan_mtu,
+};
+use netd_store::records::{ClusterConfig, OverlayBackend};
+
+use crate::args::OverlayKind;
+use crate::attachments::{Attachment, Phase};
+use crate::config::Config;
+use crate::node::{Node, lock};
+use crate::view::View;
+
+/// The overlay device.
+pub(crate) const VXLAN_DEVICE: &str = "weft.vxlan";
+/// Answers live this long: short, because backends come and go.
+pub(crate) const DNS_TTL_SECS: u32 = 5;
+/// Where DNS is served.
+pub(crate) const DNS_PORT: u16 = 53;
+
+/// The overlay of this node.
+pub(crate) fn backend(node: &Node, config: &ClusterConfig) -> Backend {
+    match config.overlay {
+        OverlayBackend::Native => Backend::Native,
+        OverlayBackend::Vxlan => Backend::Vxlan(VxlanConfig {
+            vni: config.vni,
+            port: config.vxlan_port,
+            mtu: pod_mtu(&node.underlay, config.overlay),
+            device: VXLAN_DEVICE.into(),
+        }),
+    }
+}
+
+/// MTU of pods and overlay device: what fits into one packet of the underlay.
+pub(crate) fn pod_mtu(underlay: &Underlay, overlay: OverlayBackend) -> u32 {
+    match overlay {
+        OverlayBackend::Native => underlay.mtu,
+        OverlayBackend::Vxlan => vxlan_mtu(underlay.mtu, underlay.address),
+    }
+}
+
+/// The configuration that this node gives a cluster that has none.
+pub(crate) fn initial_config(config: &Config) -> ClusterConfig {
+    let defaults = ClusterConfig::default();
+    let pool = |pool: &ipam::Pool| ipam::Pool { cidr: config.pod_cidr, ..pool.clone() };
+    ClusterConfig {
+        pools: defaults.pools.iter().take(1).map(pool).collect(),
+        service_cidr: config.service_cidr,
+        dns_vip: dns_vip(config.service_cidr).unwrap_or(defaults.dns_vip),
+        overlay: match config.overlay {
+            OverlayKind::Native => OverlayBackend::Native,
+            OverlayKind::Vxlan => OverlayBackend::Vxlan,
+        },
+        ..defaults
+    }
+}
+
+/// The tenth address of the service CIDR, as Kubernetes' installers have it.
+fn dns_vip(service_cidr: IpNet) -> Option<IpAddr> {
+    service_cidr.hosts().nth(9)
+}
+
+/// Links, addresses, routes, neighbours and FDB.
+pub(crate) fn host_objects(node: &Node, view: &View) -> HostObjects {
+    let own = node.facts();
+    let (backend, peers) = (backend(node, &view.config), view.peers(node.uuid));
+    let mut objects = overlay_objects(&backend, &own, &peers, &view.pod_cidrs(), &[view.config.service_cidr]);
+    objects.merge(node_dns_objects(node.config.dns_address));
+    let wiring: Vec<PodWiring> = lock(&node.attachments).iter().flat_map(wiring).collect();
+    objects.merge(pod_objects(&wiring, own.overlay));
+    objects
+}
+
+/// Devices on which an ADD or a DEL is at work: their objects are its business until it is done.
+pub(crate) fn busy_devices(node: &Node) -> BTreeSet<String> {
+    let attachments = lock(&node.attachments);
+    let busy = attachments.iter().filter(|a| a.phase != Phase::Committed);
+    busy.map(|a| a.host_ifname.clone()).collect()
+}
+
+fn wiring(attachment: &Attachment) -> Vec<PodWiring> {
+    if attachment.phase != Phase::Committed {
+        return Vec::new();
+    }
+    let one = |ip: &IpAddr| PodWiring {
+        ip: *ip,
+        host_ifname: attachment.host_ifname.clone(),
+        container_mac: attachment.container_mac,
+    };
+    attachment.ips.iter().map(one).collect()
+}
+
+/// The nft table.
+pub(crate) fn nft_rules(node: &Node, view: &View) -> NftConfig {
+    NftConfig {
+        pod_cidrs: view.pod_cidrs(),
+        service_cidrs: vec![view.config.service_cidr],
+        no_masquerade_cidrs: node.config.no_masquerade_cidrs.clone(),
+        node_dns: Some(node.config.dns_address),
+        overlay_ports: match view.config.overlay {
+            OverlayBackend::Native => Vec::new(),
+            OverlayBackend::Vxlan => vec![view.config.vxlan_port],
+        },
+        pods_in_clear: view.config.overlay == OverlayBackend::Native,
+        ..NftConfig::default()
+    }
+}
+
+/// Cluster DNS as a service like any other, and its one backend: this node's own server. That is a link-local address, which
+/// no slice in the store may name; here it is meant.
+pub(crate) fn dns_service(vip: IpAddr, dns_address: IpAddr) -> (Service, lb::Backend) {
+    let metadata =
+        Metadata { name: "kube-dns".into(), namespace: "kube-system".into(), ..Metadata::default() };
+    let mut service = Service { metadata, ..Service::default() };
+    service.set_cluster_ip(vip);
+    let ports = [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)];
+    service.spec.ports = ports
+        .iter()
+        .map(|(name, protocol)| Port {
+            name: (*name).into(),
+            protocol: *protocol,
+            port: DNS_PORT,
+            ..Port::default()
+        })
+        .collect();
+    let backend = lb::Backend {
+        address: dns_address,
+        ports: ports
+            .iter()
+            .map(|(name, protocol)| lb::BackendPort {
+                name: Some((*name).into()),
+                protocol: *protocol,
+                port: DNS_PORT,
+            })
+            .collect(),
+        hostname: None,
+        node: None,
+        pod: None,
+        verdict: lb::Verdict { state: lb::VerdictState::Up, source: "own server" },
+    };
+    (service, backend)
+}
+
+/// The zone, from the same table as the map image.
+///
+/// # Errors
+/// The cluster's zone name is not a domain name.
+pub(crate) fn zone(view: &View) -> Result<Zone, ZoneError> {
+    let table = &view.table;
+    let reverse: Vec<IpNet> = view.pod_cidrs().into_iter().chain([view.config.service_cidr]).collect();
+    let services = table.services.iter().map(|(name, entry)| ZoneService {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        kind: match &entry.external_name {
+            Some(target) => ZoneKind::ExternalName(target.clone()),
+            None if entry.headless => ZoneKind::Headless,
+            None => ZoneKind::ClusterIp(entry.cluster_ips.clone()),
+        },
+        ports: entry.ports.iter().map(|p| zone_port(p.name.clone(), p.protocol, p.port)).collect(),
+        endpoints: entry
+            .published()
+            .map(|backend| ZoneEndpoint {
+                addresses: vec![backend.address],
+                hostname: backend.hostname.clone(),
+                ports: backend.ports.iter().map(|p| zone_port(p.name.clone(), p.protocol, p.port)).collect(),
+            })
+            .collect(),
+    });
+    Zone::build(&view.config.dns_zone, DNS_TTL_SECS, table.revision, services, &reverse)
+}
+
+fn zone_port(name: Option<String>, protocol: Protocol, port: u16) -> ZonePort {
+    let protocol = match protocol {
+        Protocol::Sctp => dns_zone::ZoneProtocol::Sctp,
+        Protocol::Tcp => dns_zone::ZoneProtocol::Tcp,
+        Protocol::Udp => dns_zone::ZoneProtocol::Udp,
+    };
+    ZonePort { name, protocol, port }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `alive/<uuid>`: the only key of this node on a lease. Losing it makes the node suspect to others, never gone: addresses
+//! and endpoints do not hang on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use netd_store::LeaseId;
+
+use crate::node::Node;
+
+/// How long a silent node still counts as alive.
+const LEASE_TTL: Duration = Duration::from_secs(15);
+/// Three tries fit into a lease's life.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
+
+/// Keeps the key; ends only when aborted. `on_lease` remembers the lease for a graceful end.
+pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
+    let mut lease = None;
+    loop {
+        lease = match beat(&node, lease).await {
+            Ok(lease) => Some(lease),
+            Err(error) => {
+                tracing::debug!(%error, "the alive key was not refreshed");
+                None
+            }
+        };
+        tokio::time::sleep(KEEP_ALIVE_EVERY).await;
+    }
+}
+
+async fn beat(node: &Node, lease: Option<LeaseId>) -> Result<LeaseId, netd_store::StoreError> {
+    if let Some(id) = lease {
+        match node.store.lease_keep_alive(id).await {
+            Ok(()) => return Ok(id),
+            Err(netd_store::StoreError::LeaseNotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let granted = node.store.lease_grant(LEASE_TTL).await?;
+    let value = Bytes::from(format!("{{\"schema\":1,\"name\":{:?}}}", node.config.node_name));
+    node.store.put(&node.keys.alive(node.uuid), value, Some(granted.id)).await?;
+    Ok(granted.id)
+}
+
+/// A graceful end says so at once instead of after the lease's time.
+pub(crate) async fn withdraw(node: &Node) {
+    if let Err(error) = node.store.delete(&node.keys.alive(node.uuid)).await {
+        tracing::debug!(%error, "the alive key was not withdrawn; it ends with its lease");
+    }
+}

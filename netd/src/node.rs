@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the tasks of this node share. Locks are held for short, synchronous stretches only, never across an await.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use dns_server::DnsStats;
+use dns_zone::Zone;
+use ebpf_loader::Datapath;
+use netd_host::Underlay;
+use netd_plan::NodeFacts;
+use netd_store::{Keys, MirrorState, Store};
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
+
+use crate::addresses::Addresses;
+use crate::attachments::Attachments;
+use crate::config::Config;
+use crate::metrics::Counters;
+use crate::status::Progress;
+use crate::view::View;
+
+/// Everything that more than one task needs.
+pub(crate) struct Node {
+    pub config: Config,
+    pub uuid: Uuid,
+    pub keys: Keys,
+    pub store: Arc<dyn Store>,
+    /// The store's content as of now, or the last-known-good snapshot (then not in sync).
+    pub mirror: watch::Receiver<Arc<MirrorState>>,
+    pub underlay: Underlay,
+    pub addresses: Mutex<Addresses>,
+    pub attachments: Mutex<Attachments>,
+    pub datapath: Mutex<Datapath>,
+    /// What the agent did last; status, metrics and readiness read it.
+    pub progress: ArcSwap<Progress>,
+    /// The parsed store content that the agent works from.
+    pub view: ArcSwap<View>,
+    pub zone: Arc<ArcSwapOption<Zone>>,
+    pub dns_stats: Arc<DnsStats>,
+    pub counters: Counters,
+    /// Wakes the agent after a local change.
+    pub agent_wake: Notify,
+    /// Wakes the publisher after a local change.
+    pub publish_wake: Notify,
+    /// Local changes so far; the publisher says which of them the store has.
+    changes: AtomicU64,
+    pub published: watch::Sender<Published>,
+    pub started: Instant,
+}
+
+/// How far the publisher is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Published {
+    /// Local changes up to this one are in the store.
+    pub change: u64,
+    /// Everything this node owes the store at this revision is there.
+    pub revision: u64,
+}
+
+/// Parts of a [`Node`] that have no default.
+pub(crate) struct Parts {
+    pub config: Config,
+    pub uuid: Uuid,
+    pub keys: Keys,
+    pub store: Arc<dyn Store>,
+    pub mirror: watch::Receiver<Arc<MirrorState>>,
+    pub underlay: Underlay,
+    pub addresses: Addresses,
+    pub attachments: Attachments,
+    pub datapath: Datapath,
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { config, uuid, keys, store, mirror, underlay, addresses, attachments, datapath } = parts;
+        Self {
+            config,
+            uuid,
+            keys,
+            store,
+            mirror,
+            underlay,
+            addresses: Mutex::new(addresses),
+            attachments: Mutex::new(attachments),
+            datapath: Mutex::new(datapath),
+            progress: ArcSwap::default(),
+            view: ArcSwap::default(),
+            zone: Arc::default(),
+            dns_stats: Arc::default(),
+            counters: Counters::default(),
+            agent_wake: Notify::new(),
+            publish_wake: Notify::new(),
+            changes: AtomicU64::new(1),
+            published: watch::Sender::new(Published::default()),
+            started: Instant::now(),
+        }
+    }
+
+    /// Notes a local change and wakes who acts on it; returns the change's number for [`Self::wait_published`].
+    pub(crate) fn changed(&self) -> u64 {
+        let change = self.changes.fetch_add(1, Ordering::SeqCst) + 1;
+        self.agent_wake.notify_one();
+        self.publish_wake.notify_one();
+        change
+    }
+
+    /// The newest local change.
+    pub(crate) fn change(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the store has `change`, at most `limit`. False when the time ran out.
+    pub(crate) async fn wait_published(&self, change: u64, limit: Duration) -> bool {
+        let mut published = self.published.subscribe();
+        let reached = published.wait_for(|p| p.change >= change);
+        tokio::time::timeout(limit, reached).await.is_ok_and(|r| r.is_ok())
+    }
+
+    /// This node as its peers see it.
+    pub(crate) fn facts(&self) -> NodeFacts {
+        let addresses = lock(&self.addresses);
+        NodeFacts {
+            uuid: self.uuid,
+            name: self.config.node_name.clone(),
+            underlay: self.underlay.address,
+            overlay: addresses.node_address(),
+            vtep_mac: netd_plan::vtep_mac(self.uuid),
+            blocks: addresses.blocks(),
+        }
+    }
+
+    /// Where this node's maps, programs and links are pinned.
+    pub(crate) fn pin_dir(config: &Config, uuid: Uuid) -> PathBuf {
+        config.bpf_dir.join(&config.cluster).join(uuid.to_string()).join(ebpf_abi::ABI_VERSION.to_string())
+    }
+}
+
+/// Locks; a panic elsewhere while holding the lock does not spread.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Milliseconds that never go back, for grace periods and back-off.
+pub(crate) fn monotonic_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds since the epoch, for the pure crates' `now`.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What this node owes the store: its node record, its pods, the endpoints of services that select them, the mirrors of its
+//! blocks. Desired from local state, observed from the mirror, the difference written in compare-and-swap transactions.
+//! With the store down the difference waits; nothing is queued elsewhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use lb::PodFacts;
+use netd_store::records::{BadRecord, Extra, NodeRecord, PodRecord, SCHEMA, encode};
+use netd_store::{Key, KeyValue, Keys, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction};
+
+use crate::attachments::{Attachment, Phase};
+use crate::node::{Node, Published, lock};
+use crate::status::VERSION;
+use crate::view::View;
+
+/// A burst of ADDs becomes one transaction.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Pause after the store refused or did not answer.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Each write is a compare and a put: half of what a transaction may hold.
+const WRITES_PER_TRANSACTION: usize = MAX_TRANSACTION_OPERATIONS / 2;
+
+/// Keeps the store as this node owes it; runs until aborted.
+pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
+    let mut mirror = node.mirror.clone();
+    let mut retry = false;
+    loop {
+        tokio::select! {
+            changed = mirror.changed() => changed?,
+            () = node.publish_wake.notified() => {}
+            () = tokio::time::sleep(RETRY_AFTER), if retry => {}
+        }
+        tokio::time::sleep(COALESCE).await;
+        let state = mirror.borrow_and_update().clone();
+        if !state.in_sync {
+            continue;
+        }
+        retry = match round(&node, &state).await {
+            Ok(quiet) => !quiet,
+            Err(error) => {
+                tracing::debug!("publishing waits: {error:#}");
+                true
+            }
+        };
+    }
+}
+
+/// Writes what differs. True when nothing did: then everything up to this revision and local change is in the store.
+async fn round(node: &Arc<Node>, state: &MirrorState) -> Result<bool> {
+    // Before the state is read: a change that comes while we look is not claimed to be published.
+    let change = node.change();
+    let view = node.view.load_full();
+    if view.revision != state.revision || !view.in_sync {
+        // The agent has not parsed this revision yet; it wakes us when it has.
+        return Ok(false);
+    }
+    let desired = desired(node, &view)?;
+    let writes = difference(&desired, state, &node.keys, node);
+    if writes.is_empty() {
+        node.published.send_replace(Published { change, revision: state.revision });
+        return Ok(true);
+    }
+    for batch in writes.chunks(WRITES_PER_TRANSACTION) {
+        let mut transaction = Transaction::new();
+        for write in batch {
+            transaction = transaction.unchanged(&write.key, write.seen);
+            transaction = match &write.value {
+                Some(value) => transaction.put(&write.key, value.clone()),
+                None => transaction.delete(&write.key),
+            };
+        }
+        if !node.store.transact(transaction).await?.succeeded {
+            // The mirror is behind: the watch brings what we have not seen, and wakes us.
+            tracing::debug!("a record of this node changed meanwhile; comparing again");
+            return Ok(false);
+        }
+        node.counters.published.inc_by(batch.len() as u64);
+    }
+    Ok(false)
+}
+
+/// One key to write (`Some`) or delete (`None`), if it is still at the revision seen (0: absent).
+#[derive(Debug, PartialEq)]
+struct Write {
+    key: String,
+    value: Option<Bytes>,
+    seen: u64,
+}
+
+fn desired(node: &Node, view: &View) -> Result<BTreeMap<String, Bytes>, BadRecord> {
+    let mut records = BTreeMap::new();
+    let mut add =
+        |key: String, value: Result<Bytes, BadRecord>| value.map(|value| drop(records.insert(key, value)));
+    let facts = node.facts();
+    let key = node.keys.node(node.uuid);
+    let record = NodeRecord {
+        schema: SCHEMA,
+        uuid: node.uuid,
+        name: facts.name,
+        underlay: facts.underlay,
+        overlay: facts.overlay,
+        vtep_mac: facts.vtep_mac.to_string(),
+        dns: Some(node.config.dns_address),
+        version: VERSION.to_owned(),
+        // What a newer netd put there stays.
+        extra: view.nodes.get(&node.uuid).map(|known| known.extra.clone()).unwrap_or_default(),
+    };
+    add(key.clone(), encode(&key, &record))?;
+
+    let attachments: Vec<Attachment> = lock(&node.attachments).iter().cloned().collect();
+    for attachment in attachments.iter().filter(|a| a.phase != Phase::Pending) {
+        let key = node.keys.pod(node.uuid, &attachment.key);
+        add(key.clone(), encode(&key, &pod_record(node, attachment)))?;
+    }
+    let pods: Vec<PodFacts> =
+        attachments.iter().filter(|a| a.phase == Phase::Committed).map(|a| pod_facts(node, a)).collect();
+    let source = node.uuid.to_string();
+    for service in &view.services {
+        if let Some(slice) = lb::endpoints_for(service, &pods, &source) {
+            let key = node.keys.endpoint(&service.metadata.namespace, &service.metadata.name, &source);
+            add(key.clone(), encode(&key, &slice))?;
+        }
+    }
+    for block in lock(&node.addresses).mirrors() {
+        let key = node.keys.block(block.cidr);
+        // A block that the store gives to another is not ours to write: the agent reports it.
+        if view
+            .blocks
+            .get(&block.cidr)
+            .is_none_or(|known| known.owner == node.uuid && known.epoch == block.epoch)
+        {
+            add(key.clone(), encode(&key, &block))?;
+        }
+    }
+    Ok(records)
+}
+
+fn pod_record(node: &Node, attachment: &Attachment) -> PodRecord {
+    PodRecord {
+        schema: SCHEMA,
+        attachment: attachment.key.clone(),
+        node: node.uuid,
+        namespace: attachment.namespace.clone(),
+        name: attachment.name.clone(),
+        labels: attachment.labels.clone(),
+        ips: attachment.ips.clone(),
+        host_ifname: attachment.host_ifname.clone(),
+        ready: attachment.phase == Phase::Committed,
+        terminating: attachment.phase == Phase::Releasing,
+        extra: Extra::new(),
+    }
+}
+
+fn pod_facts(node: &Node, attachment: &Attachment) -> PodFacts {
+    PodFacts {
+        namespace: attachment.namespace.clone(),
+        name: attachment.name.clone(),
+        labels: attachment.effective_labels(),
+        ips: attachment.ips.clone(),
+        node_name: node.config.node_name.clone(),
+        ready: true,
+        terminating: false,
+        hostname: None,
+        ports: Vec::new(),
+    }
+}
+
+fn difference(
+    desired: &BTreeMap<String, Bytes>,
+    state: &MirrorState,
+    keys: &Keys,
+    node: &Node,
+) -> Vec<Write> {
+    let mut writes = Vec::new();
+    for (key, value) in desired {
+        let known = state.items.get(key);
+        if known.is_none_or(|known| known.value != *value) {
+            let seen = known.map_or(0, |known| known.mod_revision);
+            writes.push(Write { key: key.clone(), value: Some(value.clone()), seen });
+        }
+    }
+    for item in
+        state.items.values().filter(|item| is_own(item, keys, node) && !desired.contains_key(&item.key))
+    {
+        writes.push(Write { key: item.key.clone(), value: None, seen: item.mod_revision });
+    }
+    writes
+}
+
+/// Keys that only this node writes and may delete: its pods and its endpoints. Its node record and its blocks stay until an
+/// operator removes the node.
+fn is_own(item: &KeyValue, keys: &Keys, node: &Node) -> bool {
+    match keys.parse(&item.key) {
+        Some(Key::Pod { node: owner, .. }) => owner == node.uuid,
+        Some(Key::Endpoint { source, .. }) => source == node.uuid.to_string(),
+        _ => false,
+    }
+}

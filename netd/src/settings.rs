@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Host settings around the datapath: forwarding sysctls, our nft table, and acceptance where the host's FORWARD policy is
+//! DROP. Old values are remembered; `netd clean` puts them back.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use netd_host::{Forward, Forwarding, Nft, Sysctls};
+use netd_plan::{NftConfig, render_nft};
+
+/// Keeps the settings as they should be.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    nft: Nft,
+    forward: Option<Forward>,
+    sysctls: Sysctls,
+    /// Script that was applied, and how the kernel listed the table right after.
+    applied: Option<(String, Option<String>)>,
+}
+
+impl Settings {
+    pub(crate) fn open(state_dir: &Path) -> Result<Self> {
+        Ok(Self {
+            nft: Nft::find().context("netd keeps its masquerade and fail-closed rules with nft")?,
+            forward: Forward::find(),
+            sysctls: Sysctls::open(state_dir).context("cannot open the record of old sysctl values")?,
+            applied: None,
+        })
+    }
+
+    /// Brings everything to what it should be; called on each full pass, cheap when nothing changed.
+    pub(crate) async fn pass(&mut self, rules: &NftConfig, pod_cidrs: &[IpNet], uplink: &str) -> Result<()> {
+        self.keep_sysctls(uplink)?;
+        self.keep_table(rules).await?;
+        if let Some(forward) = &self.forward
+            && forward.ensure(pod_cidrs).await? == Forwarding::Inserted
+        {
+            tracing::info!("the host's FORWARD policy is DROP: pod traffic is accepted there now");
+        }
+        Ok(())
+    }
+
+    fn keep_sysctls(&mut self, uplink: &str) -> Result<()> {
+        self.sysctls.set("net/ipv4/ip_forward", "1")?;
+        // With forwarding on, the kernel drops a router-advertised default route unless accept_ra is 2.
+        // Slashes: a device name may hold dots.
+        let accept_ra = format!("net/ipv6/conf/{uplink}/accept_ra");
+        if netd_host::read_sysctl(&accept_ra).is_ok_and(|v| v.trim() == "1") {
+            self.sysctls.set_if_present(&accept_ra, "2")?;
+        }
+        Ok(())
+    }
+
+    async fn keep_table(&mut self, rules: &NftConfig) -> Result<()> {
+        let script = render_nft(rules);
+        let listed = self.nft.observe().await?;
+        if let Some((applied, listing)) = &self.applied
+            && *applied == script
+            && listing.is_some()
+            && *listing == listed
+        {
+            return Ok(());
+        }
+        self.nft.apply(&script).await?;
+        tracing::info!(table = netd_plan::NFT_TABLE, drift = self.applied.is_some(), "nft table written");
+        self.applied = Some((script, self.nft.observe().await?));
+        Ok(())
+    }
+
+    /// `netd clean`: everything back as it was.
+    pub(crate) async fn remove(&mut self) -> Result<()> {
+        self.nft.remove().await?;
+        if let Some(forward) = &self.forward {
+            forward.remove().await?;
+        }
+        for restored in self.sysctls.restore_all()? {
+            tracing::info!(?restored, "sysctl restored");
+        }
+        Ok(())
+    }
+}

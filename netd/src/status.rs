@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What netd tells about itself: the agent's progress, readiness with its reasons, and the answers of the API's GETs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use lb::{Image, ServiceEntry, ServiceName};
+use netd_api::{
+    AddressInfo, ApiError, BackendInfo, BadValue, BlockInfo, FrontendInfo, IpamInfo, NodeInfo, OverlayStatus,
+    PeerInfo, PendingItem, PodInfo, PoolInfo, PortInfo, ServiceDetail, ServiceInfo, Status, StoreStatus,
+};
+use netd_store::records::OverlayBackend;
+
+use crate::desired;
+use crate::node::{Node, lock};
+use crate::view::View;
+
+/// `netd --version`: version, commit, ABI of the pinned maps.
+pub(crate) const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("WEFT_COMMIT"), ", abi 1)");
+const _: () = assert!(ebpf_abi::ABI_VERSION == 1, "VERSION above names the ABI");
+
+/// What the agent last did.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// Store revision that the kernel has been made to match.
+    pub programmed_revision: u64,
+    /// The first pass is over: ADD may be answered.
+    pub programmed_once: bool,
+    /// Socket programs are attached.
+    pub attached: bool,
+    /// What keeps failing, with its last error.
+    pub pending: Vec<PendingItem>,
+    /// What the pass as a whole could not do.
+    pub errors: Vec<String>,
+    /// Problems found by the compiler of the map image.
+    pub problems: Vec<BadValue>,
+    /// The last map image.
+    pub image: Arc<Image>,
+}
+
+/// Why this node is not ready; empty when it is.
+pub(crate) fn not_ready_reasons(node: &Node) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let progress = node.progress.load();
+    let mirror = node.mirror.borrow().clone();
+    if !progress.programmed_once {
+        if mirror.in_sync || node.view.load().revision > 0 {
+            reasons.push("the kernel has not been programmed yet".to_owned());
+        } else {
+            let why = mirror.last_error.clone().unwrap_or_else(|| "no answer yet".into());
+            reasons.push(format!(
+                "the store {} has not been read yet and there is no snapshot on disk: {why}; still trying",
+                node.config.store.endpoints.join(",")
+            ));
+        }
+    }
+    if progress.programmed_once && lock(&node.addresses).node_address().is_none() {
+        reasons.push("this node has no address block yet (see `weft ipam show`)".to_owned());
+    }
+    reasons.extend(progress.errors.iter().cloned());
+    reasons
+}
+
+/// `GET /v1/status`.
+pub(crate) fn status(node: &Node) -> Status {
+    let (view, progress, mirror) = (node.view.load(), node.progress.load(), node.mirror.borrow().clone());
+    let reasons = not_ready_reasons(node);
+    let own = node.facts();
+    let mut bad_values = view.bad_values.clone();
+    bad_values.extend(progress.problems.iter().cloned());
+    Status {
+        version: VERSION.to_owned(),
+        abi: ebpf_abi::ABI_VERSION,
+        cluster: node.config.cluster.clone(),
+        node: NodeInfo {
+            uuid: node.uuid,
+            name: node.config.node_name.clone(),
+            underlay: Some(node.underlay.address),
+            overlay: own.overlay,
+            alive: true,
+            blocks: own.blocks,
+            version: VERSION.to_owned(),
+        },
+        ready: reasons.is_empty(),
+        limited_connectivity: !progress.attached,
+        reasons,
+        store: StoreStatus {
+            endpoints: node.config.store.endpoints.clone(),
+            connected: mirror.connected,
+            in_sync: mirror.in_sync,
+            revision: mirror.revision,
+            last_error: mirror.last_error.clone(),
+        },
+        programmed_revision: progress.programmed_revision,
+        published_revision: node.published.borrow().revision,
+        overlay: overlay(node, &view),
+        pods: lock(&node.attachments).len(),
+        services: view.table.services.len(),
+        pending: progress.pending.clone(),
+        bad_values,
+        uptime_secs: node.started.elapsed().as_secs(),
+    }
+}
+
+fn overlay(node: &Node, view: &View) -> OverlayStatus {
+    let (backend, device) = match view.config.overlay {
+        OverlayBackend::Native => ("native", None),
+        OverlayBackend::Vxlan => ("vxlan", Some(desired::VXLAN_DEVICE.to_owned())),
+    };
+    let peers = view.peers(node.uuid).into_iter();
+    let peers = peers
+        .map(|p| PeerInfo {
+            uuid: p.uuid,
+            name: p.name,
+            underlay: p.underlay,
+            overlay: p.overlay,
+            blocks: p.blocks,
+        })
+        .collect();
+    OverlayStatus {
+        backend: backend.to_owned(),
+        device,
+        mtu: desired::pod_mtu(&node.underlay, view.config.overlay),
+        peers,
+    }
+}
+
+/// `GET /v1/nodes`.
+pub(crate) fn nodes(node: &Node) -> Vec<NodeInfo> {
+    let view = node.view.load();
+    let info = |record: &netd_store::records::NodeRecord| NodeInfo {
+        uuid: record.uuid,
+        name: record.name.clone(),
+        underlay: Some(record.underlay),
+        overlay: record.overlay,
+        alive: view.alive.contains(&record.uuid),
+        blocks: view.blocks_of(record.uuid).map(|block| block.cidr).collect(),
+        version: record.version.clone(),
+    };
+    view.nodes.values().map(info).collect()
+}
+
+/// `GET /v1/pods`: of the whole cluster; this node's own from its own table.
+pub(crate) fn pods(node: &Node) -> Vec<PodInfo> {
+    let view = node.view.load();
+    let mut pods: Vec<PodInfo> = lock(&node.attachments)
+        .iter()
+        .map(|a| PodInfo {
+            namespace: a.namespace.clone(),
+            name: a.name.clone(),
+            node: node.config.node_name.clone(),
+            node_uuid: node.uuid,
+            network: a.key.network.clone(),
+            container_id: a.key.container_id.clone(),
+            ifname: a.key.ifname.clone(),
+            ips: a.ips.clone(),
+            host_ifname: a.host_ifname.clone(),
+            labels: a.labels.clone(),
+            local: true,
+        })
+        .collect();
+    pods.extend(view.pods.iter().filter(|(uuid, _)| *uuid != node.uuid).map(|(uuid, record)| PodInfo {
+        namespace: record.namespace.clone(),
+        name: record.name.clone(),
+        node: view.nodes.get(uuid).map_or_else(|| uuid.to_string(), |n| n.name.clone()),
+        node_uuid: *uuid,
+        network: record.attachment.network.clone(),
+        container_id: record.attachment.container_id.clone(),
+        ifname: record.attachment.ifname.clone(),
+        ips: record.ips.clone(),
+        host_ifname: record.host_ifname.clone(),
+        labels: record.labels.clone(),
+        local: false,
+    }));
+    pods.sort_by(|a, b| (&a.namespace, &a.name, &a.ifname).cmp(&(&b.namespace, &b.name, &b.ifname)));
+    pods
+}
+
+/// `GET /v1/services`.
+pub(crate) fn services(node: &Node) -> Vec<ServiceInfo> {
+    node.view.load().table.services.iter().map(|(name, entry)| service_info(name, entry)).collect()
+}
+
+fn service_info(name: &ServiceName, entry: &ServiceEntry) -> ServiceInfo {
+    ServiceInfo {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        kind: entry.kind.clone(),
+        cluster_ips: entry.cluster_ips.clone(),
+        ports: entry
+            .ports
+            .iter()
+            .map(|p| PortInfo {
+                name: p.name.clone(),
+                protocol: p.protocol.to_string(),
+                port: p.port,
+                target_port: None,
+            })
+            .collect(),
+        ready_backends: entry.published().count(),
+        total_backends: entry.backends.len(),
+    }
+}
+
+/// `GET /v1/services/{namespace}/{name}`: with what the maps hold for it.
+pub(crate) fn service(node: &Node, namespace: &str, name: &str) -> Result<ServiceDetail, ApiError> {
+    let view = node.view.load();
+    let entry = view.table.find(namespace, name).ok_or_else(|| {
+        ApiError::not_found(format!("no Service {namespace}/{name}; `weft service ls` lists them"))
+    })?;
+    let stored = view.services.iter().find(|s| s.metadata.namespace == namespace && s.metadata.name == name);
+    let object = format!("Service {namespace}/{name}");
+    let progress = node.progress.load();
+    let problems = view.bad_values.iter().chain(&progress.problems).filter(|b| b.key == object);
+    let problems = problems.map(|b| b.reason.clone()).collect();
+    Ok(ServiceDetail {
+        info: service_info(&ServiceName::new(namespace, name), entry),
+        selector: stored.map(|s| s.spec.selector.clone()).unwrap_or_default(),
+        external_name: entry.external_name.clone(),
+        frontends: frontends(node, entry),
+        backends: backends(entry),
+        problems,
+    })
+}
+
+fn frontends(node: &Node, entry: &ServiceEntry) -> Vec<FrontendInfo> {
+    let image = node.progress.load().image.clone();
+    let counters = lock(&node.datapath).counters().unwrap_or_default();
+    let mut found = Vec::new();
+    for address in &entry.cluster_ips {
+        for port in &entry.ports {
+            let (IpAddr::V4(ip), Some(protocol)) = (address, abi_protocol(port.protocol)) else { continue };
+            let key = ebpf_abi::ServiceKey::new(*ip, port.port, protocol);
+            let Some(value) = image.services.get(&key) else { continue };
+            let counted = counters.get(&value.service_id).copied().unwrap_or_default();
+            found.push(FrontendInfo {
+                address: *address,
+                port: port.port,
+                protocol: port.protocol.to_string(),
+                name: port.name.clone(),
+                service_id: value.service_id,
+                slot_offset: value.slot_offset,
+                slot_count: value.slot_count,
+                connections: counted.connections,
+                refused: counted.refused,
+            });
+        }
+    }
+    found
+}
+
+fn abi_protocol(protocol: lb::Protocol) -> Option<ebpf_abi::Protocol> {
+    match protocol {
+        lb::Protocol::Sctp => None,
+        lb::Protocol::Tcp => Some(ebpf_abi::Protocol::Tcp),
+        lb::Protocol::Udp => Some(ebpf_abi::Protocol::Udp),
+    }
+}
+
+fn backends(entry: &ServiceEntry) -> Vec<BackendInfo> {
+    let ports = |backend: &lb::Backend| backend.ports.clone();
+    entry
+        .backends
+        .iter()
+        .flat_map(|backend| {
+            ports(backend).into_iter().map(|port| BackendInfo {
+                address: backend.address,
+                port: port.port,
+                protocol: port.protocol.to_string(),
+                port_name: port.name,
+                hostname: backend.hostname.clone(),
+                node: backend.node.clone(),
+                state: format!("{:?}", backend.verdict.state).to_lowercase(),
+                source: backend.verdict.source.to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// `GET /v1/ipam`.
+pub(crate) fn ipam(node: &Node) -> IpamInfo {
+    let view = node.view.load();
+    let own: BTreeMap<IpNet, ipam::BlockRecord> =
+        lock(&node.addresses).mirrors().into_iter().map(|record| (record.cidr, record)).collect();
+    // Our own blocks from the allocator: the mirror in the store is a moment behind.
+    let mut blocks: BTreeMap<IpNet, ipam::BlockRecord> = view.blocks.clone();
+    blocks.extend(own);
+    let pool_info = |pool: &ipam::Pool| {
+        let members: Vec<_> = blocks.values().filter(|b| b.pool == pool.name).collect();
+        PoolInfo {
+            name: pool.name.clone(),
+            cidr: pool.cidr,
+            block_prefix: pool.block_prefix,
+            blocks_total: u64::try_from(pool.block_count()).unwrap_or(u64::MAX),
+            blocks_claimed: members.len() as u64,
+            used: members.iter().map(|b| b.allocations.len() as u64).sum(),
+        }
+    };
+    let addresses = lock(&node.addresses)
+        .allocations()
+        .map(|a| AddressInfo {
+            address: a.ip,
+            owner: a.owner.to_string(),
+            state: match a.phase {
+                ipam::Phase::Committed => "committed".into(),
+                ipam::Phase::Pending => "pending".into(),
+            },
+        })
+        .collect();
+    IpamInfo {
+        pools: view.pools.values().map(pool_info).collect(),
+        blocks: blocks
+            .values()
+            .map(|block| BlockInfo {
+                cidr: block.cidr,
+                pool: block.pool.clone(),
+                owner: block.owner,
+                node: view.nodes.get(&block.owner).map(|n| n.name.clone()),
+                used: block.allocations.len() as u64,
+                free: u64::from(block.size()).saturating_sub(block.allocations.len() as u64),
+                state: format!("{:?}", block.state).to_lowercase(),
+            })
+            .collect(),
+        addresses,
+    }
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The store's content as typed records. A value that does not parse is reported with its key and skipped; the rest goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipam::{BlockRecord, Pool};
+use ipnet::IpNet;
+use lb::{Backend, EndpointSlice, Service, ServiceName, ServiceTable};
+use netd_api::BadValue;
+use netd_plan::NodeFacts;
+use netd_store::records::{ClusterConfig, NodeRecord, PodRecord, decode};
+use netd_store::{Key, KeyValue, Keys, MirrorState};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+/// The cluster as the store tells it at one revision.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub revision: u64,
+    pub in_sync: bool,
+    /// The cluster's configuration; until there is one in the store, what this node would make it.
+    pub config: ClusterConfig,
+    pub configured: bool,
+    pub nodes: BTreeMap<Uuid, NodeRecord>,
+    pub alive: BTreeSet<Uuid>,
+    pub pods: Vec<(Uuid, PodRecord)>,
+    pub pools: BTreeMap<String, Pool>,
+    pub blocks: BTreeMap<IpNet, BlockRecord>,
+    pub service_ips: BTreeMap<IpAddr, String>,
+    pub services: Vec<Arc<Service>>,
+    /// By store key: two sources may carry slices of one name.
+    pub slices: BTreeMap<String, Arc<EndpointSlice>>,
+    pub table: ServiceTable,
+    pub bad_values: Vec<BadValue>,
+}
+
+impl View {
+    /// Parses all of `state`. `initial` stands in for a configuration that is not there yet; `own` makes the
+    /// service that netd itself provides (cluster DNS).
+    pub(crate) fn parse(
+        state: &MirrorState,
+        keys: &Keys,
+        initial: &ClusterConfig,
+        own: impl Fn(&ClusterConfig) -> (Service, Backend),
+        known: &mut Known,
+    ) -> Self {
+        let mut view = Self {
+            revision: state.revision,
+            in_sync: state.in_sync,
+            config: initial.clone(),
+            ..Self::default()
+        };
+        for item in state.items.values() {
+            if let Err(reason) = view.take(item, keys, known) {
+                view.bad_values.push(BadValue { key: item.key.clone(), reason });
+            }
+        }
+        for pool in &view.config.pools {
+            view.pools.entry(pool.name.clone()).or_insert_with(|| pool.clone());
+        }
+        // A Service of that name in the store is the cluster's own cluster DNS, and wins.
+        let taken = |own: &Service| {
+            let same = |s: &Service| {
+                s.metadata.name == own.metadata.name && s.metadata.namespace == own.metadata.namespace
+            };
+            view.services.iter().any(|s| same(s))
+        };
+        let own = own(&view.config);
+        let own = (!taken(&own.0)).then_some(own);
+        let services = view.services.iter().map(Arc::as_ref).chain(own.as_ref().map(|own| &own.0));
+        let (mut table, problems) =
+            ServiceTable::build(state.revision, services, view.slices.values().map(Arc::as_ref));
+        if let Some((service, backend)) = own
+            && let Some(entry) =
+                table.services.get_mut(&ServiceName::new(service.metadata.namespace, service.metadata.name))
+        {
+            entry.backends.push(backend);
+        }
+        known.services.forget_unseen();
+        known.slices.forget_unseen();
+        view.table = table;
+        for problem in problems {
+            view.bad_values.push(BadValue {
+                key: problem.object.clone(),
+                reason: format!("{}: {}", problem.field, problem.reason),
+            });
+        }
+        view
+    }
+
+    fn take(&mut self, item: &KeyValue, keys: &Keys, known: &mut Known) -> Result<(), String> {
+        let (key, value) = (item.key.as_str(), item.value.as_ref());
+        let Some(parsed) = keys.parse(key) else {
+            // Newer versions have more kinds of keys: they are not ours to judge.
+            return Ok(());
+        };
+        let reason = |e: netd_store::records::BadRecord| e.reason;
+        match parsed {
+            Key::Alive(node) => drop(self.alive.insert(node)),
+            Key::Block(cidr) => drop(self.blocks.insert(cidr, decode(key, value).map_err(reason)?)),
+            Key::Config => {
+                self.config = decode(key, value).map_err(reason)?;
+                self.configured = true;
+            }
+            Key::Endpoint { .. } => {
+                let slice = known.slices.get(key, item.mod_revision, value)?;
+                self.slices.insert(key.to_owned(), slice);
+            }
+            Key::Node(uuid) => drop(self.nodes.insert(uuid, decode(key, value).map_err(reason)?)),
+            Key::Pod { node, .. } => self.pods.push((node, decode(key, value).map_err(reason)?)),
+            Key::Pool(name) => drop(self.pools.insert(name, decode(key, value).map_err(reason)?)),
+            Key::Service { .. } => self.services.push(known.services.get(key, item.mod_revision, value)?),
+            Key::ServiceIp(ip) => {
+                drop(self.service_ips.insert(ip, String::from_utf8_lossy(value).into_owned()))
+            }
+        }
+        Ok(())
+    }
+
+    /// The other nodes as tunnel ends: those with a usable record, with the blocks that they own.
+    pub(crate) fn peers(&self, own: Uuid) -> Vec<NodeFacts> {
+        let others = self.nodes.values().filter(|record| record.uuid != own);
+        others
+            .map(|record| NodeFacts {
+                uuid: record.uuid,
+                name: record.name.clone(),
+                underlay: record.underlay,
+                overlay: record.overlay,
+                vtep_mac: record.vtep_mac.parse().unwrap_or_else(|_| netd_plan::vtep_mac(record.uuid)),
+                blocks: self.blocks_of(record.uuid).map(|block| block.cidr).collect(),
+            })
+            .collect()
+    }
+
+    /// Blocks that `node` owns.
+    pub(crate) fn blocks_of(&self, node: Uuid) -> impl Iterator<Item = &BlockRecord> {
+        self.blocks.values().filter(move |block| block.owner == node)
+    }
+
+    /// CIDRs that pods get addresses from.
+    pub(crate) fn pod_cidrs(&self) -> Vec<IpNet> {
+        self.pools.values().map(|pool| pool.cidr).collect()
+    }
+}
+
+/// Values that were parsed before: of thousands of objects one change makes one be parsed again.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
+}
+
+#[derive(Debug)]
+struct Cache<T> {
+    /// Key to (revision of the last write, parsed value, seen in this round).
+    items: BTreeMap<String, (u64, Arc<T>, bool)>,
+}
+
+impl<T> Default for Cache<T> {
+    fn default() -> Self {
+        Self { items: BTreeMap::new() }
+    }
+}
+
+impl<T: DeserializeOwned> Cache<T> {
+    fn get(&mut self, key: &str, revision: u64, value: &[u8]) -> Result<Arc<T>, String> {
+        if let Some((at, parsed, seen)) = self.items.get_mut(key)
+            && *at == revision
+        {
+            *seen = true;
+            return Ok(parsed.clone());
+        }
+        let parsed = Arc::new(decode::<T>(key, value).map_err(|e| e.reason)?);
+        self.items.insert(key.to_owned(), (revision, parsed.clone(), true));
+        Ok(parsed)
+    }
+
+    fn forget_unseen(&mut self) {
+        self.items.retain(|_, (_, _, seen)| std::mem::take(seen));
+    }
+}
