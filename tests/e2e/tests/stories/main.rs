@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//! End-to-end stories, one binary. Each brings up what it needs and takes it down, also when it fails.
+//!
+//! The programs are taken from `WEFT_BIN_DIR`, else from the folder of this profile: build them first.
+
+#![allow(clippy::print_stdout, reason = "SKIP lines belong on stdout, where make test looks for them")]
+#![allow(clippy::unwrap_used, reason = "a story that meets the unexpected has failed")]
+
+mod attach;
+mod bad_input;
+mod contract;
+mod isolation;
+mod nodes;
+mod races;
+mod store;
+
+use anyhow::Result;
+use weft_lab::{Lab, UpOptions};
+
+/// A lab of this many nodes for one story; none, said loudly, where this machine cannot have one.
+fn lab(story: &str, nodes: u16) -> Result<Option<Lab>> {
+    lab_with(UpOptions { nodes, ..UpOptions::new(&Lab::unique_name(story)) })
+}
+
+fn lab_with(options: UpOptions) -> Result<Option<Lab>> {
+    if !nix::unistd::Uid::effective().is_root() {
+        println!("SKIP {}: needs root for network namespaces and BPF", options.name);
+        return Ok(None);
+    }
+    Lab::up(options).map(Some)
+}
+
+/// Whether a tool is there; says SKIP when it is not.
+fn have(tool: &str, story: &str) -> bool {
+    let there = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|folder| folder.join(tool).is_file());
+    if !there {
+        println!("SKIP {story}: {tool} is not installed");
+    }
+    there
+}
+
+/// A Service with a selector on `app`, port 80 to 8080.
+fn service(name: &str, app: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {app}}}\n  \
+         ports:\n  - {{name: http, port: 80, targetPort: 8080}}\n"
+    )
+}

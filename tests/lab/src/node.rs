@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Nodes: a namespace, a control group, a directory and a real netd.
+
+use crate::interrupt::wait_until;
+use crate::place::Place;
+use crate::process::{self, Process, log_tail};
+use crate::run::sibling;
+use crate::state::{self, Node, State};
+use crate::{cgroup, etcd, names};
+use anyhow::{Context, Result, anyhow, bail};
+use netd_api::{Client, ClientError, Status};
+use nix::sys::signal::Signal;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Promised by `up`: all nodes are ready within this.
+pub(crate) const READY_LIMIT: Duration = Duration::from_secs(30);
+/// netd drains for a few seconds at most.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// Longer than netd waits for the store itself.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How many lines of a node's log a failure shows.
+const LOG_LINES: usize = 15;
+
+/// Writes what a node needs on disk and makes its control group.
+pub(crate) fn prepare(state: &State, node: &Node) -> Result<()> {
+    for folder in ["run", "state"] {
+        let path = node.dir.join(folder);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+    }
+    cgroup::create(&node.cgroup)?;
+    fs::write(node.dir.join("resolv.conf"), format!("nameserver {}\n", state.outside.ip))?;
+    fs::write(node.dir.join("netd.toml"), config(state, node))?;
+    Ok(())
+}
+
+/// Starts a node's netd unless it runs; does not wait for it.
+pub(crate) fn start(lab: &str, name: &str) -> Result<()> {
+    let state = State::read(lab)?;
+    let node = state.node(name)?;
+    if node.alive() {
+        return Ok(());
+    }
+    let mut argv = vec![sibling("netd")?.into_os_string(), "--config".into()];
+    argv.push(node.dir.join("netd.toml").into_os_string());
+    argv.extend(state.netd_args.iter().map(Into::into));
+    // The host's /etc/resolv.conf is not the node's: netd gets its upstreams from its configuration.
+    let place =
+        Place { netns: Some(node.netns.clone()), cgroup: Some(node.cgroup.clone()), resolv_conf: None };
+    let process = process::start(&place, &argv, &node.log())?;
+    remember(lab, name, Some(process))
+}
+
+/// Ends a node's netd with SIGKILL and nothing else.
+pub(crate) fn kill(lab: &str, name: &str) -> Result<()> {
+    end(lab, name, Signal::SIGKILL, KILL_LIMIT)
+}
+
+/// Ends a node's netd with SIGTERM and waits for its orderly end.
+pub(crate) fn stop(lab: &str, name: &str) -> Result<()> {
+    end(lab, name, Signal::SIGTERM, STOP_LIMIT)
+}
+
+/// Ends every process of the node and of its pods at once, as if the power failed.
+pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
+    let state = State::read(lab)?;
+    let node = state.node(name)?;
+    cgroup::kill_all(&node.cgroup)?;
+    if let Some(process) = node.process {
+        process.wait_gone(KILL_LIMIT);
+    }
+    remember(lab, name, None)
+}
+
+/// Waits until a node is ready. The error says why it is not, with the end of its log.
+pub(crate) fn wait_ready(lab: &str, name: &str, limit: Duration) -> Result<Status> {
+    let state = State::read(lab)?;
+    let node = state.node(name)?;
+    let mut ready = None;
+    let mut why = "it did not answer".to_owned();
+    let in_time = wait_until(limit, || {
+        if !node.alive() {
+            why = "netd ended".into();
+            return Err(not_ready(node, &why));
+        }
+        match status(&node.socket()) {
+            Ok(status) if status.ready => ready = Some(status),
+            Ok(status) => why = status.reasons.join("; "),
+            Err(error) => why = error.to_string(),
+        }
+        Ok(ready.is_some())
+    })?;
+    match ready {
+        Some(status) if in_time => Ok(status),
+        _ => Err(not_ready(node, &format!("after {limit:?}: {why}"))),
+    }
+}
+
+/// Asks a netd how it is doing.
+pub(crate) fn status(socket: &Path) -> Result<Status> {
+    ask(socket, async |client| client.status().await)
+}
+
+/// Sends one request to a netd. Callable from anywhere, also from within another runtime.
+pub(crate) fn ask<T: Send>(
+    socket: &Path,
+    request: impl AsyncFnOnce(Client) -> Result<T, ClientError> + Send,
+) -> Result<T> {
+    let client = Client::new(socket.to_owned(), ANSWER_LIMIT);
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(request(client))?)
+        });
+        thread.join().map_err(|_| anyhow!("the request to {} panicked", socket.display()))?
+    })
+}
+
+/// The identity netd keeps in its state directory, once it has one: names its pins.
+pub(crate) fn uuid(node: &Node) -> Option<Uuid> {
+    let text = fs::read_to_string(node.dir.join("state/node-id")).ok()?;
+    text.trim().parse().ok()
+}
+
+fn end(lab: &str, name: &str, signal: Signal, limit: Duration) -> Result<()> {
+    let state = State::read(lab)?;
+    let node = state.node(name)?;
+    if let Some(process) = node.process {
+        process.signal(signal);
+        if !process.wait_gone(limit) {
+            bail!("{name}: netd outlives {signal} by {limit:?}:\n{}", log_tail(&node.log(), LOG_LINES));
+        }
+    }
+    remember(lab, name, None)
+}
+
+fn remember(lab: &str, name: &str, process: Option<Process>) -> Result<()> {
+    state::edit(lab, |state| {
+        state.node_mut(name)?.process = process;
+        Ok(())
+    })
+}
+
+fn not_ready(node: &Node, why: &str) -> anyhow::Error {
+    let log = log_tail(&node.log(), LOG_LINES);
+    anyhow!("{} is not ready: {why}\nlast lines of {}:\n{log}", node.name, node.log().display())
+}
+
+/// netd's configuration file. The values need no quoting: names were checked, the rest is ours.
+fn config(state: &State, node: &Node) -> String {
+    let endpoints: Vec<_> = etcd::urls(state).iter().map(|url| format!("\"{url}\"")).collect();
+    format!(
+        "cluster = \"{cluster}\"\n\
+         node-name = \"{name}\"\n\
+         state-dir = \"{dir}/state\"\n\
+         run-dir = \"{dir}/run\"\n\
+         bpf-dir = \"{bpf}\"\n\
+         cgroup-root = \"{cgroup}\"\n\
+         store-endpoints = [{endpoints}]\n\
+         overlay = \"{overlay}\"\n\
+         dns-upstreams = [\"{upstream}:53\"]\n",
+        cluster = state.cluster,
+        name = node.name,
+        dir = node.dir.display(),
+        bpf = names::BPF_DIR,
+        cgroup = node.cgroup.display(),
+        endpoints = endpoints.join(", "),
+        overlay = state.overlay,
+        upstream = state.outside.ip,
+    )
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Programs that run beside a test and end with it.
+
+use crate::interrupt::{self, wait_until};
+use crate::run::{end_group, tool};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const CAPTURE_START_LIMIT: Duration = Duration::from_secs(5);
+const CAPTURE_STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Enough of each packet for every header we look at.
+const SNAPLEN: &str = "192";
+
+/// A program that runs; killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    errors: Receiver<String>,
+}
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Result<Running> {
+        let mut child = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start a program")?;
+        let lines = read_lines(child.stdout.take());
+        let errors = read_lines(child.stderr.take());
+        Ok(Running { child, lines, errors })
+    }
+
+    /// The next line of standard output.
+    pub fn wait_line(&self, limit: Duration) -> Result<String> {
+        let end = Instant::now() + limit;
+        loop {
+            match self.lines.recv_timeout(Duration::from_millis(20)) {
+                Ok(line) => return Ok(line),
+                Err(RecvTimeoutError::Disconnected) => bail!("it ended: {}", self.errors().join(" ")),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= end => {
+                    bail!("it printed nothing in {limit:?}: {}", self.errors().join(" "))
+                }
+                Err(RecvTimeoutError::Timeout) => interrupt::check()?,
+            }
+        }
+    }
+
+    /// The lines of standard output that nobody took yet; does not wait.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
+    /// The lines of standard error that nobody took yet; does not wait.
+    pub fn errors(&self) -> Vec<String> {
+        self.errors.try_iter().collect()
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for its end; true when it exited with 0.
+    pub fn wait(&mut self, limit: Duration) -> Result<bool> {
+        let mut status = None;
+        wait_until(limit, || {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        Ok(status.ok_or_else(|| anyhow!("it runs longer than {limit:?}"))?.success())
+    }
+
+    fn interrupt(&self) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        end_group(&mut self.child);
+    }
+}
+
+/// tcpdump at work.
+#[derive(Debug)]
+pub struct Capture {
+    tcpdump: Running,
+    folder: TempDir,
+}
+
+impl Capture {
+    pub(crate) fn start(
+        spawn: impl FnOnce(&[&str]) -> Result<Running>,
+        device: &str,
+        filter: &str,
+    ) -> Result<Capture> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("packets");
+        let file = file.to_str().context("the temporary directory's name is not UTF-8")?;
+        let tcpdump = spawn(&[
+            "tcpdump",
+            "--immediate-mode",
+            "-n",
+            "-U",
+            "-Z",
+            "root",
+            "-s",
+            SNAPLEN,
+            "-i",
+            device,
+            "-w",
+            file,
+            filter,
+        ])?;
+        let mut said = Vec::new();
+        let started = wait_until(CAPTURE_START_LIMIT, || {
+            said.extend(tcpdump.errors());
+            Ok(said.iter().any(|line| line.contains("listening on")))
+        })?;
+        if !started {
+            bail!("tcpdump did not start on {device}: {}", said.join(" "));
+        }
+        Ok(Capture { tcpdump, folder })
+    }
+
+    /// Ends the capture; the packets stay to be counted.
+    pub fn stop(mut self) -> Result<Packets> {
+        self.tcpdump.interrupt();
+        self.tcpdump.wait(CAPTURE_STOP_LIMIT).context("tcpdump")?;
+        Ok(Packets { folder: self.folder })
+    }
+}
+
+/// Captured packets.
+#[derive(Debug)]
+pub struct Packets {
+    folder: TempDir,
+}
+
+impl Packets {
+    /// How many packets match a pcap filter.
+    pub fn count(&self, filter: &str) -> Result<usize> {
+        Ok(self.print(filter)?.lines().count())
+    }
+
+    /// The packets that match a pcap filter as tcpdump prints them.
+    pub fn print(&self, filter: &str) -> Result<String> {
+        let file = self.folder.path().join("packets").display().to_string();
+        tool("tcpdump", &["-n", "-r", &file, filter])
+    }
+}
+
+fn read_lines(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
+    let (send, receive) = channel();
+    thread::spawn(move || {
+        let Some(pipe) = pipe else { return };
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if send.send(line).is_err() {
+                // Nobody listens: keep reading so that the program never blocks on a full pipe.
+                continue;
+            }
+        }
+    });
+    receive
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a lab consists of, on disk: `/run/weft-lab/<lab>/lab.json`.
+//!
+//! Every object is written down before it is made, so that whatever stops a verb half-way, `down` finds it.
+//! Verbs hold the lab's directory lock shared, `up` and `down` alone; changes of the file are serialised by a
+//! lock of their own and atomic.
+
+use crate::names;
+use crate::process::Process;
+use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const FILE: &str = "lab.json";
+/// A verb that holds the directory longer than this hangs; `down` goes on without it.
+pub(crate) const LOCK_LIMIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
+
+/// A whole lab.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// The lab's name.
+    pub name: String,
+    /// The cluster name given to netd: the lab's name unless a test wants otherwise.
+    pub cluster: String,
+    /// The process that takes the lab down when it ends (tests, demo); none for `weft-lab up`.
+    pub owner: Option<Process>,
+    /// Whether `up` came to its end.
+    pub complete: bool,
+    /// Overlay backend given to netd.
+    pub overlay: String,
+    /// More arguments for netd.
+    pub netd_args: Vec<String>,
+    /// Network namespaces, by name.
+    pub netns: BTreeSet<String>,
+    /// The store's members.
+    pub etcd: Vec<EtcdMember>,
+    /// The host that is no member.
+    pub outside: Outside,
+    /// Nodes in their order: n1, n2, …
+    pub nodes: Vec<Node>,
+    /// Pods by name.
+    pub pods: BTreeMap<String, Pod>,
+    /// Cut connections: node and what it is cut from (`all`, `store` or a node).
+    pub partitions: BTreeSet<(String, String)>,
+}
+
+/// One member of the store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EtcdMember {
+    /// Its name: etcd1, …
+    pub name: String,
+    /// Its underlay address.
+    pub ip: Ipv4Addr,
+    /// Its process, while it should run.
+    pub process: Option<Process>,
+}
+
+/// The host that is no member of the cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outside {
+    /// Its namespace.
+    pub netns: String,
+    /// Its underlay address.
+    pub ip: Ipv4Addr,
+    /// Its servers.
+    pub process: Option<Process>,
+}
+
+/// One node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name: n1, …
+    pub name: String,
+    /// Its namespace.
+    pub netns: String,
+    /// Configuration, state, run directory and logs.
+    pub dir: PathBuf,
+    /// Its control group; pods lie below.
+    pub cgroup: PathBuf,
+    /// Its underlay address.
+    pub underlay_ip: Ipv4Addr,
+    /// Its netd, while it should run.
+    pub process: Option<Process>,
+}
+
+/// One pod.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// The node it runs on.
+    pub node: String,
+    /// Its Kubernetes namespace.
+    pub namespace: String,
+    /// Its network namespace.
+    pub netns: String,
+    /// CNI container ID.
+    pub container_id: String,
+    /// The network configuration weft-cni got.
+    pub config: Value,
+    /// Its addresses, once ADD succeeded.
+    pub ips: Vec<IpAddr>,
+    /// What ADD answered.
+    pub result: Option<Value>,
+}
+
+impl Node {
+    /// The API socket of its netd.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/netd.sock")
+    }
+
+    /// The log of its netd.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("netd.log")
+    }
+
+    /// Whether its netd runs.
+    pub fn alive(&self) -> bool {
+        self.process.is_some_and(|process| process.alive())
+    }
+}
+
+impl State {
+    /// Reads the state of a lab.
+    pub fn read(lab: &str) -> Result<State> {
+        let path = names::lab_dir(lab).join(FILE);
+        let text = fs::read_to_string(&path)
+            .map_err(|error| anyhow!("lab {lab} is not there ({}: {error}): weft-lab up", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{}: damaged: weft-lab down", path.display()))
+    }
+
+    /// Writes the state for the first time.
+    pub fn create(&self) -> Result<()> {
+        write(&names::lab_dir(&self.name), self)
+    }
+
+    /// The node of this name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        let known = || self.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = self.nodes.iter().find(|node| node.name == name);
+        found.ok_or_else(|| {
+            crate::usage::usage(format!("no node {name:?} in this lab (nodes: {})", known())).into()
+        })
+    }
+
+    /// Like [`State::node`], to change it.
+    pub fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
+        self.node(name)?;
+        self.nodes.iter_mut().find(|node| node.name == name).context("the node was there")
+    }
+}
+
+/// Changes the state of a lab under its lock; the new state is on disk when this returns.
+pub(crate) fn edit<T>(lab: &str, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+    let dir = names::lab_dir(lab);
+    let path = dir.join("lab.lock");
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(|error| anyhow!("lab {lab} is not there ({}: {error}): weft-lab up", path.display()))?;
+    let _lock = lock(file, FlockArg::LockExclusiveNonblock, &path)?;
+    let mut state = State::read(lab)?;
+    let value = change(&mut state)?;
+    write(&dir, &state)?;
+    Ok(value)
+}
+
+/// Holds a lab in place: shared for verbs, alone for `up` and `down`. Errors when the lab is not there.
+pub(crate) fn hold(lab: &str, alone: bool) -> Result<Flock<File>> {
+    let dir = names::lab_dir(lab);
+    let mode = if alone { FlockArg::LockExclusiveNonblock } else { FlockArg::LockSharedNonblock };
+    let open = || File::open(&dir).map_err(|error| anyhow!("lab {lab} is not there ({error}): weft-lab up"));
+    let lock = lock(open()?, mode, &dir)?;
+    // While we waited, `down` may have removed the directory, and `up` made another.
+    let same = fs::metadata(&dir).is_ok_and(|now| lock.metadata().is_ok_and(|held| held.ino() == now.ino()));
+    if !same {
+        bail!("lab {lab} was taken down meanwhile");
+    }
+    Ok(lock)
+}
+
+fn lock(mut file: File, mode: FlockArg, path: &Path) -> Result<Flock<File>> {
+    let end = Instant::now() + LOCK_LIMIT;
+    loop {
+        match Flock::lock(file, mode) {
+            Ok(lock) => return Ok(lock),
+            Err((_, error)) if Instant::now() >= end => {
+                bail!("{}: another weft-lab holds it for more than {LOCK_LIMIT:?} ({error})", path.display())
+            }
+            Err((back, _)) => file = back,
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn write(dir: &Path, state: &State) -> Result<()> {
+    let (new, path) = (dir.join("lab.json.new"), dir.join(FILE));
+    fs::write(&new, serde_json::to_vec_pretty(state)?).with_context(|| new.display().to_string())?;
+    fs::rename(&new, &path).with_context(|| path.display().to_string())
+}

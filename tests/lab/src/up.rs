@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Bringing a lab up, step by step; whatever fails, everything is taken down again.
+
+use crate::process::Process;
+use crate::run::{on_path, sibling};
+use crate::state::{self, EtcdMember, Node, Outside, State};
+use crate::{cgroup, etcd, interrupt, names, node, outside, teardown, topology, usage};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::unistd::Uid;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::time::Instant;
+
+/// Tools the lab runs, with the Debian packages that hold them.
+const TOOLS: [(&str, &str); 4] =
+    [("etcd", "etcd-server"), ("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")];
+
+/// What lab to bring up.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// The lab's name.
+    pub name: String,
+    /// Number of nodes.
+    pub nodes: u16,
+    /// Number of store members: 1 or 3.
+    pub etcd_members: u16,
+    /// Overlay backend: `vxlan` or `native`.
+    pub overlay: String,
+    /// The cluster's name, where it is not the lab's.
+    pub cluster: Option<String>,
+    /// More arguments for every netd.
+    pub netd_args: Vec<String>,
+    /// Whether the calling process takes the lab down when it ends.
+    pub owned: bool,
+}
+
+impl UpOptions {
+    /// Three nodes, one store member, VXLAN.
+    pub fn new(name: &str) -> UpOptions {
+        UpOptions {
+            name: name.into(),
+            nodes: 3,
+            etcd_members: 1,
+            overlay: "vxlan".into(),
+            cluster: None,
+            netd_args: Vec::new(),
+            owned: false,
+        }
+    }
+}
+
+/// Brings a lab up; returns when every node is ready. On failure nothing is left.
+pub fn up(options: &UpOptions) -> Result<()> {
+    check(options)?;
+    reserve(options)?;
+    let result = build(options);
+    if result.is_err() {
+        // The lock of the directory is ours no longer here; a failed clean-up is said, the cause stays first.
+        if let Err(error) = teardown::down(&options.name) {
+            return result.with_context(|| format!("and the clean-up failed: {error:#}"));
+        }
+    }
+    result
+}
+
+fn check(options: &UpOptions) -> Result<()> {
+    names::check_lab(&options.name)?;
+    if options.nodes == 0 || options.nodes > names::NODES_MAX {
+        return Err(usage::usage(format!("--nodes: 1 to {}", names::NODES_MAX)).into());
+    }
+    if !Uid::effective().is_root() {
+        bail!("a lab makes network namespaces and control groups: run weft-lab as root");
+    }
+    for (tool, package) in TOOLS {
+        if !on_path(tool) {
+            bail!("{tool} is not installed: apt-get install {package}");
+        }
+    }
+    for program in ["netd", "weft-cni", "weft", "weft-lab"] {
+        sibling(program)?;
+    }
+    cgroup::v2_mount().map(drop)
+}
+
+/// Makes the lab's directory with its first state. What a killed owner left under this name goes first.
+fn reserve(options: &UpOptions) -> Result<()> {
+    teardown::remove_orphans();
+    let dir = names::lab_dir(&options.name);
+    // Twice: the last lab's `down` may remove the parent just in between.
+    let create = || fs::create_dir_all(names::LABS_DIR).and_then(|()| fs::create_dir(&dir));
+    let again = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => create(),
+        _ => Err(error),
+    };
+    create().or_else(again).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => {
+            anyhow!("lab {0} exists already: weft-lab down --name {0}", options.name)
+        }
+        _ => anyhow!("{}: {error}", dir.display()),
+    })?;
+    let lab_cgroup = cgroup::lab(&options.name)?;
+    let nodes = (1..=options.nodes).map(|index| {
+        let name = names::node(index);
+        Node {
+            netns: names::netns(&options.name, &name),
+            dir: dir.join(&name),
+            cgroup: lab_cgroup.join(&name),
+            underlay_ip: names::node_ip(index),
+            process: None,
+            name,
+        }
+    });
+    let etcd = (1..=options.etcd_members).map(|index| EtcdMember {
+        name: format!("etcd{index}"),
+        ip: names::etcd_ip(index),
+        process: None,
+    });
+    State {
+        name: options.name.clone(),
+        cluster: options.cluster.clone().unwrap_or_else(|| options.name.clone()),
+        // While `up` works it owns the lab: should it be killed, the next one cleans up.
+        owner: Process::own(),
+        complete: false,
+        overlay: options.overlay.clone(),
+        netd_args: options.netd_args.clone(),
+        netns: BTreeSet::new(),
+        etcd: etcd.collect(),
+        outside: Outside {
+            netns: names::netns(&options.name, "outside"),
+            ip: names::OUTSIDE_IP,
+            process: None,
+        },
+        nodes: nodes.collect(),
+        pods: BTreeMap::new(),
+        partitions: BTreeSet::new(),
+    }
+    .create()
+}
+
+fn build(options: &UpOptions) -> Result<()> {
+    let lab = options.name.as_str();
+    let _alone = state::hold(lab, true)?;
+    let started = Instant::now();
+    let state = State::read(lab)?;
+    mount_bpffs()?;
+    topology::add_underlay(lab)?;
+    for member in &state.etcd {
+        topology::add_member(lab, &member.name, member.ip)?;
+    }
+    topology::add_member(lab, "outside", state.outside.ip)?;
+    for node in &state.nodes {
+        interrupt::check()?;
+        topology::add_member(lab, &node.name, node.underlay_ip)?;
+        node::prepare(&state, node)?;
+    }
+    etcd::start(lab)?;
+    outside::start(lab)?;
+    for node in &state.nodes {
+        node::start(lab, &node.name)?;
+    }
+    for node in &state.nodes {
+        node::wait_ready(lab, &node.name, node::READY_LIMIT.saturating_sub(started.elapsed()))?;
+    }
+    state::edit(lab, |state| {
+        state.complete = true;
+        if !options.owned {
+            state.owner = None;
+        }
+        Ok(())
+    })
+}
+
+/// Pins need a BPF file system; a host without systemd may not have mounted it.
+fn mount_bpffs() -> Result<()> {
+    let kind =
+        statfs(names::BPFFS).with_context(|| format!("{}: does the kernel have BPF?", names::BPFFS))?;
+    if kind.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    mount(Some("bpf"), names::BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .with_context(|| format!("mounting the BPF file system on {}", names::BPFFS))
+}

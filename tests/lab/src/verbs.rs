@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Each verb of the command line, done.
+
+use crate::cli::{Args, EtcdVerb, Families, NodeVerb, Overlay, PodVerb, ProbeArgs, Store, UpArgs, Verb};
+use crate::place::{Failure, Place};
+use crate::pod::PodSpec;
+use crate::run::sibling;
+use crate::say::{complain, say};
+use crate::show::Show;
+use crate::state::{self, State};
+use crate::up::{UpOptions, up};
+use crate::usage::usage;
+use crate::workers::probe::{ProbeOptions, probe};
+use crate::workers::{outside, query, serve, stream};
+use crate::{apply, demo, etcd, faults, interrupt, names, node, pod, target, teardown};
+use anyhow::Result;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+const DEFAULT_LAB: &str = "weft";
+
+/// Does what the command line says.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let lab = args.name.as_deref().unwrap_or(DEFAULT_LAB);
+    names::check_lab(lab)?;
+    match args.verb {
+        Verb::Up(up) => up_verb(lab, &up)?,
+        Verb::Show { json } => show(lab, json)?,
+        Verb::Pod(verb) => pod_verb(lab, verb)?,
+        Verb::Exec { target, command } => return exec(lab, &target, &command),
+        Verb::Node(verb) => node_verb(lab, verb)?,
+        Verb::Etcd(EtcdVerb::Start) => etcd::start(lab)?,
+        Verb::Etcd(EtcdVerb::Stop) => etcd::stop(lab)?,
+        Verb::Apply { file, timeout, no_wait } => {
+            let reply = apply::apply(lab, &file, (!no_wait).then_some(timeout))?;
+            for result in &reply.results {
+                let address = result.cluster_ip.map(|ip| format!(" at {ip}")).unwrap_or_default();
+                say(format!("{} {}{address}", result.object, result.action));
+                result
+                    .ignored
+                    .iter()
+                    .for_each(|field| complain(format!("{}: ignored: {field}", result.object)));
+            }
+        }
+        Verb::Weft { node, args } => return weft(lab, &node, args),
+        Verb::Down => teardown::down(lab).map(drop)?,
+        Verb::Demo { keep } => return demo::run(args.name.as_deref(), keep),
+        Verb::Enter { netns, cgroup, resolv_conf, setsid, command } => {
+            if setsid {
+                // Fails only for a process group's leader, which then has what it wants already.
+                let _ = nix::unistd::setsid();
+            }
+            return Ok(failed(&Place { netns, cgroup, resolv_conf }.exec(&command)));
+        }
+        Verb::Serve { tcp, udp, server } => serve::serve(&server, &tcp, &udp)?,
+        Verb::Probe(args) => say(serde_json::to_string(&probe(&args.into()))?),
+        Verb::Stream { to, duration } => stream::stream(&to, duration)?,
+        Verb::Query { question, kind, server, timeout } => {
+            say(serde_json::to_string(&query::query(&question, &kind, server, timeout)?)?);
+        }
+        Verb::ServeOutside => outside::serve_outside()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up_verb(lab: &str, args: &UpArgs) -> Result<()> {
+    let later = |what: &str| Err(usage(format!("{what} is not in this version of weft-lab")).into());
+    if args.families != Families::V4 {
+        return later("--families other than v4");
+    }
+    if args.store != Store::Etcd {
+        return later("--store file");
+    }
+    let overlay = match args.overlay {
+        Overlay::Native => "native",
+        Overlay::Vxlan => "vxlan",
+        Overlay::Wireguard => return later("--overlay wireguard"),
+    };
+    interrupt::install()?;
+    up(&UpOptions {
+        nodes: args.nodes,
+        etcd_members: args.etcd_members,
+        overlay: overlay.into(),
+        cluster: args.cluster.clone(),
+        netd_args: args.netd_arg.clone(),
+        ..UpOptions::new(lab)
+    })?;
+    show(lab, args.json)
+}
+
+fn show(lab: &str, json: bool) -> Result<()> {
+    let show = Show::from(&State::read(lab)?);
+    say(if json { serde_json::to_string(&show)? } else { show.to_string().trim_end().to_owned() });
+    Ok(())
+}
+
+fn pod_verb(lab: &str, verb: PodVerb) -> Result<()> {
+    let _held = state::hold(lab, false)?;
+    match verb {
+        PodVerb::Add { node, pod, namespace, labels, ports, ip } => {
+            let labels = labels.into_iter().collect();
+            let added = pod::add(lab, &PodSpec { node, name: pod, namespace, labels, ports, ip })?;
+            say(serde_json::to_string_pretty(&added.result)?);
+            Ok(())
+        }
+        PodVerb::Rm { node, pod } => pod::remove(lab, &node, &pod),
+    }
+}
+
+fn node_verb(lab: &str, verb: NodeVerb) -> Result<()> {
+    let _held = state::hold(lab, false)?;
+    let start = |name: &str| {
+        node::start(lab, name)?;
+        node::wait_ready(lab, name, node::READY_LIMIT).map(drop)
+    };
+    match verb {
+        NodeVerb::Kill { node } => node::kill(lab, &node),
+        NodeVerb::Stop { node } => node::stop(lab, &node),
+        NodeVerb::Crash { node } => node::crash(lab, &node),
+        NodeVerb::Start { node } => start(&node),
+        NodeVerb::Restart { node } => node::stop(lab, &node).and_then(|()| start(&node)),
+        NodeVerb::Partition { node, from } => faults::partition(lab, &node, &from),
+        NodeVerb::Heal { node } => faults::heal(lab, &node),
+        NodeVerb::Mtu { node, mtu } => faults::mtu(lab, &node, mtu),
+    }
+}
+
+fn exec(lab: &str, target: &str, command: &[OsString]) -> Result<ExitCode> {
+    Ok(failed(&target::place(&State::read(lab)?, target)?.exec(command)))
+}
+
+fn weft(lab: &str, node: &str, args: Vec<OsString>) -> Result<ExitCode> {
+    let state = State::read(lab)?;
+    let socket = state.node(node)?.socket();
+    let mut command = vec![sibling("weft")?.into_os_string(), "--socket".into(), socket.into_os_string()];
+    command.extend(args);
+    Ok(failed(&target::place(&state, node)?.exec(&command)))
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    complain(format!("weft-lab: {:#}", failure.error));
+    failure.exit_code.into()
+}
+
+impl From<ProbeArgs> for ProbeOptions {
+    fn from(args: ProbeArgs) -> ProbeOptions {
+        ProbeOptions {
+            to: args.to,
+            count: args.count,
+            udp: args.udp,
+            connected: args.connected,
+            limit: args.timeout,
+            interval: args.interval,
+        }
+    }
+}

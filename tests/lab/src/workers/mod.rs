@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Small servers and clients that run inside pods and nodes as hidden verbs of weft-lab.
+//!
+//! Plain blocking sockets and threads: what they measure is the network, not a runtime.
+
+pub(crate) mod outside;
+pub(crate) mod probe;
+pub(crate) mod query;
+pub(crate) mod serve;
+pub(crate) mod stream;
+
+use anyhow::{Context, Result};
+use std::net::{SocketAddr, ToSocketAddrs};
+
+/// Looks a `host:port` up through the C library, as any program in the pod would.
+pub(crate) fn resolve(to: &str) -> Result<SocketAddr> {
+    let mut found = to.to_socket_addrs().with_context(|| format!("looking up {to}"))?;
+    found.find(SocketAddr::is_ipv4).with_context(|| format!("{to} has no IPv4 address"))
+}
