@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use netd_api::PendingItem;
 use netd_host::Host;
-use netd_store::records::ClusterConfig;
+use netd_store::records::{ClusterConfig, OverlayBackend};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attachments::{Attachment, Phase};
@@ -41,6 +41,8 @@ pub(crate) struct Agent {
     services: ServiceSync,
     initial: ClusterConfig,
     known: Known,
+    /// Overlay device (interface index) that the programs were told of; `None` before the first time.
+    overlay: Option<Option<u32>>,
     /// Pods whose programs this netd has attached or updated.
     attached: BTreeSet<(u32, IpAddr)>,
 }
@@ -55,6 +57,7 @@ impl Agent {
             services: ServiceSync::new(),
             initial,
             known: Known::default(),
+            overlay: None,
             attached: BTreeSet::new(),
         }
     }
@@ -99,6 +102,7 @@ impl Agent {
         if full {
             self.host.suspect();
             self.services.suspect();
+            self.overlay = None;
         }
         let mut errors = Vec::new();
         let mut retry = false;
@@ -130,6 +134,9 @@ impl Agent {
             Err(error) => errors.push(format!("reading links and routes: {error:#}")),
         }
 
+        if let Err(error) = self.keep_overlay(&view) {
+            errors.push(format!("overlay program: {error}"));
+        }
         let synced = {
             let mut datapath = lock(&self.node.datapath);
             tokio::task::block_in_place(|| {
@@ -226,6 +233,24 @@ impl Agent {
                 errors.push(format!("node overlay address: {error}"));
             }
         }
+    }
+
+    /// The program on the overlay device: attached once by this netd, and again when the device was remade.
+    fn keep_overlay(&mut self, view: &View) -> Result<(), ebpf_loader::AttachError> {
+        let device = match view.config.overlay {
+            OverlayBackend::Native => None,
+            OverlayBackend::Vxlan => netd_host::interface_index(desired::VXLAN_DEVICE),
+        };
+        if self.overlay == Some(device) {
+            return Ok(());
+        }
+        let mut datapath = lock(&self.node.datapath);
+        tokio::task::block_in_place(|| match device {
+            Some(_) => datapath.attach_overlay(desired::VXLAN_DEVICE).map(drop),
+            None => datapath.detach_overlay(),
+        })?;
+        self.overlay = Some(device);
+        Ok(())
     }
 
     /// Programs and map entries of all live pods: a netd that was just started replaces the programs behind the pinned

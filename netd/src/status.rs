@@ -140,7 +140,9 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeInfo> {
         blocks: view.blocks_of(record.uuid).map(|block| block.cidr).collect(),
         version: record.version.clone(),
     };
-    view.nodes.values().map(info).collect()
+    let mut nodes: Vec<NodeInfo> = view.nodes.values().map(info).collect();
+    nodes.sort_by(|a, b| (&a.name, a.uuid).cmp(&(&b.name, b.uuid)));
+    nodes
 }
 
 /// `GET /v1/pods`: of the whole cluster; this node's own from its own table.

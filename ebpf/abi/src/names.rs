@@ -17,9 +17,11 @@ pub const PODS: &str = "PODS";
 pub const POD_LINKS: &str = "POD_LINKS";
 /// [`DropReason`](crate::DropReason) to a packet count (`u64`), per-CPU array.
 pub const DROPS: &str = "DROPS";
+/// Array of one `u32`: interface index of the overlay device; 0 while there is none.
+pub const OVERLAY: &str = "OVERLAY";
 
 /// Every map of the datapath.
-pub const MAPS: [&str; 8] = [SERVICES, BACKENDS, SLOTS, FLOWS, SERVICE_COUNTERS, PODS, POD_LINKS, DROPS];
+pub const MAPS: [&str; 9] = [SERVICES, BACKENDS, SLOTS, FLOWS, SERVICE_COUNTERS, PODS, POD_LINKS, DROPS, OVERLAY];
 
 /// cgroup/connect4: translates a connection once, at the socket.
 pub const CONNECT4: &str = "weft_connect4";
@@ -31,3 +33,5 @@ pub const RECVMSG4: &str = "weft_recvmsg4";
 pub const GETPEERNAME4: &str = "weft_getpeername4";
 /// TC ingress of a pod's host end: source checks and same-node delivery.
 pub const POD_INGRESS: &str = "weft_pod_ingress";
+/// TC program at the ingress of the overlay device: packets from other nodes' pods.
+pub const OVERLAY_INGRESS: &str = "weft_overlay_ingress";

@@ -5,7 +5,8 @@ use core::fmt;
 use core::net::Ipv4Addr;
 
 /// Flag of [`PodValue`] and [`PodLink`]: packets between this pod and others of the node that have it too go straight
-/// from netns to netns, past the host's stack. Both directions or none: half a connection would confuse its conntrack.
+/// from netns to netns, and those between it and other nodes' pods straight to and from the overlay device, past the
+/// host's stack. Both directions or none: half a connection would confuse the stack's conntrack.
 pub const POD_REDIRECT: u32 = 1;
 
 /// A pod's address. 4 bytes.

@@ -29,7 +29,7 @@ pub fn remove_all(pin_dir: &Path) -> Result<Removed, CleanError> {
     for index in pod_links(pin_dir) {
         // A filter that cannot be removed goes with its interface.
         if let Some(interface) = clsact::interface_name(index)
-            && clsact::detach(&interface).is_ok()
+            && clsact::detach(names::POD_INGRESS, &interface).is_ok()
         {
             removed.filters += 1;
         }

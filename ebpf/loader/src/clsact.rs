@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Filters on clsact qdiscs: what kernels before TCX have. They live on the interface and outlive this process.
 
+use crate::{error::AttachError, link::Attached};
 use aya::{
     Ebpf,
     programs::{
@@ -8,9 +9,6 @@ use aya::{
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
 };
-use ebpf_abi::names;
-
-use crate::{error::AttachError, link::Attached};
 
 /// Our filter's place: the same number that marks our routes.
 const PRIORITY: u16 = 157;
@@ -18,13 +16,13 @@ const PRIORITY: u16 = 157;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Adds our filter at the interface's ingress, or replaces the program of the one that is there.
-pub(crate) fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<Attached, AttachError> {
+pub(crate) fn attach(ebpf: &mut Ebpf, name: &'static str, interface: &str) -> Result<Attached, AttachError> {
     let failed =
         |reason: String| AttachError::Clsact { action: "add", interface: interface.to_owned(), reason };
     let program: &mut SchedClassifier = ebpf
-        .program_mut(names::POD_INGRESS)
+        .program_mut(name)
         .and_then(|program| program.try_into().ok())
-        .ok_or(AttachError::NotLoaded(names::POD_INGRESS))?;
+        .ok_or(AttachError::NotLoaded(name))?;
     let existing = SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None)
         .map_err(|error| failed(error.to_string()))?;
     let (link, outcome) = match program.attach_to_link(existing) {
@@ -50,8 +48,8 @@ pub(crate) fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<Attached, Attac
 }
 
 /// Removes our filter; absent is fine, as are a qdisc or interface that is gone.
-pub(crate) fn detach(interface: &str) -> Result<(), AttachError> {
-    match tc::qdisc_detach_program(interface, TcAttachType::Ingress, names::POD_INGRESS) {
+pub(crate) fn detach(name: &'static str, interface: &str) -> Result<(), AttachError> {
+    match tc::qdisc_detach_program(interface, TcAttachType::Ingress, name) {
         Ok(()) => Ok(()),
         Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(TcError::IoError(error)) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),

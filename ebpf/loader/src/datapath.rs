@@ -67,6 +67,7 @@ pub struct Datapath {
     pub(crate) pods: HashMap<MapData, PodKey, PodValue>,
     pub(crate) pod_links: HashMap<MapData, u32, PodLink>,
     pub(crate) drops: PerCpuArray<MapData, u64>,
+    pub(crate) overlay: Array<MapData, u32>,
     /// What the maps hold as far as we know: written differences are computed against it.
     pub(crate) programmed: Image,
 }
@@ -89,7 +90,9 @@ impl Datapath {
         for name in SOCKET_PROGRAMS {
             load_program::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
-        load_program::<SchedClassifier>(&mut ebpf, names::POD_INGRESS, SchedClassifier::load)?;
+        for name in [names::POD_INGRESS, names::OVERLAY_INGRESS] {
+            load_program::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
+        }
 
         let has_tcx = program_fd(&ebpf, names::POD_INGRESS).is_ok_and(pod::has_tcx);
         if config.attach == AttachMode::Tcx && !has_tcx {
@@ -109,6 +112,7 @@ impl Datapath {
             pods: take(&mut ebpf, names::PODS, HashMap::try_from)?,
             pod_links: take(&mut ebpf, names::POD_LINKS, HashMap::try_from)?,
             drops: take(&mut ebpf, names::DROPS, PerCpuArray::try_from)?,
+            overlay: take(&mut ebpf, names::OVERLAY, Array::try_from)?,
             programmed: Image::default(),
             ebpf,
             config,

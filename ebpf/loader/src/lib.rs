@@ -5,6 +5,7 @@
 //!  <pin dir>/                       on a bpffs; one per node and ABI version, never shared
 //!    SERVICES BACKENDS SLOTS …      the maps of ebpf-abi
 //!    links/connect4 …               the cgroup programs' bpf_links
+//!    links/overlay                  the overlay device's TCX bpf_link
 //!    links/pod-<ifindex>            a pod link's TCX bpf_link (clsact filters live on the link itself)
 //! ```
 //!
@@ -15,7 +16,7 @@
 //!
 //! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs;
 //! * `image.rs`: the service image, read back and written as a difference;
-//! * `cgroup.rs`, `pod.rs`: attachments; `link.rs` is what both share, `clsact.rs` is for kernels without TCX;
+//! * `cgroup.rs`, `pod.rs`, `overlay.rs`: attachments; `link.rs` is what both share, `clsact.rs` is for kernels without TCX;
 //! * [`probe`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
 //! * [`remove_all`]: `netd clean`;
 //! * `sys`: bpf(2) and mmap(2), the only `unsafe`.
@@ -30,6 +31,7 @@ mod image;
 mod link;
 pub mod mounts;
 mod object;
+mod overlay;
 mod pod;
 mod probe;
 mod sys;

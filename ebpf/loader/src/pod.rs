@@ -80,12 +80,12 @@ impl Datapath {
             let program = self.program_fd(names::POD_INGRESS)?;
             let outcome = link::ensure(names::POD_INGRESS, program, target, BPF_TCX_INGRESS as u32, &pin)?;
             // From the time of another attach mode. One that stays checks each packet a second time, nothing worse.
-            if let Err(error) = clsact::detach(&pod.host_ifname) {
+            if let Err(error) = clsact::detach(names::POD_INGRESS, &pod.host_ifname) {
                 tracing::warn!(%error, "an old filter stays");
             }
             outcome
         } else {
-            let outcome = clsact::attach(&mut self.ebpf, &pod.host_ifname)?;
+            let outcome = clsact::attach(&mut self.ebpf, names::POD_INGRESS, &pod.host_ifname)?;
             unpin(&pin)?;
             outcome
         };
@@ -107,7 +107,7 @@ impl Datapath {
         }
         unpin(&self.link_pin(&pin_name(host_index)))?;
         if let Some(interface) = clsact::interface_name(host_index) {
-            clsact::detach(&interface)?;
+            clsact::detach(names::POD_INGRESS, &interface)?;
         }
         // Last: while the program runs, a link without an entry may send nothing.
         remove(&mut self.pod_links, &host_index, names::POD_LINKS)?;
@@ -166,7 +166,7 @@ fn pin_name(host_index: u32) -> String {
     format!("{PIN_PREFIX}{host_index}")
 }
 
-fn unpin(pin: &Path) -> Result<(), AttachError> {
+pub(crate) fn unpin(pin: &Path) -> Result<(), AttachError> {
     link::remove(pin).map(drop).map_err(|source| AttachError::Kernel {
         action: "unpin",
         program: names::POD_INGRESS,

@@ -3,7 +3,7 @@
 //!
 //! * [`service`] picks a backend for a frontend; pure apart from the maps;
 //! * [`socket`] is what the four cgroup programs do to a socket's address;
-//! * [`pod`] is what happens to a packet that a pod sends;
+//! * [`pod`] is what happens to a packet that a pod sends, [`overlay`] to one that another node's pod sent;
 //! * [`maps`] and [`packet`] are the only places with `unsafe`: maps, context fields, helpers.
 //!
 //! Names, layouts and sizes come from `ebpf-abi`; the loader is `ebpf-loader`.
@@ -12,6 +12,7 @@
 #![no_main]
 
 mod maps;
+mod overlay;
 mod packet;
 mod pod;
 mod service;
@@ -64,6 +65,16 @@ fn weft_pod_ingress(ctx: TcContext) -> i32 {
             packet::TC_DROP
         }
         pod::Verdict::Deliver { ifindex } => packet::redirect_peer(ifindex),
+        pod::Verdict::Forward { ifindex } => packet::redirect(ifindex),
+    }
+}
+
+/// A packet from another node, out of the tunnel, seen at the ingress of the overlay device.
+#[classifier]
+fn weft_overlay_ingress(ctx: TcContext) -> i32 {
+    match overlay::ingress(&Packet::new(ctx)) {
+        Some(ifindex) => packet::redirect_peer(ifindex),
+        None => packet::TC_NEXT,
     }
 }
 

@@ -36,6 +36,8 @@ static PODS: HashMap<PodKey, PodValue> = HashMap::with_max_entries(PODS_MAX, 0);
 static POD_LINKS: HashMap<u32, PodLink> = HashMap::with_max_entries(POD_LINKS_MAX, 0);
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROPS_MAX, 0);
+#[map]
+static OVERLAY: Array<u32> = Array::with_max_entries(1, 0);
 
 /// The frontend with exactly this key.
 #[inline(always)]
@@ -114,6 +116,14 @@ pub(crate) fn pod(key: &PodKey) -> Option<PodValue> {
 pub(crate) fn pod_link(ifindex: u32) -> Option<PodLink> {
     // SAFETY: as above.
     POD_LINKS.get_ptr(ifindex).map(|value| unsafe { value.read() })
+}
+
+/// Interface index of the overlay device, while there is one.
+#[inline(always)]
+pub(crate) fn overlay() -> Option<u32> {
+    // SAFETY: as above.
+    let ifindex = OVERLAY.get_ptr(0).map(|value| unsafe { value.read_volatile() })?;
+    if ifindex == 0 { None } else { Some(ifindex) }
 }
 
 #[inline(always)]

@@ -3,15 +3,24 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_redirect_peer, bpf_set_retval},
+    bindings::bpf_fib_lookup as bpf_fib_lookup_params,
+    helpers::generated::{
+        bpf_fib_lookup, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_redirect, bpf_redirect_peer,
+        bpf_set_retval,
+    },
     programs::{SockAddrContext, TcContext},
 };
-use ebpf_abi::{FlowKey, PodValue, Protocol, ServiceKey};
+use ebpf_abi::{FlowKey, Protocol, ServiceKey};
 
 /// TC_ACT_UNSPEC and TCX_NEXT (linux/pkt_cls.h, linux/bpf.h): the next program, then the host's stack.
 pub(crate) const TC_NEXT: i32 = -1;
 /// TC_ACT_SHOT and TCX_DROP.
 pub(crate) const TC_DROP: i32 = 2;
+
+/// AF_INET (linux/socket.h).
+const AF_INET: u8 = 2;
+/// BPF_FIB_LKUP_RET_SUCCESS (linux/bpf.h): forwarded, with a neighbour.
+const FIB_SUCCESS: i64 = 0;
 
 /// Ethernet types (IEEE 802), network order.
 pub(crate) const ETHER_IPV4: [u8; 2] = [0x08, 0x00];
@@ -89,7 +98,7 @@ pub(crate) fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
-/// A packet at the TC ingress of a pod's host end.
+/// A packet at the TC ingress of a pod's host end or of the overlay device.
 pub(crate) struct Packet {
     ctx: TcContext,
 }
@@ -102,6 +111,13 @@ pub(crate) struct Head {
     pub(crate) src: [u8; 6],
     pub(crate) ether_type: [u8; 2],
     pub(crate) body: [u8; 20],
+}
+
+/// The MACs of a packet's next hop.
+#[derive(Clone, Copy)]
+pub(crate) struct Hop {
+    pub(crate) dst: [u8; 6],
+    pub(crate) src: [u8; 6],
 }
 
 /// What a delivered packet gets: new MACs, and the IPv4 header up to the checksum.
@@ -119,7 +135,7 @@ impl Packet {
         Self { ctx }
     }
 
-    /// The interface it came in at: the host end of the pod's veth.
+    /// The interface it came in at.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
         // SAFETY: the kernel's context pointer; the field may be read in TC programs.
@@ -139,9 +155,29 @@ impl Packet {
         self.ctx.load::<Head>(0).ok()
     }
 
-    /// Readdresses an IPv4 packet to a pod and counts its TTL down; `false` when the buffer cannot be written.
+    /// Where the host's routes and neighbours lead from `src` to `dst`: interface and MACs. `None` where the stack has more
+    /// to do than to forward: an address of the host, no or an unreachable route, no neighbour yet, too long for the MTU.
     #[inline(always)]
-    pub(crate) fn readdress(&self, head: &Head, pod: &PodValue) -> bool {
+    pub(crate) fn route(&self, src: [u8; 4], dst: [u8; 4]) -> Option<(u32, Hop)> {
+        // SAFETY: plain integers and unions of them, for which zero is a value.
+        let mut params: bpf_fib_lookup_params = unsafe { core::mem::zeroed() };
+        params.family = AF_INET;
+        params.ifindex = self.ifindex();
+        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
+        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
+        // SAFETY: the helper takes the context of a TC program and a parameter block of the size given.
+        let verdict = unsafe {
+            bpf_fib_lookup(self.ctx.as_ptr(), &raw mut params, size_of::<bpf_fib_lookup_params>() as i32, 0)
+        };
+        if verdict != FIB_SUCCESS {
+            return None;
+        }
+        Some((params.ifindex, Hop { dst: params.dmac, src: params.smac }))
+    }
+
+    /// Readdresses an IPv4 packet to its next hop and counts its TTL down; `false` when the buffer cannot be written.
+    #[inline(always)]
+    pub(crate) fn readdress(&self, head: &Head, hop: &Hop) -> bool {
         let body = &head.body;
         let [checksum_high, checksum_low] = checksum_after_hop([body[10], body[11]]);
         let ip = [
@@ -158,7 +194,7 @@ impl Packet {
             checksum_high,
             checksum_low,
         ];
-        let rewrite = Rewrite { dst: pod.mac, src: pod.host_mac, ether_type: head.ether_type, ip };
+        let rewrite = Rewrite { dst: hop.dst, src: hop.src, ether_type: head.ether_type, ip };
         self.ctx.store(0, &rewrite, 0).is_ok()
     }
 }
@@ -168,6 +204,13 @@ impl Packet {
 pub(crate) fn redirect_peer(ifindex: u32) -> i32 {
     // SAFETY: takes numbers; an interface that is gone makes the kernel drop the packet.
     unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// Sends the packet out of this interface, past the host's stack.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: takes numbers; an interface that is gone makes the kernel drop the packet.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 /// The IPv4 header checksum after the TTL went down by one (RFC 1624; the TTL is the high byte of its word).

@@ -3,13 +3,14 @@
 //!
 //! 1. It must be the pod's own: source MAC, IPv4 source, ARP sender. Anything else is dropped and counted by reason.
 //! 2. To a pod of this node it goes straight into that pod's netns, when both allow that.
-//! 3. The rest is the host stack's.
+//! 3. To a pod of another node it goes straight to the overlay device, when the host's routes say so.
+//! 4. The rest is the host stack's.
 
 use ebpf_abi::{DropReason, POD_REDIRECT, PodKey, PodLink};
 
 use crate::{
-    maps,
-    packet::{ETHER_ARP, ETHER_IPV4, Head, Packet},
+    maps, overlay,
+    packet::{ETHER_ARP, ETHER_IPV4, Head, Hop, Packet},
 };
 
 /// Hardware type 1 (Ethernet), protocol type IPv4, lengths 6 and 4 (RFC 826).
@@ -17,7 +18,7 @@ const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 /// The sender of an address probe (RFC 5227): claims nothing, so a pod may send it.
 const ARP_PROBE_SENDER: [u8; 4] = [0; 4];
 /// From this TTL on a packet ends at this hop; the host's stack says so to the sender.
-const TTL_LAST: u8 = 1;
+pub(crate) const TTL_LAST: u8 = 1;
 
 /// Where the packet goes.
 pub(crate) enum Verdict {
@@ -27,6 +28,8 @@ pub(crate) enum Verdict {
     Drop(DropReason),
     /// Into the netns of the pod whose host end has this index.
     Deliver { ifindex: u32 },
+    /// Out of the interface with this index.
+    Forward { ifindex: u32 },
 }
 
 #[inline(always)]
@@ -73,8 +76,14 @@ fn ipv4(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
     if link.flags & POD_REDIRECT == 0 || ttl <= TTL_LAST {
         return Verdict::Continue;
     }
-    let Some(pod) = maps::pod(&PodKey { addr: [d0, d1, d2, d3] }) else { return Verdict::Continue };
-    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &pod) {
+    let dst = [d0, d1, d2, d3];
+    let Some(pod) = maps::pod(&PodKey { addr: dst }) else {
+        return match overlay::egress(packet, head, link.addr, dst) {
+            Some(ifindex) => Verdict::Forward { ifindex },
+            None => Verdict::Continue,
+        };
+    };
+    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &Hop { dst: pod.mac, src: pod.host_mac }) {
         return Verdict::Continue;
     }
     Verdict::Deliver { ifindex: pod.ifindex }

@@ -32,7 +32,7 @@ pub use error::{Class, HostError};
 pub use events::Events;
 pub use forward::{Forward, ForwardError, Forwarding};
 pub use host::Host;
-pub use link::{Link, LinkKind};
+pub use link::{Link, LinkKind, interface_index};
 pub use netns::Netns;
 pub use nft::{Nft, NftError};
 pub use route::ROUTE_PROTOCOL;

@@ -78,6 +78,11 @@ impl Link {
     }
 }
 
+/// Interface index of the link with this name in the calling thread's netns; `None` where there is none.
+pub fn interface_index(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
 impl Host {
     /// All links of the netns.
     pub async fn links(&self) -> Result<Vec<Link>, HostError> {

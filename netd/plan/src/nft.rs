@@ -71,7 +71,7 @@ pub fn render(config: &NftConfig) -> String {
     let clear: &[IpNet] = if config.pods_in_clear { &config.pod_cidrs } else { &[] };
     set(&mut text, "trusted", &[&config.trusted_cidrs[..], clear].concat());
     prerouting(&mut text, config, &links);
-    chain(&mut text, "output", "type filter hook output priority raw", &notrack(config.node_dns));
+    output(&mut text, config);
     input(&mut text, config, &links);
     forward(&mut text, config, &links);
     postrouting(&mut text, config, &links);
@@ -91,7 +91,15 @@ fn prerouting(text: &mut String, config: &NftConfig, links: &str) {
             )
         }));
     }
+    rules.extend(tunnel(&config.overlay_ports));
     chain(text, "prerouting", "type filter hook prerouting priority raw", &rules);
+}
+
+/// Packets of this node's own processes: those of its DNS and of the tunnel pass conntrack by.
+fn output(text: &mut String, config: &NftConfig) {
+    let mut rules = notrack(config.node_dns);
+    rules.extend(tunnel(&config.overlay_ports));
+    chain(text, "output", "type filter hook output priority raw", &rules);
 }
 
 /// Packets to this node: pods do not speak the overlay's protocol.
@@ -157,6 +165,11 @@ fn notrack(node_dns: Option<IpAddr>) -> Vec<String> {
     [("daddr", "dport"), ("saddr", "sport")]
         .map(|(addr, port)| format!("{ip} {addr} {address} meta l4proto {{ tcp, udp }} th {port} 53 notrack"))
         .into()
+}
+
+/// The tunnel's own packets: conntrack has nothing to say about them, and costs each of them a look-up.
+fn tunnel(overlay_ports: &[u16]) -> Option<String> {
+    Some(format!("udp dport {} notrack", ports(overlay_ports)?))
 }
 
 /// How the two families are written.
