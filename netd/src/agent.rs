@@ -30,6 +30,8 @@ use crate::view::{Known, View};
 const FULL_PASS_EVERY: Duration = Duration::from_secs(30);
 /// Changes that come in a burst are handled together.
 const COALESCE: Duration = Duration::from_millis(5);
+/// While changes keep coming, passes take at most half of the time: a pause is as long as the pass before, up to this.
+const COALESCE_MAX: Duration = Duration::from_millis(500);
 /// After a failure, or while something waits for retired slots.
 const RETRY_AFTER: Duration = Duration::from_millis(1_100);
 
@@ -70,6 +72,7 @@ impl Agent {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = false;
         let mut full = true;
+        let mut last_pass = Duration::ZERO;
         loop {
             let node = self.node.clone();
             tokio::select! {
@@ -84,7 +87,7 @@ impl Agent {
                 _ = timer.tick() => full = true,
                 () = tokio::time::sleep(RETRY_AFTER), if retry => full = true,
             }
-            tokio::time::sleep(COALESCE).await;
+            tokio::time::sleep(last_pass.clamp(COALESCE, COALESCE_MAX)).await;
             let state = mirror.borrow_and_update().clone();
             if state.revision == 0 {
                 continue;
@@ -92,7 +95,8 @@ impl Agent {
             let start = Instant::now();
             retry = self.pass(&state, full).await;
             full = false;
-            self.node.counters.passed(start.elapsed());
+            last_pass = start.elapsed();
+            self.node.counters.passed(last_pass);
         }
     }
 

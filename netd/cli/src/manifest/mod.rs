@@ -11,8 +11,8 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::Value;
 
-/// Largest file read: netd takes requests of at most 1 MiB, and YAML is not shorter than JSON by much.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Largest file read: some hundred thousand objects; more than that is a mistake in the name.
+const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// One object of a file.
 #[derive(Clone, Debug)]

@@ -6,18 +6,29 @@ use std::path::Path;
 
 use anyhow::Context;
 use netd_api::{ApplyReply, ApplyRequest, Client, DeleteReply, DeleteRequest};
+use serde_json::Value;
 
 use super::explain;
 use crate::args::DeleteArgs;
 use crate::manifest::{self, Document};
 use crate::output::Shown;
 
+/// Objects of one request: each is some transactions of the store, and all must fit into the client's time-out.
+const BATCH_OBJECTS: usize = 500;
+/// Bytes of one request, well below what netd takes.
+const BATCH_BYTES: usize = netd_api::REQUEST_BYTES_MAX / 4 * 3;
+
 pub(super) async fn apply(client: &Client, file: &Path) -> anyhow::Result<Shown> {
     let documents = manifest::read(file)?;
     documents.iter().try_for_each(check)?;
-    let request =
-        ApplyRequest { objects: documents.iter().map(|document| document.object.clone()).collect() };
-    let reply = client.apply(&request).await.map_err(explain)?;
+    let mut reply = ApplyReply { results: Vec::with_capacity(documents.len()), revision: 0 };
+    for objects in batches(&documents) {
+        let part = client.apply(&ApplyRequest { objects }).await.map_err(explain).with_context(|| {
+            format!("{} of {} objects are applied; the rest is not", reply.results.len(), documents.len())
+        })?;
+        reply.results.extend(part.results);
+        reply.revision = reply.revision.max(part.revision);
+    }
     Ok(Shown { notes: ignored(&documents, &reply), ..Shown::new(applied(&reply), &reply)? })
 }
 
@@ -44,6 +55,26 @@ pub(super) async fn delete(client: &Client, what: &DeleteArgs) -> anyhow::Result
         }));
     }
     Shown::new(text, &replies)
+}
+
+/// The objects in order, in requests that netd takes and answers in time.
+fn batches(documents: &[Document]) -> Vec<Vec<Value>> {
+    let mut batches: Vec<Vec<Value>> = Vec::new();
+    let mut bytes = usize::MAX;
+    for document in documents {
+        let size = document.object.to_string().len();
+        match batches.last_mut() {
+            Some(batch) if batch.len() < BATCH_OBJECTS && bytes.saturating_add(size) <= BATCH_BYTES => {
+                batch.push(document.object.clone());
+                bytes += size;
+            }
+            _ => {
+                batches.push(vec![document.object.clone()]);
+                bytes = size;
+            }
+        }
+    }
+    batches
 }
 
 fn check(document: &Document) -> anyhow::Result<()> {
@@ -127,6 +158,16 @@ spec:
             ignored(&documents, &reply),
             ["note: web.yaml:7: spec.sessionAffinity: ignored (Service default/web)"]
         );
+    }
+
+    #[test]
+    fn many_objects_go_in_several_requests_in_order() {
+        let documents = manifest::parse("web.yaml", &FILE.repeat(1).replace("70000", "5432")).unwrap();
+        let many: Vec<Document> = documents.iter().cycle().take(1_201).cloned().collect();
+        let batches = batches(&many);
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [500, 500, 201]);
+        let flat: Vec<Value> = batches.into_iter().flatten().collect();
+        assert!(flat.iter().zip(&many).all(|(a, b)| *a == b.object));
     }
 
     #[test]
