@@ -5,25 +5,27 @@
 //!
 //! One task, no channels: wake-ups are level-triggered and coalesce. Cancel-safe between passes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use ipnet::IpNet;
 use netd_api::PendingItem;
-use netd_host::Host;
+use netd_host::{Events, Host};
 use netd_store::records::{ClusterConfig, OverlayBackend};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attachments::{Attachment, Phase};
 use crate::attachments_api;
-use crate::datapath::ServiceSync;
+use crate::datapath::{ServiceSync, Synced};
 use crate::desired;
-use crate::hostsync::HostSync;
+use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms};
 use crate::settings::Settings;
 use crate::status::Progress;
+use crate::sweep::is_gone;
 use crate::view::{Known, View};
 
 /// Drift that no event tells of (nft, BPF maps) is found at least this often.
@@ -71,7 +73,7 @@ impl Agent {
         let mut timer = interval(FULL_PASS_EVERY);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = false;
-        let mut full = true;
+        let mut doubt = Doubt::ALL;
         let mut last_pass = Duration::ZERO;
         loop {
             let node = self.node.clone();
@@ -79,13 +81,13 @@ impl Agent {
                 changed = mirror.changed() => changed?,
                 () = node.agent_wake.notified() => {}
                 event = events.next() => {
-                    full = true;
+                    doubt.host = true;
                     if event.is_none() {
-                        events = host.events().await?;
+                        events = resubscribe(&host).await;
                     }
                 }
-                _ = timer.tick() => full = true,
-                () = tokio::time::sleep(RETRY_AFTER), if retry => full = true,
+                _ = timer.tick() => doubt = Doubt::ALL,
+                () = tokio::time::sleep(RETRY_AFTER), if retry => doubt.host = true,
             }
             tokio::time::sleep(last_pass.clamp(COALESCE, COALESCE_MAX)).await;
             let state = mirror.borrow_and_update().clone();
@@ -93,96 +95,105 @@ impl Agent {
                 continue;
             }
             let start = Instant::now();
-            retry = self.pass(&state, full).await;
-            full = false;
+            retry = self.pass(&state, doubt).await;
+            doubt = Doubt::default();
             last_pass = start.elapsed();
             self.node.counters.passed(last_pass);
         }
     }
 
     /// One pass; true when another is wanted soon.
-    async fn pass(&mut self, state: &netd_store::MirrorState, full: bool) -> bool {
+    async fn pass(&mut self, state: &netd_store::MirrorState, doubt: Doubt) -> bool {
         let view = self.refresh_view(state);
-        if full {
+        if doubt.host {
             self.host.suspect();
+        }
+        if doubt.programs {
             self.services.suspect();
             self.overlay = None;
         }
         let mut errors = Vec::new();
-        let mut retry = false;
-
-        if view.in_sync && !view.configured {
-            // The first node settles it for all; the watch brings it back to us.
-            let settled =
-                netd_store::claim::ensure_config(self.node.store.as_ref(), &self.node.keys, &self.initial)
-                    .await;
-            if let Err(error) = settled {
-                errors.push(format!("the cluster has no configuration yet, and writing one failed: {error}"));
+        self.adopt_blocks(&view, &mut errors);
+        if let Err(error) = self.keep_settings(&view, doubt.programs).await {
+            errors.push(format!("host settings: {error:#}"));
+        }
+        let mut retry = match self.keep_host(&view).await {
+            Ok(applied) => applied.more,
+            Err(error) => {
+                errors.push(format!("reading links and routes: {error:#}"));
+                true
             }
-        }
-        self.adopt_blocks(&view, &mut errors).await;
-
-        let pod_cidrs = view.pod_cidrs();
-        if full {
-            let rules = desired::nft_rules(&self.node, &view);
-            let uplink = self.node.underlay.device.clone();
-            if let Err(error) = self.settings.pass(&rules, &pod_cidrs, &uplink).await {
-                errors.push(format!("host settings: {error:#}"));
-            }
-        }
-
-        let objects = desired::host_objects(&self.node, &view);
-        let busy = desired::busy_devices(&self.node);
-        match self.host.pass(&objects, &busy, view.in_sync, monotonic_ms()).await {
-            Ok(applied) => retry |= applied.failed > 0 || applied.more,
-            Err(error) => errors.push(format!("reading links and routes: {error:#}")),
-        }
-
+        };
         if let Err(error) = self.keep_overlay(&view) {
             errors.push(format!("overlay program: {error}"));
         }
-        let synced = {
-            let mut datapath = lock(&self.node.datapath);
-            tokio::task::block_in_place(|| {
-                self.services.pass(&mut datapath, &view.table, view.in_sync, monotonic_ms())
-            })
-        };
-        let (image, problems) = match synced {
+        let last = self.node.progress.load_full();
+        let (image, problems) = match self.keep_services(&view) {
             Ok(synced) => {
                 retry |= synced.retry;
                 (synced.image, synced.problems)
             }
             Err(error) => {
                 errors.push(format!("services: {error:#}"));
-                let last = self.node.progress.load();
                 (last.image.clone(), last.problems.clone())
             }
         };
-        self.keep_pods(full, &mut errors);
+        let mut pending = self.keep_pods(&view, doubt.programs, &mut errors);
+        self.keep_dns(&view, &mut errors);
 
-        match desired::zone(&view) {
-            Ok(zone) => self.node.zone.store(Some(Arc::new(zone))),
-            Err(error) => errors.push(format!(
-                "the DNS zone {:?} of the cluster's configuration: {error}",
-                view.config.dns_zone
-            )),
-        }
-        retry |= !errors.is_empty();
-        for error in &errors {
+        for error in errors.iter().filter(|error| !last.errors.contains(error)) {
             tracing::warn!("{error}");
         }
-        let last = self.node.progress.load();
-        let programmed = errors.is_empty() && self.host.pending().is_empty();
+        // What concerns single pods or routes is pending and shown; it does not stop the node from serving the others.
+        let programmed = errors.is_empty() && !self.host.is_waiting();
+        retry |= !errors.is_empty() || !pending.is_empty() || self.host.is_waiting();
+        pending.extend(self.host.pending());
         self.node.progress.store(Arc::new(Progress {
             programmed_revision: if programmed { view.revision } else { last.programmed_revision },
-            programmed_once: last.programmed_once || programmed,
+            programmed_once: last.programmed_once || errors.is_empty(),
             attached: self.services.attached(),
-            pending: self.pending(),
+            pending,
             errors,
             problems,
             image,
         }));
         retry
+    }
+
+    async fn keep_settings(&mut self, view: &View, doubt: bool) -> Result<()> {
+        let rules = desired::nft_rules(&self.node, view);
+        self.settings.pass(&rules, &view.pod_cidrs(), &self.node.underlay.device, doubt).await
+    }
+
+    async fn keep_host(&mut self, view: &View) -> Result<Applied> {
+        let node = self.node.clone();
+        let wishes = || {
+            let attachments: Vec<Attachment> = lock(&node.attachments).iter().cloned().collect();
+            let objects = desired::host_objects(&node, view, &attachments);
+            (objects, desired::busy_devices(&attachments))
+        };
+        self.host.pass(wishes, view.in_sync, monotonic_ms()).await
+    }
+
+    fn keep_services(&mut self, view: &View) -> Result<Synced> {
+        let mut datapath = lock(&self.node.datapath);
+        tokio::task::block_in_place(|| {
+            self.services.pass(&mut datapath, &view.table, view.in_sync, monotonic_ms())
+        })
+    }
+
+    /// The zone, and who may ask: the cluster's pods and this node.
+    fn keep_dns(&self, view: &View, errors: &mut Vec<String>) {
+        match desired::zone(view) {
+            Ok(zone) => self.node.zone.store(Some(Arc::new(zone))),
+            Err(error) => {
+                errors.push(format!("the DNS zone {:?} of the cluster: {error}", view.config.dns_zone))
+            }
+        }
+        let clients = desired::dns_clients(&self.node, view);
+        if **self.node.dns_clients.load() != clients {
+            self.node.dns_clients.store(Arc::new(clients));
+        }
     }
 
     fn refresh_view(&mut self, state: &netd_store::MirrorState) -> Arc<View> {
@@ -201,41 +212,42 @@ impl Agent {
         view
     }
 
-    /// Blocks that the store says are ours become usable; the first one brings the node's overlay address.
-    async fn adopt_blocks(&self, view: &View, errors: &mut Vec<String>) {
-        for record in view.blocks_of(self.node.uuid) {
-            let added = tokio::task::block_in_place(|| lock(&self.node.addresses).add_block(record.clone()));
-            match added {
-                Ok(true) => tracing::info!(block = %record.cidr, "block adopted"),
-                Ok(false) => {}
-                Err(error) => errors.push(format!("block {}: {error:#}", record.cidr)),
+    /// Blocks that the store says are ours become usable; the first one brings the node's overlay address. A block that the
+    /// store gives to another, or to a later epoch of ours, is given up: the store's word about owners stands.
+    fn adopt_blocks(&self, view: &View, errors: &mut Vec<String>) {
+        let mut addresses = lock(&self.node.addresses);
+        tokio::task::block_in_place(|| {
+            let known: BTreeMap<IpNet, u64> =
+                addresses.allocator().blocks().map(|(cidr, usage)| (cidr, usage.epoch)).collect();
+            for record in view.blocks.values() {
+                let own = record.owner == self.node.uuid;
+                let outcome = match known.get(&record.cidr) {
+                    None if !own => continue,
+                    Some(epoch) if !own || *epoch != record.epoch => addresses
+                        .give_up_block(&record.cidr)
+                        .map(|gone| if gone { None } else { Some(foreign(record)) }),
+                    None | Some(_) => addresses.add_block(record.clone()).map(|added| {
+                        if added {
+                            tracing::info!(block = %record.cidr, "block adopted");
+                        }
+                        None
+                    }),
+                };
+                match outcome {
+                    Ok(None) => {}
+                    Ok(Some(error)) => errors.push(error),
+                    Err(error) => errors.push(format!("block {}: {error:#}", record.cidr)),
+                }
             }
-        }
-        for record in view.blocks.values().filter(|record| record.owner != self.node.uuid) {
-            if lock(&self.node.addresses).blocks().contains(&record.cidr) {
-                errors.push(format!(
-                    "block {} is in this node's journal, but the store gives it to node {}; stop the pods here, then remove {}",
-                    record.cidr, record.owner, "the block with `netd clean`"
-                ));
-            }
-        }
-        let wanting = lock(&self.node.addresses).needs_spare();
-        if wanting
-            && view.in_sync
-            && view.configured
-            && let Err(error) = attachments_api::claim_block(&self.node).await
-        {
-            // With addresses left this is a forecast, not a failure.
-            if lock(&self.node.addresses).free() == 0 {
-                errors.push(error.to_string());
-            }
-        }
-        let has_blocks = !lock(&self.node.addresses).blocks().is_empty();
-        if has_blocks {
-            let given = tokio::task::block_in_place(|| lock(&self.node.addresses).ensure_node_address());
-            if let Err(error) = given {
+            if !addresses.blocks().is_empty()
+                && addresses.node_address().is_none()
+                && let Err(error) = addresses.ensure_node_address()
+            {
                 errors.push(format!("node overlay address: {error}"));
             }
+        });
+        if !view.configured || addresses.needs_spare() {
+            self.node.claim_wake.notify_one();
         }
     }
 
@@ -258,43 +270,97 @@ impl Agent {
     }
 
     /// Programs and map entries of all live pods: a netd that was just started replaces the programs behind the pinned
-    /// links; a full pass finds what somebody removed.
-    fn keep_pods(&mut self, full: bool, errors: &mut Vec<String>) {
+    /// links; in doubt it looks for what somebody removed. Returns the pods that could not be attached.
+    fn keep_pods(&mut self, view: &View, doubt: bool, errors: &mut Vec<String>) -> Vec<PendingItem> {
         // Held throughout: a DEL either came before (then it is not live here) or waits until its pod is consistent.
         let attachments = lock(&self.node.attachments);
-        let live: Vec<&Attachment> = attachments.iter().filter(|a| a.phase == Phase::Committed).collect();
-        let present: BTreeSet<(u32, IpAddr)> = if full {
-            let observed = tokio::task::block_in_place(|| lock(&self.node.datapath).pods());
-            observed.unwrap_or_default().iter().map(|(index, pod)| (*index, IpAddr::V4(pod.ip))).collect()
-        } else {
-            self.attached.clone()
-        };
-        self.attached.retain(|pod| present.contains(pod));
-        if full {
-            let known: BTreeSet<(u32, IpAddr)> =
-                attachments.iter().flat_map(|a| a.ips.iter().map(|ip| (a.host_index, *ip))).collect();
-            for (index, ip) in present.difference(&known) {
-                let IpAddr::V4(ip) = *ip else { continue };
-                if let Err(error) = lock(&self.node.datapath).detach_pod(*index, ip) {
-                    errors.push(format!("sweeping the map entry of {ip}: {error}"));
+        if doubt {
+            match tokio::task::block_in_place(|| self.observed_pods()) {
+                Ok(present) => {
+                    self.attached.retain(|pod| present.get(pod) == Some(&true));
+                    if view.in_sync {
+                        let known: BTreeSet<(u32, IpAddr)> = attachments.iter().flat_map(links).collect();
+                        self.sweep_pods(present.keys().filter(|pod| !known.contains(pod)), errors);
+                    }
                 }
+                Err(error) => errors.push(format!("reading the pod maps: {error}")),
             }
         }
-        for attachment in live {
-            let pods = attachment.ips.iter().map(|ip| (attachment.host_index, *ip));
-            if pods.clone().all(|pod| self.attached.contains(&pod)) {
+        let mut pending = Vec::new();
+        for attachment in attachments.iter().filter(|a| a.phase == Phase::Committed && !is_gone(a)) {
+            if links(attachment).all(|link| self.attached.contains(&link)) {
                 continue;
             }
             match tokio::task::block_in_place(|| attachments_api::attach(&self.node, attachment)) {
-                Ok(()) => self.attached.extend(pods),
-                Err(error) => {
-                    errors.push(format!("pod {}/{}: {error}", attachment.namespace, attachment.name))
-                }
+                Ok(()) => self.attached.extend(links(attachment)),
+                Err(error) => pending.push(PendingItem {
+                    object: format!("programs of pod {}/{}", attachment.namespace, attachment.name),
+                    error: error.to_string(),
+                    retries: 0,
+                }),
+            }
+        }
+        pending
+    }
+
+    /// Every pod in the maps; false where its program is seen to be missing.
+    fn observed_pods(&self) -> Result<BTreeMap<(u32, IpAddr), bool>, ebpf_loader::MapAccessError> {
+        let datapath = lock(&self.node.datapath);
+        // Of clsact filters there is no record to look at.
+        let sees_links = datapath.uses_tcx();
+        let pods = datapath.pods()?;
+        Ok(pods
+            .iter()
+            .map(|(index, pod)| ((*index, IpAddr::V4(pod.ip)), pod.attached || !sees_links))
+            .collect())
+    }
+
+    /// Map entries of pods that are no more. One whose address is still given to somebody stays: its record may be damaged.
+    fn sweep_pods<'a>(&self, strangers: impl Iterator<Item = &'a (u32, IpAddr)>, errors: &mut Vec<String>) {
+        for (index, ip) in strangers {
+            let IpAddr::V4(v4) = *ip else { continue };
+            if lock(&self.node.addresses).allocator().lookup_address(ip).is_some() {
+                continue;
+            }
+            if let Err(error) = lock(&self.node.datapath).detach_pod(*index, v4) {
+                errors.push(format!("sweeping the map entry of {ip}: {error}"));
             }
         }
     }
+}
 
-    fn pending(&self) -> Vec<PendingItem> {
-        self.host.pending()
+fn links(attachment: &Attachment) -> impl Iterator<Item = (u32, IpAddr)> {
+    attachment.ips.iter().map(|ip| (attachment.host_index, *ip))
+}
+
+fn foreign(record: &ipam::BlockRecord) -> String {
+    format!(
+        "block {} holds addresses of pods here, but the store gives it to node {} (epoch {}): nothing new comes from it; \
+         delete its pods on this node (`weft ipam show` lists them)",
+        record.cidr, record.owner, record.epoch
+    )
+}
+
+/// A new subscription; while the kernel refuses one, the timer finds drift.
+async fn resubscribe(host: &Host) -> Events {
+    loop {
+        match host.events().await {
+            Ok(events) => return events,
+            Err(error) => tracing::warn!(%error, "no netlink events; trying again"),
+        }
+        tokio::time::sleep(RETRY_AFTER).await;
     }
+}
+
+/// What has to be read back from the kernel at the next pass.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubt {
+    /// Links, addresses, routes, neighbours, FDB.
+    host: bool,
+    /// nft, sysctls, maps, programs.
+    programs: bool,
+}
+
+impl Doubt {
+    const ALL: Self = Self { host: true, programs: true };
 }

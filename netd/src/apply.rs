@@ -12,7 +12,7 @@ use netd_store::claim::{
     ServiceClaimError, ServiceClaims, ServiceRange, claim_service_ip_among, delete_service,
 };
 use netd_store::records::{decode, encode};
-use netd_store::{Class, KeyValue, StoreError, Transaction};
+use netd_store::{Class, Key, KeyValue, StoreError, Transaction};
 
 use crate::node::Node;
 
@@ -172,12 +172,23 @@ async fn delete_slice(node: &Node, namespace: &str, name: &str) -> Result<Delete
             && slice.metadata.name == name
             && key.ends_with(&format!("/{name}"))
     });
-    match found {
-        Some((key, _)) => {
-            Ok(DeleteReply { revision: node.store.delete(key).await.map_err(store_error)?, existed: true })
-        }
-        None => Ok(DeleteReply { revision: 0, existed: false }),
-    }
+    let key = match found {
+        Some((key, _)) => key.clone(),
+        // Applied a moment ago, perhaps: the store knows.
+        None => match slice_key(node, namespace, name).await? {
+            Some(key) => key,
+            None => return Ok(DeleteReply { revision: 0, existed: false }),
+        },
+    };
+    Ok(DeleteReply { revision: node.store.delete(&key).await.map_err(store_error)?, existed: true })
+}
+
+async fn slice_key(node: &Node, namespace: &str, name: &str) -> Result<Option<String>, ApiError> {
+    let listing = node.store.list(&node.keys.endpoints()).await.map_err(store_error)?;
+    Ok(listing.items.into_iter().map(|item| item.key).find(|key| match node.keys.parse(key) {
+        Some(Key::Endpoint { namespace: ns, source, .. }) => ns == namespace && source == name,
+        _ => false,
+    }))
 }
 
 fn claim_error(object: &str, error: &ServiceClaimError) -> ApiError {

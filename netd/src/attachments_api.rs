@@ -14,7 +14,7 @@ use netd_api::{
 use netd_plan::Mac;
 use netd_store::claim::ClaimError;
 
-use crate::addresses::AddressError;
+use crate::addresses::{AddressError, Addresses};
 use crate::attachments::{Attachment, Phase};
 use crate::desired;
 use crate::node::{Node, lock, now_ms};
@@ -35,22 +35,23 @@ pub(crate) async fn allocate(node: &Arc<Node>, request: AllocateRequest) -> Resu
     let key = key_of(&request.id());
     let requested = requested_ip(&request)?;
     let owner = Owner::Attachment(key.clone());
-    if let Some(known) = lock(&node.attachments).get(&key)
-        && known.phase == Phase::Committed
-    {
+    let _turn = node.key_locks.hold(&key).await;
+    if let Some(known) = lock(&node.attachments).get(&key) {
+        // Also while it is pending: of two ADDs at once the second must not undo the first.
+        let ips = &known.ips;
         return Err(ApiError::conflict(format!(
-            "attachment {key} exists already with {:?}; DEL it first",
-            known.ips
+            "attachment {key} exists already with {ips:?}; DEL it first"
         )));
     }
     let ip = address_for(node, &owner, requested).await?;
     let attachment = pending(node, &key, &request, ip);
     let reply = reply(node, &attachment);
-    let stored = lock(&node.attachments).put(attachment);
+    let stored = tokio::task::block_in_place(|| lock(&node.attachments).put(attachment));
     if let Err(error) = stored {
-        let _ = lock(&node.addresses).release(&owner);
+        let _ = tokio::task::block_in_place(|| lock(&node.addresses).release(&owner));
         return Err(ApiError::fatal(format!("cannot record the attachment: {error}")));
     }
+    node.claim_wake.notify_one();
     node.counters.adds.inc();
     node.publish_wake.notify_one();
     Ok(reply)
@@ -65,13 +66,29 @@ async fn address_for(node: &Arc<Node>, owner: &Owner, requested: Option<IpAddr>)
         Err(AddressError::Allocate(AllocateError::Exhausted { .. })) => {}
         Err(error) => return Err(address_error(node, &error)),
     }
-    claim_block(node).await?;
-    tokio::task::block_in_place(|| lock(&node.addresses).allocate(owner, requested))
-        .map_err(|error| address_error(node, &error))
+    let mut given = None;
+    claim_block(node, |addresses| {
+        given = addresses.allocate(owner, requested).ok();
+        given.is_some()
+    })
+    .await?;
+    match given {
+        Some(ip) => Ok(ip),
+        None => tokio::task::block_in_place(|| lock(&node.addresses).allocate(owner, requested))
+            .map_err(|error| address_error(node, &error)),
+    }
 }
 
-/// Claims one more block for this node, by transaction.
-pub(crate) async fn claim_block(node: &Arc<Node>) -> Result<(), ApiError> {
+/// Claims one more block for this node, by transaction, unless `enough` says after the wait for other claims that there is
+/// no need any more: a burst of ADDs on a full node claims one block, not one each.
+pub(crate) async fn claim_block(
+    node: &Arc<Node>,
+    mut enough: impl FnMut(&mut Addresses) -> bool,
+) -> Result<(), ApiError> {
+    let _turn = node.claiming.lock().await;
+    if tokio::task::block_in_place(|| enough(&mut lock(&node.addresses))) {
+        return Ok(());
+    }
     let view = node.view.load_full();
     if !view.configured {
         return Err(ApiError::retry("the cluster has no configuration yet; try again"));
@@ -160,24 +177,31 @@ pub(crate) async fn commit(node: &Arc<Node>, request: CommitRequest) -> Result<(
     };
     let (host_mac, container_mac) =
         (mac("host_mac", &request.host_mac)?, mac("container_mac", &request.container_mac)?);
-    let mut attachment = lock(&node.attachments).get(&key).cloned().ok_or_else(|| {
-        ApiError::not_found(format!("attachment {key} was not allocated, or was released meanwhile"))
-    })?;
-    attachment.phase = Phase::Committed;
-    attachment.host_index = request.host_index;
-    attachment.host_mac = host_mac;
-    attachment.container_mac = container_mac;
-    attachment.netns = request.netns;
-    tokio::task::block_in_place(|| {
+    let _turn = node.key_locks.hold(&key).await;
+    let owner = Owner::Attachment(key.clone());
+    let attachment = tokio::task::block_in_place(|| -> Result<Attachment, ApiError> {
+        // Held to the end: the agent's pass sees the pod either not at all or complete.
+        let mut attachments = lock(&node.attachments);
+        let mut attachment = attachments
+            .get(&key)
+            .filter(|a| a.phase == Phase::Pending && lock(&node.addresses).address_of(&owner).is_some())
+            .cloned()
+            .ok_or_else(|| ApiError::not_found(format!("attachment {key} is not being added (any more)")))?;
+        attachment.phase = Phase::Committed;
+        attachment.host_index = request.host_index;
+        attachment.host_mac = host_mac;
+        attachment.container_mac = container_mac;
+        attachment.netns = request.netns;
         attach(node, &attachment).map_err(|e| {
             ApiError::fatal(format!("cannot attach the programs to {}: {e}", attachment.host_ifname))
         })?;
         lock(&node.addresses)
-            .commit(&Owner::Attachment(key.clone()))
+            .commit(&owner)
             .map_err(|e| ApiError::fatal(format!("cannot record the address: {e:#}")))?;
-        lock(&node.attachments)
+        attachments
             .put(attachment.clone())
-            .map_err(|e| ApiError::fatal(format!("cannot record the attachment: {e}")))
+            .map_err(|e| ApiError::fatal(format!("cannot record the attachment: {e}")))?;
+        Ok(attachment)
     })?;
     tracing::info!(attachment = %key, pod = %format!("{}/{}", attachment.namespace, attachment.name), ips = ?attachment.ips, "attached");
     node.changed();
@@ -203,8 +227,21 @@ pub(crate) fn attach(node: &Node, attachment: &Attachment) -> Result<(), ebpf_lo
 /// `POST /v1/attachments/release`: withdraw, detach, remove the link, free the address; in that order, each part fine when
 /// it is gone already.
 pub(crate) async fn release(node: &Arc<Node>, id: AttachmentId) -> Result<(), ApiError> {
+    release_when(node, id, |_| true).await
+}
+
+/// As [`release`], if `still` holds when it is the key's turn.
+pub(crate) async fn release_when(
+    node: &Arc<Node>,
+    id: AttachmentId,
+    still: impl FnOnce(Option<&Attachment>) -> bool,
+) -> Result<(), ApiError> {
     let key = key_of(&id);
+    let _turn = node.key_locks.hold(&key).await;
     let known = lock(&node.attachments).get(&key).cloned();
+    if !still(known.as_ref()) {
+        return Ok(());
+    }
     if let Some(attachment) = &known {
         withdraw(node, attachment).await?;
         tokio::task::block_in_place(|| detach(node, attachment))?;
@@ -234,8 +271,7 @@ pub(crate) async fn release(node: &Arc<Node>, id: AttachmentId) -> Result<(), Ap
 async fn withdraw(node: &Arc<Node>, attachment: &Attachment) -> Result<(), ApiError> {
     let mut releasing = attachment.clone();
     releasing.phase = Phase::Releasing;
-    lock(&node.attachments)
-        .put(releasing)
+    tokio::task::block_in_place(|| lock(&node.attachments).put(releasing))
         .map_err(|e| ApiError::fatal(format!("cannot record the release: {e}")))?;
     let change = node.changed();
     let published = attachment.ips.iter().any(|ip| is_backend(node, *ip));

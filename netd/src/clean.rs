@@ -3,30 +3,37 @@
 //! forward rules; sysctls get their old values. State on disk (identity, journal) stays, so that the node can come back.
 
 use anyhow::{Context, Result, bail};
-use netd_host::Host;
+use ipam::{AttachmentKey, Owner};
+use netd_host::{Host, LinkKind};
 use netd_plan::{HostObjects, plan};
 
+use crate::addresses::Addresses;
 use crate::attachments::Attachments;
 use crate::config::Config;
+use crate::files::lock_state;
+use crate::identity;
 use crate::node::Node;
 use crate::settings::Settings;
-use crate::{daemon, identity};
 
 /// Goes on after errors, and reports them at the end.
 pub(crate) async fn clean(config: &Config) -> Result<()> {
-    if daemon::is_running(&config.socket()).await {
-        bail!("netd is running ({} answers): stop it first", config.socket().display());
-    }
+    let _state = if config.state_dir.is_dir() { Some(lock_state(&config.state_dir)?) } else { None };
     let mut failures = Vec::new();
     let mut note = |what: &str, outcome: Result<()>| {
         if let Err(error) = outcome {
             failures.push(format!("{what}: {error:#}"));
         }
     };
-    note("pod links", pods(config).await);
+    for link in pod_links().await.unwrap_or_default() {
+        let outcome = netd_host::veth::delete_host_link(&link).await.map_err(anyhow::Error::from);
+        note(&link, outcome);
+        tracing::info!(link, "removed");
+    }
+    note("attachments", attachments(config));
     note("BPF pins", pins(config));
     note("links and routes", objects().await);
-    note("host settings", settings(config).await);
+    note("nft table and iptables rules", Settings::remove_rules().await);
+    note("sysctls", Settings::restore_sysctls(&config.state_dir));
     if failures.is_empty() {
         tracing::info!("clean: nothing of this node is left in the kernel");
         return Ok(());
@@ -34,25 +41,47 @@ pub(crate) async fn clean(config: &Config) -> Result<()> {
     bail!("not everything could be removed: {}", failures.join("; "))
 }
 
-async fn pods(config: &Config) -> Result<()> {
-    let attachments = Attachments::load(&config.state_dir)?;
-    for attachment in attachments.iter() {
-        netd_host::veth::delete_host_link(&attachment.host_ifname).await?;
-        tracing::info!(link = attachment.host_ifname, "removed");
+/// Host ends of pods, by the mark in their names.
+async fn pod_links() -> Result<Vec<String>> {
+    let links = Host::open()?.links().await?;
+    Ok(links
+        .into_iter()
+        .filter(|link| link.is_own() && link.kind == LinkKind::Veth)
+        .map(|link| link.name)
+        .collect())
+}
+
+/// The pods have lost their links: their addresses are free.
+fn attachments(config: &Config) -> Result<()> {
+    let Some(uuid) = identity::load(&config.state_dir) else { return Ok(()) };
+    let mut addresses = Addresses::open(&config.state_dir, uuid, config.cool_down)?;
+    let mut attachments = Attachments::load(&config.state_dir)?;
+    let keys: Vec<AttachmentKey> = attachments.iter().map(|a| a.key.clone()).collect();
+    for key in keys {
+        addresses.release(&Owner::Attachment(key.clone()))?;
+        attachments.remove(&key)?;
     }
     Ok(())
 }
 
+/// The pins of every ABI version that this node had.
 fn pins(config: &Config) -> Result<()> {
-    if let Some(uuid) = identity::load(&config.state_dir) {
-        let dir = Node::pin_dir(config, uuid);
+    let Some(uuid) = identity::load(&config.state_dir) else { return Ok(()) };
+    let current = Node::pin_dir(config, uuid);
+    let Some(of_node) = current.parent() else { return Ok(()) };
+    let versions = match std::fs::read_dir(of_node) {
+        Ok(entries) => entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>()?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(e).with_context(|| of_node.display().to_string()),
+    };
+    for dir in versions {
         let removed = ebpf_loader::remove_all(&dir)?;
         tracing::info!(dir = %dir.display(), ?removed, "removed");
-        // The folders above are the node's and the cluster's: removed when they are empty.
-        for above in dir.ancestors().skip(1).take(3) {
-            if std::fs::remove_dir(above).is_err() {
-                break;
-            }
+    }
+    // The folders above are the node's and the cluster's: removed when they are empty.
+    for above in current.ancestors().skip(1).take(3) {
+        if std::fs::remove_dir(above).is_err() {
+            break;
         }
     }
     Ok(())
@@ -61,13 +90,13 @@ fn pins(config: &Config) -> Result<()> {
 async fn objects() -> Result<()> {
     let host = Host::open()?;
     let observed = host.observe().await.context("reading links and routes")?;
+    let mut failures = Vec::new();
     for op in plan(&HostObjects::default(), &observed) {
-        host.apply(&op).await.with_context(|| op.to_string())?;
-        tracing::info!(object = %op.key(), "removed");
+        match host.apply(&op).await {
+            Ok(()) => tracing::info!(object = %op.key(), "removed"),
+            Err(error) => failures.push(format!("{op}: {error}")),
+        }
     }
+    anyhow::ensure!(failures.is_empty(), failures.join("; "));
     Ok(())
-}
-
-async fn settings(config: &Config) -> Result<()> {
-    Settings::open(&config.state_dir)?.remove().await
 }

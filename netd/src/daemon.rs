@@ -3,14 +3,14 @@
 //! view of the cluster.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dns_server::{DnsServer, ForwardConfig};
 use ebpf_loader::{AttachMode, Datapath, DatapathConfig};
-use ipnet::IpNet;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use netd_host::Host;
 use netd_store::{Etcd, EtcdConfig, Keys, Mirror, MirrorState, Store, Tail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,10 +22,11 @@ use crate::agent::Agent;
 use crate::args::AttachKind;
 use crate::attachments::Attachments;
 use crate::config::{Config, StoreConfig};
+use crate::files::lock_state;
 use crate::node::{Node, Parts};
 use crate::settings::Settings;
 use crate::task::Task;
-use crate::{api, deferred, desired, health, identity, lease, publish, snapshot, status};
+use crate::{api, deferred, desired, health, hold, identity, lease, publish, snapshot, spare, status, sweep};
 
 /// After this long without the store the last-known-good snapshot stands in.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(5);
@@ -43,6 +44,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     for dir in [&config.state_dir, &config.run_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
+    let _state = lock_state(&config.state_dir)?;
     let host = Host::open().context("cannot open a netlink socket")?;
     let (node, tail) = prepare(config, &host).await?;
     let settings = Settings::open(&node.config.state_dir)?;
@@ -50,27 +52,28 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let metrics = health::bind(&node).await?;
     let dns = bind_dns(&node)?;
 
-    let stop = CancellationToken::new();
+    let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+    let spawn = |name, work: BoxFuture<'static, Result<()>>| Task::spawn(name, ended.clone(), work);
     let background = [
-        Task::spawn("store", tail),
-        Task::spawn("metrics", health::serve(node.clone(), metrics)),
-        Task::spawn("agent", Agent::new(node.clone(), host.clone(), settings).run(host)),
-        Task::spawn("publish", publish::keep(node.clone())),
-        Task::spawn("snapshot", snapshot::keep(node.clone())),
-        Task::spawn("lease", lease::keep(node.clone())),
-        Task::spawn("deferred DELs", deferred::keep(node.clone())),
+        spawn("store", tail.boxed()),
+        spawn("metrics", health::serve(node.clone(), metrics).boxed()),
+        spawn("agent", Agent::new(node.clone(), host.clone(), settings).run(host).boxed()),
+        spawn("publish", publish::keep(node.clone()).boxed()),
+        spawn("blocks", spare::keep(node.clone()).boxed()),
+        spawn("sweep", sweep::keep(node.clone()).boxed()),
+        spawn("snapshot", snapshot::keep(node.clone()).boxed()),
+        spawn("lease", lease::keep(node.clone()).boxed()),
+        spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
     ];
+    let answer = dns.run(stop.clone().cancelled_owned()).map(Ok);
     let draining = [
-        Task::spawn("api", api::serve(node.clone(), listener, stop.clone().cancelled_owned())),
-        Task::spawn("dns", {
-            let stop = stop.clone();
-            async move {
-                dns.run(stop.cancelled_owned()).await;
-                Ok(())
-            }
-        }),
+        spawn("api", api::serve(node.clone(), listener, stop.clone().cancelled_owned()).boxed()),
+        spawn("dns", answer.boxed()),
     ];
-    wait_for_end().await?;
+    let outcome = tokio::select! {
+        outcome = wait_for_end() => outcome,
+        () = ended.cancelled() => Err(anyhow::anyhow!("a part of netd ended (see above): stopping, to be started anew")),
+    };
     tracing::info!("stopping; pods and services go on");
     stop.cancel();
     let drained = async {
@@ -84,7 +87,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     drop(background);
     let _ = std::fs::remove_file(node.config.socket());
-    Ok(())
+    outcome
 }
 
 /// Identity, maps, journal, store: everything that must work before anything is served.
@@ -110,7 +113,8 @@ async fn prepare(
             None
         }
     };
-    let relay = relay(from_store, to_node, known.map(|(revision, items)| stand_in(revision, items)));
+    let (known, root) = (known.map(|(revision, items)| stand_in(revision, items)), keys.root().to_owned());
+    let relay = async move { relay(from_store, to_node, known, &root).await };
     let follow = async move {
         tokio::select! {
             () = tail.run() => Ok(()),
@@ -135,11 +139,13 @@ async fn relay(
     mut from: watch::Receiver<Arc<MirrorState>>,
     to: watch::Sender<Arc<MirrorState>>,
     known: Option<MirrorState>,
+    root: &str,
 ) -> Result<()> {
     let mut known = known;
     let deadline = tokio::time::sleep(SNAPSHOT_AFTER);
     tokio::pin!(deadline);
     let mut waiting = true;
+    let mut last: Option<Arc<MirrorState>> = None;
     loop {
         tokio::select! {
             changed = from.changed() => changed?,
@@ -148,7 +154,22 @@ async fn relay(
         let state = from.borrow_and_update().clone();
         if state.in_sync {
             (waiting, known) = (false, None);
-            to.send_replace(state);
+            let objection = last.as_ref().and_then(|last| hold::objection(last, &state, root));
+            let shown = match (objection, &last) {
+                (Some(objection), Some(last)) => {
+                    if last.last_error.as_ref() != Some(&objection) {
+                        tracing::error!("{objection}");
+                    }
+                    Arc::new(MirrorState {
+                        last_error: Some(objection),
+                        connected: false,
+                        ..(**last).clone()
+                    })
+                }
+                _ => state,
+            };
+            last = Some(shown.clone());
+            to.send_replace(shown);
             continue;
         }
         // The reason why the store is not read goes along with whatever stands in for it.
@@ -218,17 +239,15 @@ fn bind_dns(node: &Node) -> Result<DnsServer> {
             "no DNS upstream in /etc/resolv.conf: names outside the cluster are refused; see --dns-upstreams"
         );
     }
-    let clients: Vec<IpNet> = cluster
-        .pools
-        .iter()
-        .map(|pool| pool.cidr)
-        // The node's own processes ask from any of its addresses.
-        .chain([IpNet::from(config.dns_address), IpNet::from(node.underlay.address)])
-        .chain(["127.0.0.0/8".parse::<IpNet>()].into_iter().flatten())
-        .collect();
     let forward = ForwardConfig { upstreams, own_addresses: own.to_vec(), ..ForwardConfig::default() };
     let address = SocketAddr::new(config.dns_address, desired::DNS_PORT);
-    Ok(DnsServer::bind(&[address], clients, node.zone.clone(), forward, node.dns_stats.clone())?)
+    Ok(DnsServer::bind(
+        &[address],
+        node.dns_clients.clone(),
+        node.zone.clone(),
+        forward,
+        node.dns_stats.clone(),
+    )?)
 }
 
 async fn wait_for_end() -> Result<()> {
@@ -242,9 +261,4 @@ async fn wait_for_end() -> Result<()> {
             _ = hangup.recv() => tracing::warn!("SIGHUP: this version reads its configuration at start only; restart netd (pods keep their network)"),
         }
     }
-}
-
-/// Whether another netd of this node answers.
-pub(crate) async fn is_running(socket: &Path) -> bool {
-    tokio::net::UnixStream::connect(socket).await.is_ok()
 }

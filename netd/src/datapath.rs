@@ -13,6 +13,7 @@ use netd_api::BadValue;
 pub(crate) struct ServiceSync {
     compiler: Compiler,
     adopted: bool,
+    doubtful: bool,
     attached: bool,
     image: Arc<Image>,
     /// The table that `image` came from, when everything in it fitted.
@@ -35,6 +36,7 @@ impl ServiceSync {
         Self {
             compiler: Compiler::new(Limits::default()),
             adopted: false,
+            doubtful: false,
             attached: false,
             image: Arc::default(),
             written: None,
@@ -47,9 +49,10 @@ impl ServiceSync {
         self.attached
     }
 
-    /// The next pass reads the maps back and writes every difference.
+    /// The next pass reads the maps back, writes every difference and attaches the socket programs anew.
     pub(crate) fn suspect(&mut self) {
         self.written = None;
+        self.doubtful = true;
     }
 
     /// Makes the maps match `table`, then attaches the socket programs: maps are full before the first connection is
@@ -68,6 +71,14 @@ impl ServiceSync {
             self.adopted = true;
         }
         let mut retry = false;
+        if self.doubtful {
+            // What `write_image` compares with is then what the kernel has.
+            datapath.observed_image().context("cannot read the pinned maps back")?;
+            if self.attached {
+                datapath.attach_cgroup().context("cannot attach the socket programs")?;
+            }
+            self.doubtful = false;
+        }
         let same = self.settled && self.written.as_ref().is_some_and(|w| w.services == table.services);
         if !same && (sweep || self.image.services.is_empty()) {
             let outcome = self.compiler.compile(table, now_ms);

@@ -32,7 +32,8 @@ pub(crate) async fn replay(node: &Arc<Node>) {
     };
     for entry in entries {
         let outcome = match entry.release {
-            Ok(id) => match attachments_api::release(node, id.clone()).await {
+            // weft-cni settles an entry itself before an ADD of the same key: then there is nothing left to do.
+            Ok(id) => match attachments_api::release_when(node, id.clone(), |_| entry.path.exists()).await {
                 Ok(()) => {
                     tracing::info!(attachment = %id, "deferred DEL carried out");
                     deferred::remove(&entry.path)

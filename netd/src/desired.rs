@@ -18,7 +18,8 @@ use netd_store::records::{ClusterConfig, OverlayBackend};
 use crate::args::OverlayKind;
 use crate::attachments::{Attachment, Phase};
 use crate::config::Config;
-use crate::node::{Node, lock};
+use crate::node::Node;
+use crate::sweep::is_gone;
 use crate::view::View;
 
 /// The overlay device.
@@ -71,25 +72,25 @@ fn dns_vip(service_cidr: IpNet) -> Option<IpAddr> {
 }
 
 /// Links, addresses, routes, neighbours and FDB.
-pub(crate) fn host_objects(node: &Node, view: &View) -> HostObjects {
+pub(crate) fn host_objects(node: &Node, view: &View, attachments: &[Attachment]) -> HostObjects {
     let own = node.facts();
     let (backend, peers) = (backend(node, &view.config), view.peers(node.uuid));
     let mut objects = overlay_objects(&backend, &own, &peers, &view.pod_cidrs(), &[view.config.service_cidr]);
     objects.merge(node_dns_objects(node.config.dns_address));
-    let wiring: Vec<PodWiring> = lock(&node.attachments).iter().flat_map(wiring).collect();
+    let wiring: Vec<PodWiring> = attachments.iter().flat_map(wiring).collect();
     objects.merge(pod_objects(&wiring, own.overlay));
     objects
 }
 
 /// Devices on which an ADD or a DEL is at work: their objects are its business until it is done.
-pub(crate) fn busy_devices(node: &Node) -> BTreeSet<String> {
-    let attachments = lock(&node.attachments);
+pub(crate) fn busy_devices(attachments: &[Attachment]) -> BTreeSet<String> {
     let busy = attachments.iter().filter(|a| a.phase != Phase::Committed);
     busy.map(|a| a.host_ifname.clone()).collect()
 }
 
 fn wiring(attachment: &Attachment) -> Vec<PodWiring> {
-    if attachment.phase != Phase::Committed {
+    // A link that is gone takes its objects along; the sweep decides about the attachment.
+    if attachment.phase != Phase::Committed || is_gone(attachment) {
         return Vec::new();
     }
     let one = |ip: &IpAddr| PodWiring {
@@ -149,6 +150,13 @@ pub(crate) fn dns_service(vip: IpAddr, dns_address: IpAddr) -> (Service, lb::Bac
         verdict: lb::Verdict { state: lb::VerdictState::Up, source: "own server" },
     };
     (service, backend)
+}
+
+/// Who may ask this node's DNS: pods of the cluster, and the node from any of its addresses.
+pub(crate) fn dns_clients(node: &Node, view: &View) -> Vec<IpNet> {
+    let own = [node.config.dns_address, node.underlay.address].map(IpNet::from);
+    let loopback = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
+    view.pod_cidrs().into_iter().chain(own).chain([loopback]).collect()
 }
 
 /// The zone, from the same table as the map image.

@@ -5,6 +5,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
 /// Writes `bytes` to `path` so that a crash leaves the old or the new content: a temporary file beside it, fsync, rename,
 /// fsync of the folder.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -17,6 +20,25 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     sync_dir(dir)
+}
+
+/// Holds the state directory for one process; the kernel lets go when it ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct StateLock {
+    _file: Flock<File>,
+}
+
+/// Takes the state directory, or says who has it.
+pub(crate) fn lock_state(dir: &Path) -> anyhow::Result<StateLock> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(StateLock { _file: file }),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            anyhow::bail!("another netd works with {}; stop it first", dir.display())
+        }
+        Err((_, error)) => Err(anyhow::anyhow!("cannot lock {}: {error}", path.display())),
+    }
 }
 
 /// Removes `path`; absent is fine.

@@ -39,12 +39,14 @@ impl HostSync {
         self.observed = None;
     }
 
-    /// Makes the kernel match, but for what stands on a device in `busy`: there an ADD or DEL is at work. With `sweep`
-    /// false nothing is removed (the store has not been in sync yet).
+    /// Makes the kernel match, but for what stands on a busy device: there an ADD or DEL is at work. With `sweep` false
+    /// nothing is removed (the store has not been in sync yet).
+    ///
+    /// `wishes` (desired objects and busy devices, of one moment) is called after the kernel was read back: a pod that
+    /// comes meanwhile is then either wished for, or busy, or not seen at all.
     pub(crate) async fn pass(
         &mut self,
-        desired: &HostObjects,
-        busy: &BTreeSet<String>,
+        wishes: impl FnOnce() -> (HostObjects, BTreeSet<String>),
         sweep: bool,
         now_ms: u64,
     ) -> anyhow::Result<Applied> {
@@ -52,8 +54,9 @@ impl HostSync {
             Some(observed) => observed,
             None => self.host.observe().await?,
         };
+        let (desired, busy) = wishes();
         let mut applied = Applied::default();
-        let ops = plan(desired, &observed);
+        let ops = plan(&desired, &observed);
         self.backoff.retain(|key| ops.iter().any(|op| op.key() == *key));
         for op in ops {
             let at_work = op.object().device().is_some_and(|device| busy.contains(device));
@@ -84,6 +87,11 @@ impl HostSync {
         // After a failure the kernel is read back before the next try: what we believe may be why it failed.
         self.observed = (applied.failed == 0).then_some(observed);
         Ok(applied)
+    }
+
+    /// Something failed and is tried again.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.backoff.waiting().next().is_some()
     }
 
     /// What waits, for status and metrics.

@@ -48,7 +48,9 @@ impl Journal {
             .append(true)
             .open(&path)
             .with_context(|| path.display().to_string())?;
-        file.set_len(read.valid_bytes as u64)?;
+        if read.valid_bytes != bytes.len() {
+            file.set_len(read.valid_bytes as u64)?;
+        }
         let mut bytes = read.valid_bytes as u64;
         if read.newline_missing {
             file.write_all(b"\n")?;
@@ -79,7 +81,8 @@ impl Journal {
         if self.bytes < self.compact_at { Ok(()) } else { self.compact(allocator) }
     }
 
-    fn compact(&mut self, allocator: &Allocator) -> Result<()> {
+    /// Rewrites the journal as a snapshot of `allocator`, whatever it held.
+    pub(crate) fn compact(&mut self, allocator: &Allocator) -> Result<()> {
         let text: String = allocator.snapshot().iter().map(JournalEntry::encode).collect();
         write_atomically(&self.path, text.as_bytes())
             .with_context(|| format!("cannot rewrite {}", self.path.display()))?;

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use dns_server::DnsStats;
 use dns_zone::Zone;
 use ebpf_loader::Datapath;
+use ipnet::IpNet;
 use netd_host::Underlay;
 use netd_plan::NodeFacts;
 use netd_store::{Keys, MirrorState, Store};
@@ -19,6 +20,7 @@ use uuid::Uuid;
 use crate::addresses::Addresses;
 use crate::attachments::Attachments;
 use crate::config::Config;
+use crate::keylocks::KeyLocks;
 use crate::metrics::Counters;
 use crate::status::Progress;
 use crate::view::View;
@@ -42,8 +44,20 @@ pub(crate) struct Node {
     pub zone: Arc<ArcSwapOption<Zone>>,
     pub dns_stats: Arc<DnsStats>,
     pub counters: Counters,
+    /// One ADD or DEL at a time for each attachment.
+    pub key_locks: KeyLocks,
+    /// One claim of a block at a time: those who waited look again first.
+    pub claiming: tokio::sync::Mutex<()>,
+    /// Why this node could not claim a block or settle the configuration, while it needs to.
+    pub claim_error: ArcSwapOption<String>,
+    /// Why this node's records are not in the store, while it answers.
+    pub publish_error: ArcSwapOption<String>,
+    /// Who may ask this node's DNS.
+    pub dns_clients: Arc<ArcSwap<Vec<IpNet>>>,
     /// Wakes the agent after a local change.
     pub agent_wake: Notify,
+    /// Wakes who claims blocks: addresses may be running short.
+    pub claim_wake: Notify,
     /// Wakes the publisher after a local change.
     pub publish_wake: Notify,
     /// Local changes so far; the publisher says which of them the store has.
@@ -92,6 +106,12 @@ impl Node {
             zone: Arc::default(),
             dns_stats: Arc::default(),
             counters: Counters::default(),
+            key_locks: KeyLocks::default(),
+            claiming: tokio::sync::Mutex::default(),
+            claim_error: ArcSwapOption::default(),
+            publish_error: ArcSwapOption::default(),
+            dns_clients: Arc::default(),
+            claim_wake: Notify::new(),
             agent_wake: Notify::new(),
             publish_wake: Notify::new(),
             changes: AtomicU64::new(1),

@@ -11,7 +11,9 @@ use anyhow::Result;
 use bytes::Bytes;
 use lb::PodFacts;
 use netd_store::records::{BadRecord, Extra, NodeRecord, PodRecord, SCHEMA, encode};
-use netd_store::{Key, KeyValue, Keys, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction};
+use netd_store::{
+    Key, KeyValue, Keys, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction,
+};
 
 use crate::attachments::{Attachment, Phase};
 use crate::node::{Node, Published, lock};
@@ -24,6 +26,8 @@ const COALESCE: Duration = Duration::from_millis(10);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Each write is a compare and a put: half of what a transaction may hold.
 const WRITES_PER_TRANSACTION: usize = MAX_TRANSACTION_OPERATIONS / 2;
+/// Keys and values of one transaction: well below what etcd takes (1.5 MiB by default).
+const BYTES_PER_TRANSACTION: usize = MAX_TRANSACTION_BYTES / 2;
 
 /// Keeps the store as this node owes it; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
@@ -41,13 +45,24 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
             continue;
         }
         retry = match round(&node, &state).await {
-            Ok(quiet) => !quiet,
+            Ok(quiet) => {
+                node.publish_error.store(None);
+                !quiet
+            }
             Err(error) => {
-                tracing::debug!("publishing waits: {error:#}");
+                complain(&node, format!("{error:#}"));
                 true
             }
         };
     }
+}
+
+/// Once for each new reason; status and metrics show it as long as it lasts.
+fn complain(node: &Node, error: String) {
+    if node.publish_error.load().as_deref() != Some(&error) {
+        tracing::warn!(error, "this node's records are not in the store; trying again");
+    }
+    node.publish_error.store(Some(Arc::new(error)));
 }
 
 /// Writes what differs. True when nothing did: then everything up to this revision and local change is in the store.
@@ -65,7 +80,7 @@ async fn round(node: &Arc<Node>, state: &MirrorState) -> Result<bool> {
         node.published.send_replace(Published { change, revision: state.revision });
         return Ok(true);
     }
-    for batch in writes.chunks(WRITES_PER_TRANSACTION) {
+    for batch in batches(&writes) {
         let mut transaction = Transaction::new();
         for write in batch {
             transaction = transaction.unchanged(&write.key, write.seen);
@@ -82,6 +97,24 @@ async fn round(node: &Arc<Node>, state: &MirrorState) -> Result<bool> {
         node.counters.published.inc_by(batch.len() as u64);
     }
     Ok(false)
+}
+
+/// What fits into one transaction, by number and by size; a value that fits into none goes alone and fails alone.
+fn batches(writes: &[Write]) -> Vec<&[Write]> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (end, write) in writes.iter().enumerate() {
+        let size = write.key.len() * 2 + write.value.as_ref().map_or(0, Bytes::len);
+        if end > start && (end - start >= WRITES_PER_TRANSACTION || bytes + size > BYTES_PER_TRANSACTION) {
+            batches.push(&writes[start..end]);
+            (start, bytes) = (end, 0);
+        }
+        bytes += size;
+    }
+    if start < writes.len() {
+        batches.push(&writes[start..]);
+    }
+    batches
 }
 
 /// One key to write (`Some`) or delete (`None`), if it is still at the revision seen (0: absent).

@@ -17,6 +17,8 @@ pub(crate) struct Settings {
     sysctls: Sysctls,
     /// Script that was applied, and how the kernel listed the table right after.
     applied: Option<(String, Option<String>)>,
+    /// The last pass came to its end.
+    complete: bool,
 }
 
 impl Settings {
@@ -26,18 +28,31 @@ impl Settings {
             forward: Forward::find(),
             sysctls: Sysctls::open(state_dir).context("cannot open the record of old sysctl values")?,
             applied: None,
+            complete: false,
         })
     }
 
-    /// Brings everything to what it should be; called on each full pass, cheap when nothing changed.
-    pub(crate) async fn pass(&mut self, rules: &NftConfig, pod_cidrs: &[IpNet], uplink: &str) -> Result<()> {
+    /// Brings everything to what it should be. Without doubt only a change of what is wanted is acted upon.
+    pub(crate) async fn pass(
+        &mut self,
+        rules: &NftConfig,
+        pod_cidrs: &[IpNet],
+        uplink: &str,
+        doubt: bool,
+    ) -> Result<()> {
+        let wanted = render_nft(rules);
+        if !doubt && self.complete && self.applied.as_ref().is_some_and(|(applied, _)| *applied == wanted) {
+            return Ok(());
+        }
+        self.complete = false;
         self.keep_sysctls(uplink)?;
-        self.keep_table(rules).await?;
+        self.keep_table(wanted).await?;
         if let Some(forward) = &self.forward
             && forward.ensure(pod_cidrs).await? == Forwarding::Inserted
         {
             tracing::info!("the host's FORWARD policy is DROP: pod traffic is accepted there now");
         }
+        self.complete = true;
         Ok(())
     }
 
@@ -52,8 +67,7 @@ impl Settings {
         Ok(())
     }
 
-    async fn keep_table(&mut self, rules: &NftConfig) -> Result<()> {
-        let script = render_nft(rules);
+    async fn keep_table(&mut self, script: String) -> Result<()> {
         let listed = self.nft.observe().await?;
         if let Some((applied, listing)) = &self.applied
             && *applied == script
@@ -68,13 +82,23 @@ impl Settings {
         Ok(())
     }
 
-    /// `netd clean`: everything back as it was.
-    pub(crate) async fn remove(&mut self) -> Result<()> {
-        self.nft.remove().await?;
-        if let Some(forward) = &self.forward {
+    /// `netd clean`: our nft table and iptables rules go. Without the programs there is nothing of ours they could remove.
+    pub(crate) async fn remove_rules() -> Result<()> {
+        if let Ok(nft) = Nft::find() {
+            nft.remove().await?;
+        }
+        if let Some(forward) = Forward::find() {
             forward.remove().await?;
         }
-        for restored in self.sysctls.restore_all()? {
+        Ok(())
+    }
+
+    /// `netd clean`: the sysctls that we changed get their old values.
+    pub(crate) fn restore_sysctls(state_dir: &Path) -> Result<()> {
+        if !state_dir.is_dir() {
+            return Ok(());
+        }
+        for restored in Sysctls::open(state_dir)?.restore_all()? {
             tracing::info!(?restored, "sysctl restored");
         }
         Ok(())

@@ -60,6 +60,10 @@ pub(crate) fn not_ready_reasons(node: &Node) -> Vec<String> {
     if progress.programmed_once && lock(&node.addresses).node_address().is_none() {
         reasons.push("this node has no address block yet (see `weft ipam show`)".to_owned());
     }
+    let full = lock(&node.addresses).free() == 0;
+    if full && let Some(error) = node.claim_error.load_full() {
+        reasons.push(error.to_string());
+    }
     reasons.extend(progress.errors.iter().cloned());
     reasons
 }
@@ -69,6 +73,11 @@ pub(crate) fn status(node: &Node) -> Status {
     let (view, progress, mirror) = (node.view.load(), node.progress.load(), node.mirror.borrow().clone());
     let reasons = not_ready_reasons(node);
     let own = node.facts();
+    let mut pending = progress.pending.clone();
+    if let Some(error) = node.publish_error.load_full() {
+        let object = "records of this node in the store".to_owned();
+        pending.push(PendingItem { object, error: error.to_string(), retries: 0 });
+    }
     let mut bad_values = view.bad_values.clone();
     bad_values.extend(progress.problems.iter().cloned());
     Status {
@@ -99,7 +108,7 @@ pub(crate) fn status(node: &Node) -> Status {
         overlay: overlay(node, &view),
         pods: lock(&node.attachments).len(),
         services: view.table.services.len(),
-        pending: progress.pending.clone(),
+        pending,
         bad_values,
         uptime_secs: node.started.elapsed().as_secs(),
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use ipam::{BlockRecord, Pool};
 use ipnet::IpNet;
 use lb::{Backend, EndpointSlice, Service, ServiceName, ServiceTable};
@@ -49,7 +50,9 @@ impl View {
         let mut view = Self {
             revision: state.revision,
             in_sync: state.in_sync,
-            config: initial.clone(),
+            // A configuration that does not parse changes nothing: the last good one stands.
+            configured: known.config.is_some(),
+            config: known.config.clone().unwrap_or_else(|| initial.clone()),
             ..Self::default()
         };
         for item in state.items.values() {
@@ -57,9 +60,8 @@ impl View {
                 view.bad_values.push(BadValue { key: item.key.clone(), reason });
             }
         }
-        for pool in &view.config.pools {
-            view.pools.entry(pool.name.clone()).or_insert_with(|| pool.clone());
-        }
+        known.config = view.configured.then(|| view.config.clone());
+        view.settle_pools(keys);
         // A Service of that name in the store is the cluster's own cluster DNS, and wins.
         let taken = |own: &Service| {
             let same = |s: &Service| {
@@ -99,24 +101,72 @@ impl View {
         let reason = |e: netd_store::records::BadRecord| e.reason;
         match parsed {
             Key::Alive(node) => drop(self.alive.insert(node)),
-            Key::Block(cidr) => drop(self.blocks.insert(cidr, decode(key, value).map_err(reason)?)),
+            Key::Block(cidr) => {
+                let record: BlockRecord = decode(key, value).map_err(reason)?;
+                same("cidr", &record.cidr, &cidr)?;
+                self.blocks.insert(cidr, record);
+            }
             Key::Config => {
                 self.config = decode(key, value).map_err(reason)?;
                 self.configured = true;
             }
             Key::Endpoint { .. } => {
-                let slice = known.slices.get(key, item.mod_revision, value)?;
+                let slice = known.slices.get(key, &item.value)?;
                 self.slices.insert(key.to_owned(), slice);
             }
-            Key::Node(uuid) => drop(self.nodes.insert(uuid, decode(key, value).map_err(reason)?)),
+            Key::Node(uuid) => {
+                let record: NodeRecord = decode(key, value).map_err(reason)?;
+                same("uuid", &record.uuid, &uuid)?;
+                self.nodes.insert(uuid, record);
+            }
             Key::Pod { node, .. } => self.pods.push((node, decode(key, value).map_err(reason)?)),
-            Key::Pool(name) => drop(self.pools.insert(name, decode(key, value).map_err(reason)?)),
-            Key::Service { .. } => self.services.push(known.services.get(key, item.mod_revision, value)?),
+            Key::Pool(name) => {
+                let pool: Pool = decode(key, value).map_err(reason)?;
+                same("name", &pool.name, &name)?;
+                self.pools.insert(name, pool);
+            }
+            Key::Service { .. } => self.services.push(known.services.get(key, &item.value)?),
             Key::ServiceIp(ip) => {
                 drop(self.service_ips.insert(ip, String::from_utf8_lossy(value).into_owned()))
             }
         }
         Ok(())
+    }
+
+    /// The pools of the configuration and those with keys of their own, less those that would do harm: each pool is what
+    /// this node filters, masquerades and refuses from outside, so one wrong prefix could cut the nodes off for good.
+    fn settle_pools(&mut self, keys: &Keys) {
+        let stored = std::mem::take(&mut self.pools);
+        let configured = self.config.pools.clone();
+        let from_config = configured.into_iter().filter(|pool| !stored.contains_key(&pool.name));
+        let candidates: Vec<(String, Pool)> = from_config
+            .map(|pool| (keys.config(), pool))
+            .chain(stored.iter().map(|(name, pool)| (keys.pool(name), pool.clone())))
+            .collect();
+        for (key, pool) in candidates {
+            match self.objection(&pool) {
+                None => drop(self.pools.insert(pool.name.clone(), pool)),
+                Some(reason) => {
+                    let reason = format!("pool {} ({}): {reason}", pool.name, pool.cidr);
+                    self.bad_values.push(BadValue { key, reason });
+                }
+            }
+        }
+    }
+
+    fn objection(&self, pool: &Pool) -> Option<String> {
+        if let Err(error) = pool.validate() {
+            return Some(error.to_string());
+        }
+        let overlaps = |other: &IpNet| other.contains(&pool.cidr) || pool.cidr.contains(other);
+        if let Some(other) = self.pools.values().find(|other| overlaps(&other.cidr)) {
+            return Some(format!("overlaps pool {} ({})", other.name, other.cidr));
+        }
+        if overlaps(&self.config.service_cidr) {
+            return Some(format!("overlaps the service CIDR {}", self.config.service_cidr));
+        }
+        let node = self.nodes.values().find(|node| pool.cidr.contains(&node.underlay))?;
+        Some(format!("covers the underlay address {} of node {}", node.underlay, node.name))
     }
 
     /// The other nodes as tunnel ends: those with a usable record, with the blocks that they own.
@@ -145,17 +195,23 @@ impl View {
     }
 }
 
+/// A record says of itself what its key says of it.
+fn same<T: PartialEq + std::fmt::Display>(field: &str, value: &T, key: &T) -> Result<(), String> {
+    if value == key { Ok(()) } else { Err(format!("{field}: {value} does not agree with the key")) }
+}
+
 /// Values that were parsed before: of thousands of objects one change makes one be parsed again.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
+    config: Option<ClusterConfig>,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
 }
 
 #[derive(Debug)]
 struct Cache<T> {
-    /// Key to (revision of the last write, parsed value, seen in this round).
-    items: BTreeMap<String, (u64, Arc<T>, bool)>,
+    /// Key to (value, parsed value, seen in this round). By value, not by revision: a restored store counts anew.
+    items: BTreeMap<String, (Bytes, Arc<T>, bool)>,
 }
 
 impl<T> Default for Cache<T> {
@@ -165,15 +221,15 @@ impl<T> Default for Cache<T> {
 }
 
 impl<T: DeserializeOwned> Cache<T> {
-    fn get(&mut self, key: &str, revision: u64, value: &[u8]) -> Result<Arc<T>, String> {
+    fn get(&mut self, key: &str, value: &Bytes) -> Result<Arc<T>, String> {
         if let Some((at, parsed, seen)) = self.items.get_mut(key)
-            && *at == revision
+            && *at == *value
         {
             *seen = true;
             return Ok(parsed.clone());
         }
         let parsed = Arc::new(decode::<T>(key, value).map_err(|e| e.reason)?);
-        self.items.insert(key.to_owned(), (revision, parsed.clone(), true));
+        self.items.insert(key.to_owned(), (value.clone(), parsed.clone(), true));
         Ok(parsed)
     }
 

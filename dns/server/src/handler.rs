@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use dns_zone::Zone;
 use hickory_proto::op::{Edns, Header, HeaderCounts, LowerQuery, OpCode, ResponseCode};
@@ -30,7 +30,7 @@ const EDNS_VERSION: u8 = 0;
 
 /// Answers requests. Holds no lock; each request reads the zone that is current when it starts.
 pub(crate) struct Handler {
-    pub(crate) clients: Vec<IpNet>,
+    pub(crate) clients: Arc<ArcSwap<Vec<IpNet>>>,
     pub(crate) zone: Arc<ArcSwapOption<Zone>>,
     pub(crate) forwarder: Forwarder,
     pub(crate) stats: Arc<DnsStats>,
@@ -115,7 +115,7 @@ impl Handler {
     }
 
     fn is_client(&self, address: IpAddr) -> bool {
-        self.clients.iter().any(|net| net.contains(&address.to_canonical()))
+        self.clients.load().iter().any(|net| net.contains(&address.to_canonical()))
     }
 
     /// Our zone's answer or the upstreams'. A CNAME of ours (ExternalName) is followed, because stub resolvers expect

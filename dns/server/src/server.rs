@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dns_zone::Zone;
 use hickory_server::Server;
 use ipnet::IpNet;
@@ -37,7 +37,7 @@ pub struct DnsServer {
 
 #[derive(Debug)]
 struct Setup {
-    clients: Vec<IpNet>,
+    clients: Arc<ArcSwap<Vec<IpNet>>>,
     zone: Arc<ArcSwapOption<Zone>>,
     forward: ForwardConfig,
     stats: Arc<DnsStats>,
@@ -54,7 +54,7 @@ impl DnsServer {
     /// [`BindError`] names the address and what to do; nothing stays bound.
     pub fn bind(
         addresses: &[SocketAddr],
-        clients: Vec<IpNet>,
+        clients: Arc<ArcSwap<Vec<IpNet>>>,
         zone: Arc<ArcSwapOption<Zone>>,
         forward: ForwardConfig,
         stats: Arc<DnsStats>,

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dns_server::{DnsServer, DnsStats, ForwardConfig};
 use dns_zone::{Zone, ZoneEndpoint, ZoneKind, ZonePort, ZoneProtocol, ZoneService};
 use tokio::task::JoinSet;
@@ -28,8 +28,14 @@ pub(crate) fn start_for(clients: &[&str], forward: ForwardConfig) -> Running {
     let stats = Arc::new(DnsStats::default());
     let clients = clients.iter().map(|net| net.parse().expect("a network")).collect();
     let loopback = "127.0.0.1:0".parse().expect("an address");
-    let server = DnsServer::bind(&[loopback], clients, zone.clone(), forward, stats.clone())
-        .expect("loopback can be bound");
+    let server = DnsServer::bind(
+        &[loopback],
+        Arc::new(ArcSwap::from_pointee(clients)),
+        zone.clone(),
+        forward,
+        stats.clone(),
+    )
+    .expect("loopback can be bound");
     let address = server.addresses()[0];
     let mut task = JoinSet::new();
     task.spawn(server.run(std::future::pending()));

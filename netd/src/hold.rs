@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A listing that would drop most of the cluster is not believed at once: a store that was emptied, restored from an old
+//! backup or confused with another must not take every pod's routes and services with it.
+
+use std::collections::BTreeMap;
+
+use netd_store::MirrorState;
+
+/// Smaller clusters may lose everything in one honest stroke.
+const ITEMS_MIN: usize = 6;
+
+/// What a relist would drop, in words; `None` when it may be applied. Deletions that the watch brings one by one are not
+/// judged: somebody made them.
+pub(crate) fn objection(known: &MirrorState, listed: &MirrorState, root: &str) -> Option<String> {
+    if listed.listings == known.listings {
+        return None;
+    }
+    let (before, after) = (counts(known, root), counts(listed, root));
+    before.into_iter().find_map(|(kind, before)| {
+        let after = after.get(kind).copied().unwrap_or(0);
+        let drops_most = before >= ITEMS_MIN && after < before / 2;
+        drops_most.then(|| {
+            format!(
+                "the store came back with {after} of {before} {kind}: not applied, the last known state stands; \
+                 repair the store, or restart netd to accept what it holds"
+            )
+        })
+    })
+}
+
+/// Keys by kind. Only kinds that people or nodes decide on: leased keys come and go with their leases.
+fn counts<'a>(state: &'a MirrorState, root: &str) -> BTreeMap<&'a str, usize> {
+    let mut counts = BTreeMap::new();
+    for key in state.items.keys() {
+        let kind = key.strip_prefix(root).and_then(|rest| rest.split('/').next());
+        if let Some(kind @ ("endpoints" | "ipam" | "nodes" | "pods" | "services")) = kind {
+            *counts.entry(kind).or_default() += 1;
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use netd_store::{KeyValue, Mirror};
+
+    use super::*;
+
+    fn state(listings: u64, services: usize) -> MirrorState {
+        let item = |key: String| {
+            (key.clone(), KeyValue { key, value: Bytes::new(), create_revision: 1, mod_revision: 1 })
+        };
+        let mut mirror = Mirror::new();
+        mirror.items = Arc::new((0..services).map(|i| item(format!("/w/services/default/s{i}"))).collect());
+        MirrorState { mirror, listings, ..MirrorState::default() }
+    }
+
+    #[test]
+    fn a_relist_that_drops_most_is_held_and_a_watch_that_does_is_not() {
+        assert!(objection(&state(1, 20), &state(2, 2), "/w/").unwrap().contains("2 of 20 services"));
+        assert_eq!(objection(&state(1, 20), &state(1, 2), "/w/"), None);
+        assert_eq!(objection(&state(1, 20), &state(2, 15), "/w/"), None);
+        assert_eq!(objection(&state(1, 3), &state(2, 0), "/w/"), None);
+        assert_eq!(objection(&state(0, 0), &state(1, 0), "/w/"), None);
+    }
+}

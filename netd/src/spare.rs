@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What this node needs from the store before it can serve, got ahead of need and away from the agent's pass: the cluster's
+//! configuration, a first block, a spare one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use netd_api::ApiError;
+
+use crate::attachments_api::claim_block;
+use crate::desired;
+use crate::node::{Node, lock};
+
+/// Pause after a refusal: pools do not grow by asking again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Addresses rest and come back without anyone waking us.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Runs until aborted.
+pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
+    let mut pause = Duration::ZERO;
+    loop {
+        tokio::select! {
+            () = node.claim_wake.notified() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        tokio::time::sleep(pause).await;
+        let outcome = round(&node).await;
+        pause = if outcome.is_err() { RETRY_AFTER } else { Duration::ZERO };
+        let error = outcome.err().map(|error| Arc::new(error.to_string()));
+        if let Some(error) = &error
+            && node.claim_error.load().as_ref() != Some(error)
+        {
+            tracing::warn!("{error}");
+        }
+        let again = error.is_some();
+        node.claim_error.store(error);
+        if again {
+            node.claim_wake.notify_one();
+        }
+    }
+}
+
+async fn round(node: &Arc<Node>) -> Result<(), ApiError> {
+    let view = node.view.load_full();
+    if !view.in_sync || !node.mirror.borrow().connected {
+        return Ok(());
+    }
+    if !view.configured {
+        // The first node settles it for all; the watch brings it back to us.
+        let initial = desired::initial_config(&node.config);
+        let settled = netd_store::claim::ensure_config(node.store.as_ref(), &node.keys, &initial).await;
+        return settled.map(drop).map_err(|error| {
+            ApiError::retry(format!("the cluster has no configuration yet, and writing one failed: {error}"))
+        });
+    }
+    if lock(&node.addresses).needs_spare() {
+        claim_block(node, |addresses| !addresses.needs_spare()).await?;
+    }
+    Ok(())
+}
