@@ -43,7 +43,7 @@ fn underlay(i: usize, node: &str) -> Result<()> {
     ip(Some(node), &["addr", "add", &format!("192.0.2.{}/24", i + 1), "dev", "eth0"])?;
     ip(Some(node), &["link", "set", "eth0", "up"])?;
     let forward = Command::new("nsenter")
-        .args([&format!("--net=/run/netns/{node}"), "sysctl", "-qw", "net.ipv4.ip_forward=1"])
+        .args([&format!("--net=/run/netns/{node}"), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
         .status()?;
     if !forward.success() {
         bail!("cannot switch forwarding on in {node}");
