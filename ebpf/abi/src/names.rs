@@ -21,7 +21,8 @@ pub const DROPS: &str = "DROPS";
 pub const OVERLAY: &str = "OVERLAY";
 
 /// Every map of the datapath.
-pub const MAPS: [&str; 9] = [SERVICES, BACKENDS, SLOTS, FLOWS, SERVICE_COUNTERS, PODS, POD_LINKS, DROPS, OVERLAY];
+pub const MAPS: [&str; 9] =
+    [SERVICES, BACKENDS, SLOTS, FLOWS, SERVICE_COUNTERS, PODS, POD_LINKS, DROPS, OVERLAY];
 
 /// cgroup/connect4: translates a connection once, at the socket.
 pub const CONNECT4: &str = "weft_connect4";
