@@ -23,8 +23,9 @@ const MISSING_FOR: Duration = Duration::from_secs(60);
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut watch = PendingWatch::new();
     let mut missing = BTreeMap::new();
-    resume_releases(&node).await;
     loop {
+        // Somebody asked for these: they need no second look, nor the store.
+        resume_releases(&node).await;
         tokio::time::sleep(LOOK_EVERY).await;
         // Without a view of the cluster nothing is removed.
         if !node.view.load().in_sync {
@@ -41,7 +42,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     }
 }
 
-/// DELs that a killed netd left half done.
+/// DELs that were cut off: by the end of a netd, or of a caller that did not come back.
 async fn resume_releases(node: &Arc<Node>) {
     let halves: Vec<AttachmentKey> = lock(&node.attachments)
         .iter()
@@ -49,8 +50,15 @@ async fn resume_releases(node: &Arc<Node>) {
         .map(|a| a.key.clone())
         .collect();
     for key in halves {
-        tracing::info!(attachment = %key, "going on with a DEL that was cut off");
-        release(node, &key, |a| a.phase == Phase::Releasing).await;
+        // A DEL that is merely under way is over when it is this one's turn.
+        let cut_off = |a: &Attachment| {
+            let cut_off = a.phase == Phase::Releasing;
+            if cut_off {
+                tracing::info!(attachment = %key, "going on with a DEL that was cut off");
+            }
+            cut_off
+        };
+        release(node, &key, cut_off).await;
     }
 }
 

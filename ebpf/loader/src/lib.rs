@@ -17,7 +17,7 @@
 //! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs;
 //! * `image.rs`: the service image, read back and written as a difference;
 //! * `cgroup.rs`, `pod.rs`, `overlay.rs`: attachments; `link.rs` is what both share, `clsact.rs` is for kernels without TCX;
-//! * [`probe`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
+//! * [`probe()`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
 //! * [`remove_all`]: `netd clean`;
 //! * `sys`: bpf(2) and mmap(2), the only `unsafe`.
 
