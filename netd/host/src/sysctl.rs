@@ -169,7 +169,7 @@ pub(crate) fn write(key: &str, value: &str) -> Result<(), SysctlError> {
     fs::write(&path, value).map_err(|source| SysctlError::Io { path, source })
 }
 
-/// As [`write`], where the sysctl exists.
+/// As [`write()`], where the sysctl exists.
 pub(crate) fn write_if_present(key: &str, value: &str) -> Result<(), SysctlError> {
     if file_of(key)?.exists() { write(key, value) } else { Ok(()) }
 }
