@@ -303,16 +303,12 @@ impl Agent {
         pending
     }
 
-    /// Every pod in the maps; false where its program is seen to be missing.
+    /// Every pod in the maps; false where its program or its entry is missing, or (clsact keeps no record) may be: it is
+    /// attached again then, which changes nothing where nothing was missing.
     fn observed_pods(&self) -> Result<BTreeMap<(u32, IpAddr), bool>, ebpf_loader::MapAccessError> {
-        let datapath = lock(&self.node.datapath);
-        // Of clsact filters there is no record to look at.
-        let sees_links = datapath.uses_tcx();
-        let pods = datapath.pods()?;
-        Ok(pods
-            .iter()
-            .map(|(index, pod)| ((*index, IpAddr::V4(pod.ip)), pod.attached || !sees_links))
-            .collect())
+        let pods = lock(&self.node.datapath).pods()?;
+        let whole = |pod: &ebpf_loader::ObservedPod| pod.attached && pod.host_mac.is_some();
+        Ok(pods.iter().map(|(index, pod)| ((*index, IpAddr::V4(pod.ip)), whole(pod))).collect())
     }
 
     /// Map entries of pods that are no more. One whose address is still given to somebody stays: its record may be damaged.

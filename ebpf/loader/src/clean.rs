@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_abi::{PodLink, names};
 
 use crate::{clsact, datapath::LINKS_DIR, error::CleanError, link};
@@ -14,7 +14,7 @@ use crate::{clsact, datapath::LINKS_DIR, error::CleanError, link};
 /// What was there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// clsact filters on pod links.
+    /// clsact filters on pod links and the overlay device.
     pub filters: usize,
     /// Pinned bpf_links.
     pub links: usize,
@@ -34,6 +34,11 @@ pub fn remove_all(pin_dir: &Path) -> Result<Removed, CleanError> {
             removed.filters += 1;
         }
     }
+    if let Some(interface) = overlay(pin_dir).and_then(clsact::interface_name)
+        && clsact::detach(names::OVERLAY_INGRESS, &interface).is_ok()
+    {
+        removed.filters += 1;
+    }
     let links_dir = pin_dir.join(LINKS_DIR);
     for pin in files(&links_dir)? {
         removed.links += usize::from(unpin(&pin)?);
@@ -51,6 +56,13 @@ fn pod_links(pin_dir: &Path) -> Vec<u32> {
     let Ok(data) = MapData::from_pin(pin_dir.join(names::POD_LINKS)) else { return Vec::new() };
     let Ok(map) = HashMap::<_, u32, PodLink>::try_from(Map::HashMap(data)) else { return Vec::new() };
     map.keys().flatten().collect()
+}
+
+/// Interface index in the pinned OVERLAY; none when it cannot be read.
+fn overlay(pin_dir: &Path) -> Option<u32> {
+    let data = MapData::from_pin(pin_dir.join(names::OVERLAY)).ok()?;
+    let map = Array::<_, u32>::try_from(Map::Array(data)).ok()?;
+    map.get(&0, 0).ok().filter(|index| *index != 0)
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>, CleanError> {

@@ -7,5 +7,7 @@
 mod client;
 mod lab;
 mod lifecycle;
+mod nodes;
+mod overlay;
 mod pods;
 mod services;

@@ -8,11 +8,23 @@
 
 mod attach;
 mod bad_input;
+mod bad_values;
+mod clean;
 mod contract;
+mod deferred;
+mod drift;
+mod emptied;
 mod isolation;
+mod last_known;
+mod left;
+mod metrics;
 mod nodes;
 mod races;
+mod same_key;
+mod secured_store;
+mod state_dir;
 mod store;
+mod vanished;
 
 use anyhow::Result;
 use weft_lab::{Lab, UpOptions};
@@ -38,6 +50,11 @@ fn have(tool: &str, story: &str) -> bool {
         println!("SKIP {story}: {tool} is not installed");
     }
     there
+}
+
+/// Whether there is time for what takes minutes (`make soak`).
+fn soaking() -> bool {
+    std::env::var_os("WEFT_SOAK").is_some_and(|value| value == "1")
 }
 
 /// A Service with a selector on `app`, port 80 to 8080.
