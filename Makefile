@@ -1,7 +1,7 @@
 # Weft. Each target is a line or two; scripts live in .ci/.
 BIN := target/release
 
-.PHONY: build demo test bench soak lint image install uninstall deps bench-deps
+.PHONY: build demo test bench soak lint deps bench-deps
 
 build: deps
 	cargo build --release --locked --bins

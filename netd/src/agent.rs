@@ -43,7 +43,6 @@ pub(crate) struct Agent {
     host: HostSync,
     settings: Settings,
     services: ServiceSync,
-    initial: ClusterConfig,
     known: Known,
     /// Overlay device (interface index) that the programs were told of; `None` before the first time.
     overlay: Option<Option<u32>>,
@@ -53,13 +52,11 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn new(node: Arc<Node>, host: Host, settings: Settings) -> Self {
-        let initial = desired::initial_config(&node.config);
         Self {
             node,
             host: HostSync::new(host),
             settings,
             services: ServiceSync::new(),
-            initial,
             known: Known::default(),
             overlay: None,
             attached: BTreeSet::new(),
@@ -78,7 +75,8 @@ impl Agent {
         loop {
             let node = self.node.clone();
             tokio::select! {
-                changed = mirror.changed() => changed?,
+                // The store's task has ended: so does netd.
+                changed = mirror.changed() => if changed.is_err() { return Ok(()) },
                 () = node.agent_wake.notified() => {}
                 event = events.next() => {
                     doubt.host = true;
@@ -198,12 +196,12 @@ impl Agent {
 
     fn refresh_view(&mut self, state: &netd_store::MirrorState) -> Arc<View> {
         let last = self.node.view.load_full();
-        if last.revision == state.revision && last.in_sync == state.in_sync {
+        if (last.revision, last.in_sync, last.listings) == (state.revision, state.in_sync, state.listings) {
             return last;
         }
         let dns_address = self.node.config.dns_address;
         let own = |config: &ClusterConfig| desired::dns_service(config.dns_vip, dns_address);
-        let view = Arc::new(View::parse(state, &self.node.keys, &self.initial, own, &mut self.known));
+        let view = Arc::new(View::parse(state, &self.node.keys, &self.node.initial, own, &mut self.known));
         for bad in view.bad_values.iter().filter(|bad| !last.bad_values.contains(bad)) {
             tracing::warn!(key = bad.key, reason = bad.reason, "a value in the store is skipped");
         }
@@ -246,7 +244,8 @@ impl Agent {
                 errors.push(format!("node overlay address: {error}"));
             }
         });
-        if !view.configured || addresses.needs_spare() {
+        let unsettled = !self.node.mirror.borrow().items.contains_key(&self.node.keys.config());
+        if unsettled || self.node.held.load().is_some() || addresses.needs_spare() {
             self.node.claim_wake.notify_one();
         }
     }

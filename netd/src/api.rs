@@ -159,6 +159,10 @@ fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Answer {
 fn error(refused: &ApiError) -> Answer {
     let status =
         StatusCode::from_u16(refused.http_status().as_u16()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    tracing::info!(%status, class = ?refused.class, "refused: {refused}");
+    if status.is_server_error() {
+        tracing::warn!(%status, class = ?refused.class, "not done: {refused}");
+    } else {
+        tracing::info!(%status, class = ?refused.class, "refused: {refused}");
+    }
     (status, Json(refused.clone())).into_response()
 }

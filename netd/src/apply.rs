@@ -3,6 +3,7 @@
 //! transaction.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use lb::{EndpointSlice, Object, Service, parse_object};
 use netd_api::{
@@ -14,10 +15,13 @@ use netd_store::claim::{
 use netd_store::records::{decode, encode};
 use netd_store::{Class, Key, KeyValue, StoreError, Transaction};
 
+use crate::desired;
 use crate::node::Node;
 
 /// Objects of one request, so that an answer comes before the client's time is over.
 const OBJECTS_MAX: usize = 1_000;
+/// A write is answered once this node has seen it, so that the next question finds it; longer than this nobody waits.
+const SEEN_WAIT: Duration = Duration::from_secs(1);
 /// Somebody else may write the same object at the same time; more often than this is a fight.
 const TRIES: usize = 5;
 
@@ -51,6 +55,7 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
         let ignored = ignored.into_iter().map(|field| field.path).collect();
         reply.results.push(ApplyResult { object: name, action, ignored, cluster_ip });
     }
+    node.wait_seen(reply.revision, SEEN_WAIT).await;
     Ok(reply)
 }
 
@@ -155,6 +160,12 @@ pub(crate) async fn delete(node: &Node, request: &DeleteRequest) -> Result<Delet
         "service" | "services" | "svc" => {
             let gone = delete_service(node.store.as_ref(), &node.keys, namespace, name).await;
             let gone = gone.map_err(|error| claim_error(&format!("Service {namespace}/{name}"), &error))?;
+            if gone.is_none() && node.view.load().table.find(namespace, name).is_some_and(is_built_in) {
+                return Err(ApiError::invalid(format!(
+                    "Service {namespace}/{name} is built in; it cannot be deleted"
+                )));
+            }
+            node.wait_seen(gone.unwrap_or(0), SEEN_WAIT).await;
             Ok(DeleteReply { revision: gone.unwrap_or(0), existed: gone.is_some() })
         }
         "endpointslice" | "endpointslices" => delete_slice(node, namespace, name).await,
@@ -162,6 +173,11 @@ pub(crate) async fn delete(node: &Node, request: &DeleteRequest) -> Result<Delet
             Err(ApiError::invalid(format!("kind {other:?} is not known here; Service and EndpointSlice are")))
         }
     }
+}
+
+/// The cluster's DNS as netd provides it: its backend is no endpoint of the store.
+fn is_built_in(entry: &lb::ServiceEntry) -> bool {
+    entry.backends.iter().any(|backend| backend.verdict.source == desired::OWN_SERVER)
 }
 
 async fn delete_slice(node: &Node, namespace: &str, name: &str) -> Result<DeleteReply, ApiError> {

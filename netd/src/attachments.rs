@@ -79,8 +79,14 @@ impl Attachments {
         let mut items = BTreeMap::new();
         for entry in std::fs::read_dir(&dir)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                continue;
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("json") => {}
+                // A crash between write and rename.
+                Some("tmp") => {
+                    remove_if_there(&path)?;
+                    continue;
+                }
+                _ => continue,
             }
             let text = std::fs::read(&path)?;
             match serde_json::from_slice::<Attachment>(&text) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What weft-cni asks for: allocate, commit, release, check. Each is idempotent or says clearly why not; an ADD that died
-//! half-way leaves a pending attachment, which the next ADD of the same key takes over and the sweep removes otherwise.
+//! half-way leaves a pending attachment, which DEL removes, and the sweep where no DEL comes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -92,6 +92,14 @@ pub(crate) async fn claim_block(
     let view = node.view.load_full();
     if !view.configured {
         return Err(ApiError::retry("the cluster has no configuration yet; try again"));
+    }
+    let mirror = node.mirror.borrow().clone();
+    if !mirror.connected {
+        // Also while a listing is held: the store then does not know which blocks are taken.
+        let why = mirror.last_error.clone().unwrap_or_default();
+        return Err(ApiError::retry(format!(
+            "this node's blocks are full, and none can be claimed while the store is not followed: {why}"
+        )));
     }
     let pools: Vec<ipam::Pool> = view.pools.values().cloned().collect();
     let claimed = netd_store::claim::claim_block(node.store.as_ref(), &node.keys, &pools, node.uuid).await;
@@ -195,12 +203,19 @@ pub(crate) async fn commit(node: &Arc<Node>, request: CommitRequest) -> Result<(
         attach(node, &attachment).map_err(|e| {
             ApiError::fatal(format!("cannot attach the programs to {}: {e}", attachment.host_ifname))
         })?;
-        lock(&node.addresses)
+        let recorded = lock(&node.addresses)
             .commit(&owner)
-            .map_err(|e| ApiError::fatal(format!("cannot record the address: {e:#}")))?;
-        attachments
-            .put(attachment.clone())
-            .map_err(|e| ApiError::fatal(format!("cannot record the attachment: {e}")))?;
+            .map_err(|e| ApiError::fatal(format!("cannot record the address: {e:#}")))
+            .and_then(|()| {
+                attachments
+                    .put(attachment.clone())
+                    .map_err(|e| ApiError::fatal(format!("cannot record the attachment: {e}")))
+            });
+        if let Err(error) = recorded {
+            // The record still says pending and knows no link: the release that follows would not find these.
+            let _ = detach(node, &attachment);
+            return Err(error);
+        }
         Ok(attachment)
     })?;
     tracing::info!(attachment = %key, pod = %format!("{}/{}", attachment.namespace, attachment.name), ips = ?attachment.ips, "attached");

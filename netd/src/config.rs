@@ -122,7 +122,7 @@ impl Config {
             datapath_attach: o.datapath_attach.unwrap_or(AttachKind::Auto),
             cool_down: Duration::from_secs(o.cool_down_secs.unwrap_or(30)),
             log_format: o.log_format.unwrap_or(LogFormat::Text),
-            log_level: o.log_level.unwrap_or_else(|| "info".into()),
+            log_level: check_log_level(o.log_level.unwrap_or_else(|| "info".into()))?,
         })
     }
 
@@ -221,6 +221,21 @@ fn check_upstreams(list: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
         .collect()
 }
 
+/// A level, or `target=level` items: anything else tracing would take for a target's name, and be silent.
+fn check_log_level(text: String) -> Result<String, ConfigError> {
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"].contains(&word.to_ascii_lowercase().as_str())
+    };
+    let fine = text.split(',').all(|item| is_level(item.rsplit_once('=').map_or(item, |(_, level)| level)));
+    if fine && tracing_subscriber::EnvFilter::try_new(&text).is_ok() {
+        return Ok(text);
+    }
+    let reason = format!(
+        "{text:?} is not a level (error, warn, info, debug, trace) or a filter like info,netd_store=debug"
+    );
+    Err(bad("log-level", reason))
+}
+
 fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {
     let ok = !name.is_empty()
         && name.len() <= CLUSTER_NAME_MAX
@@ -283,6 +298,7 @@ mod tests {
             ("store-user = \"u\"", "store-user"),
             ("dns-upstreams = [\"one\"]", "dns-upstreams"),
             ("cluster = \"../x\"", "cluster"),
+            ("log-level = \"loud\"", "log-level"),
         ] {
             let error = parse(&format!("node-name = \"n1\"\n{text}")).unwrap_err();
             assert!(error.contains(option), "{text}: {error}");

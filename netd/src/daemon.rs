@@ -2,17 +2,20 @@
 //! Starts every task and ends them in order. Nothing here touches the kernel's network: that is the agent's, after it has a
 //! view of the cluster.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwapOption;
 use dns_server::{DnsServer, ForwardConfig};
 use ebpf_loader::{AttachMode, Datapath, DatapathConfig};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use netd_host::Host;
-use netd_store::{Etcd, EtcdConfig, Keys, Mirror, MirrorState, Store, Tail};
+use netd_store::records::{ClusterConfig, decode};
+use netd_store::{Etcd, EtcdConfig, KeyValue, Keys, Mirror, MirrorState, Store, Tail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -113,21 +116,41 @@ async fn prepare(
             None
         }
     };
+    let initial = last_config(known.as_ref(), &keys).unwrap_or_else(|| desired::initial_config(&config));
+    let held = Arc::new(ArcSwapOption::default());
+    let shown = held.clone();
     let (known, root) = (known.map(|(revision, items)| stand_in(revision, items)), keys.root().to_owned());
-    let relay = async move { relay(from_store, to_node, known, &root).await };
+    let relay = async move { relay(from_store, to_node, known, &shown, &root).await };
     let follow = async move {
         tokio::select! {
             () = tail.run() => Ok(()),
             outcome = relay => outcome,
         }
     };
-    let node =
-        Node::new(Parts { config, uuid, keys, store, mirror, underlay, addresses, attachments, datapath });
+    let node = Node::new(Parts {
+        config,
+        uuid,
+        keys,
+        store,
+        mirror,
+        held,
+        initial,
+        underlay,
+        addresses,
+        attachments,
+        datapath,
+    });
     Ok((Arc::new(node), follow))
 }
 
+/// The cluster's configuration as the snapshot has it.
+fn last_config(known: Option<&(u64, BTreeMap<String, KeyValue>)>, keys: &Keys) -> Option<ClusterConfig> {
+    let item = known?.1.get(&keys.config())?;
+    decode(&item.key, &item.value).ok()
+}
+
 /// A mirror state that says what the cluster was, and that this is not known to be current.
-fn stand_in(revision: u64, items: std::collections::BTreeMap<String, netd_store::KeyValue>) -> MirrorState {
+fn stand_in(revision: u64, items: BTreeMap<String, KeyValue>) -> MirrorState {
     let mut mirror = Mirror::new();
     mirror.revision = revision;
     mirror.items = Arc::new(items);
@@ -139,6 +162,7 @@ async fn relay(
     mut from: watch::Receiver<Arc<MirrorState>>,
     to: watch::Sender<Arc<MirrorState>>,
     known: Option<MirrorState>,
+    held: &ArcSwapOption<MirrorState>,
     root: &str,
 ) -> Result<()> {
     let mut known = known;
@@ -148,7 +172,7 @@ async fn relay(
     let mut last: Option<Arc<MirrorState>> = None;
     loop {
         tokio::select! {
-            changed = from.changed() => changed?,
+            changed = from.changed() => if changed.is_err() { return Ok(()) },
             () = &mut deadline, if waiting => waiting = false,
         }
         let state = from.borrow_and_update().clone();
@@ -157,6 +181,7 @@ async fn relay(
             let objection = last.as_ref().and_then(|last| hold::objection(last, &state, root));
             let shown = match (objection, &last) {
                 (Some(objection), Some(last)) => {
+                    held.store(Some(state.clone()));
                     if last.last_error.as_ref() != Some(&objection) {
                         tracing::error!("{objection}");
                     }
@@ -166,7 +191,10 @@ async fn relay(
                         ..(**last).clone()
                     })
                 }
-                _ => state,
+                _ => {
+                    held.store(None);
+                    state
+                }
             };
             last = Some(shown.clone());
             to.send_replace(shown);

@@ -26,6 +26,8 @@ use crate::view::View;
 pub(crate) const VXLAN_DEVICE: &str = "weft.vxlan";
 /// Answers live this long: short, because backends come and go.
 pub(crate) const DNS_TTL_SECS: u32 = 5;
+/// Source of the verdict on the one backend that no slice names.
+pub(crate) const OWN_SERVER: &str = "own server";
 /// Where DNS is served.
 pub(crate) const DNS_PORT: u16 = 53;
 
@@ -147,7 +149,7 @@ pub(crate) fn dns_service(vip: IpAddr, dns_address: IpAddr) -> (Service, lb::Bac
         hostname: None,
         node: None,
         pod: None,
-        verdict: lb::Verdict { state: lb::VerdictState::Up, source: "own server" },
+        verdict: lb::Verdict { state: lb::VerdictState::Up, source: OWN_SERVER },
     };
     (service, backend)
 }

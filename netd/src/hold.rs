@@ -16,15 +16,18 @@ pub(crate) fn objection(known: &MirrorState, listed: &MirrorState, root: &str) -
         return None;
     }
     let (before, after) = (counts(known, root), counts(listed, root));
-    before.into_iter().find_map(|(kind, before)| {
-        let after = after.get(kind).copied().unwrap_or(0);
-        let drops_most = before >= ITEMS_MIN && after < before / 2;
-        drops_most.then(|| {
-            format!(
-                "the store came back with {after} of {before} {kind}: not applied, the last known state stands; \
-                 repair the store, or restart netd to accept what it holds"
-            )
-        })
+    let lost: Vec<String> = before
+        .into_iter()
+        .map(|(kind, before)| (kind, before, after.get(kind).copied().unwrap_or(0)))
+        .filter(|(_, before, after)| *before >= ITEMS_MIN && *after < before / 2)
+        .map(|(kind, before, after)| format!("{after} of {before} {kind}"))
+        .collect();
+    (!lost.is_empty()).then(|| {
+        format!(
+            "the store came back with {}: not applied, the last known state stands; repair the store, or restart netd to \
+             accept what it holds",
+            lost.join(", ")
+        )
     })
 }
 

@@ -59,6 +59,11 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct RcodeLabels {
+    rcode: String,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct BlockLabels {
     block: String,
     pool: String,
@@ -190,9 +195,9 @@ fn services(node: &Node, registry: &mut Registry) {
 }
 
 fn dns(node: &Node, registry: &mut Registry) {
-    let family = Family::<ReasonLabels, Counter>::default();
-    for (reason, count) in node.dns_stats.counts().by_rcode {
-        family.get_or_create(&ReasonLabels { reason: reason.to_owned() }).inc_by(count);
+    let family = Family::<RcodeLabels, Counter>::default();
+    for (rcode, count) in node.dns_stats.counts().by_rcode {
+        family.get_or_create(&RcodeLabels { rcode: rcode.to_owned() }).inc_by(count);
     }
     registry.register("dns_answers", "Answers of the node's DNS server, by response code", family);
 }

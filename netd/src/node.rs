@@ -13,6 +13,7 @@ use ebpf_loader::Datapath;
 use ipnet::IpNet;
 use netd_host::Underlay;
 use netd_plan::NodeFacts;
+use netd_store::records::ClusterConfig;
 use netd_store::{Keys, MirrorState, Store};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -52,6 +53,10 @@ pub(crate) struct Node {
     pub claim_error: ArcSwapOption<String>,
     /// Why this node's records are not in the store, while it answers.
     pub publish_error: ArcSwapOption<String>,
+    /// What the store really holds while its listing is held back (hold.rs); the mirror then shows what was before.
+    pub held: Arc<ArcSwapOption<MirrorState>>,
+    /// What this node makes the cluster's configuration when there is none: the last one it knew, else its flags.
+    pub initial: ClusterConfig,
     /// Who may ask this node's DNS.
     pub dns_clients: Arc<ArcSwap<Vec<IpNet>>>,
     /// Wakes the agent after a local change.
@@ -82,6 +87,8 @@ pub(crate) struct Parts {
     pub keys: Keys,
     pub store: Arc<dyn Store>,
     pub mirror: watch::Receiver<Arc<MirrorState>>,
+    pub held: Arc<ArcSwapOption<MirrorState>>,
+    pub initial: ClusterConfig,
     pub underlay: Underlay,
     pub addresses: Addresses,
     pub attachments: Attachments,
@@ -90,7 +97,19 @@ pub(crate) struct Parts {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { config, uuid, keys, store, mirror, underlay, addresses, attachments, datapath } = parts;
+        let Parts {
+            config,
+            uuid,
+            keys,
+            store,
+            mirror,
+            held,
+            initial,
+            underlay,
+            addresses,
+            attachments,
+            datapath,
+        } = parts;
         Self {
             config,
             uuid,
@@ -110,6 +129,8 @@ impl Node {
             claiming: tokio::sync::Mutex::default(),
             claim_error: ArcSwapOption::default(),
             publish_error: ArcSwapOption::default(),
+            held,
+            initial,
             dns_clients: Arc::default(),
             claim_wake: Notify::new(),
             agent_wake: Notify::new(),
@@ -138,6 +159,17 @@ impl Node {
         let mut published = self.published.subscribe();
         let reached = published.wait_for(|p| p.change >= change);
         tokio::time::timeout(limit, reached).await.is_ok_and(|r| r.is_ok())
+    }
+
+    /// Waits until this node works from a view that has `revision`, at most `limit`: who wrote something finds it.
+    pub(crate) async fn wait_seen(&self, revision: u64, limit: Duration) {
+        let seen = async {
+            while self.view.load().revision < revision {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        // With the store's watch away the write stands all the same; the view follows.
+        let _ = tokio::time::timeout(limit, seen).await;
     }
 
     /// This node as its peers see it.

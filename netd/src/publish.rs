@@ -35,7 +35,8 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut retry = false;
     loop {
         tokio::select! {
-            changed = mirror.changed() => changed?,
+            // The store's task has ended: so does netd.
+            changed = mirror.changed() => if changed.is_err() { return Ok(()) },
             () = node.publish_wake.notified() => {}
             () = tokio::time::sleep(RETRY_AFTER), if retry => {}
         }
@@ -75,7 +76,14 @@ async fn round(node: &Arc<Node>, state: &MirrorState) -> Result<bool> {
         return Ok(false);
     }
     let desired = desired(node, &view)?;
-    let writes = difference(&desired, state, &node.keys, node);
+    // A store whose listing is held back gets this node's records all the same: that is what makes it whole again, and
+    // what keeps others from claiming blocks that have an owner.
+    let held = node.held.load_full();
+    let present = held.as_deref().unwrap_or(state);
+    let writes = difference(&desired, present, &node.keys, node);
+    if writes.is_empty() && held.is_some() {
+        return Ok(true);
+    }
     if writes.is_empty() {
         node.published.send_replace(Published { change, revision: state.revision });
         return Ok(true);

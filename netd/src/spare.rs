@@ -9,7 +9,6 @@ use anyhow::Result;
 use netd_api::ApiError;
 
 use crate::attachments_api::claim_block;
-use crate::desired;
 use crate::node::{Node, lock};
 
 /// Pause after a refusal: pools do not grow by asking again.
@@ -43,17 +42,21 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
 }
 
 async fn round(node: &Arc<Node>) -> Result<(), ApiError> {
-    let view = node.view.load_full();
-    if !view.in_sync || !node.mirror.borrow().connected {
+    let (view, mirror) = (node.view.load_full(), node.mirror.borrow().clone());
+    let held = node.held.load_full();
+    let present = held.as_deref().unwrap_or(&mirror);
+    if !view.in_sync || !(mirror.connected || held.is_some()) {
         return Ok(());
     }
-    if !view.configured {
-        // The first node settles it for all; the watch brings it back to us.
-        let initial = desired::initial_config(&node.config);
-        let settled = netd_store::claim::ensure_config(node.store.as_ref(), &node.keys, &initial).await;
+    if !present.items.contains_key(&node.keys.config()) {
+        // The first node settles it for all; the watch brings it back to us. In a store that lost it, what was known last.
+        let settled = netd_store::claim::ensure_config(node.store.as_ref(), &node.keys, &view.config).await;
         return settled.map(drop).map_err(|error| {
-            ApiError::retry(format!("the cluster has no configuration yet, and writing one failed: {error}"))
+            ApiError::retry(format!("the cluster has no configuration, and writing one failed: {error}"))
         });
+    }
+    if held.is_some() {
+        return Ok(());
     }
     if lock(&node.addresses).needs_spare() {
         claim_block(node, |addresses| !addresses.needs_spare()).await?;

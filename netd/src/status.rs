@@ -211,7 +211,7 @@ fn service_info(name: &ServiceName, entry: &ServiceEntry) -> ServiceInfo {
                 target_port: None,
             })
             .collect(),
-        ready_backends: entry.published().count(),
+        ready_backends: usable(entry),
         total_backends: entry.backends.len(),
     }
 }
@@ -235,6 +235,16 @@ pub(crate) fn service(node: &Node, namespace: &str, name: &str) -> Result<Servic
         backends: backends(entry),
         problems,
     })
+}
+
+/// Backends that new connections go to: of the port that has fewest, for a service is as good as its worst port.
+fn usable(entry: &ServiceEntry) -> usize {
+    let by_port = entry.ports.iter().map(|port| match abi_protocol(port.protocol) {
+        Some(_) => entry.choose(port).len(),
+        // Not served yet.
+        None => 0,
+    });
+    by_port.min().unwrap_or_else(|| entry.published().count())
 }
 
 fn frontends(node: &Node, entry: &ServiceEntry) -> Vec<FrontendInfo> {

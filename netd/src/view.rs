@@ -21,6 +21,8 @@ use uuid::Uuid;
 pub(crate) struct View {
     pub revision: u64,
     pub in_sync: bool,
+    /// A store that was restored may come back at the revision that it had.
+    pub listings: u64,
     /// The cluster's configuration; until there is one in the store, what this node would make it.
     pub config: ClusterConfig,
     pub configured: bool,
@@ -50,6 +52,7 @@ impl View {
         let mut view = Self {
             revision: state.revision,
             in_sync: state.in_sync,
+            listings: state.listings,
             // A configuration that does not parse changes nothing: the last good one stands.
             configured: known.config.is_some(),
             config: known.config.clone().unwrap_or_else(|| initial.clone()),
@@ -83,6 +86,7 @@ impl View {
         known.services.forget_unseen();
         known.slices.forget_unseen();
         view.table = table;
+        view.note_unserved_ports();
         for problem in problems {
             view.bad_values.push(BadValue {
                 key: problem.object.clone(),
@@ -131,6 +135,26 @@ impl View {
             }
         }
         Ok(())
+    }
+
+    /// A port that none of a service's backends has refuses every connection: seldom what somebody meant.
+    fn note_unserved_ports(&mut self) {
+        for (name, entry) in &self.table.services {
+            for port in
+                entry.ports.iter().filter(|port| !entry.backends.is_empty() && entry.choose(port).is_empty())
+            {
+                self.bad_values.push(BadValue {
+                    key: format!("Service {}/{}", name.namespace, name.name),
+                    reason: format!(
+                        "port {}/{}: none of the {} backends is ready on it; a targetPort given by name needs pods that \
+                         declare it, which they cannot here: use a number",
+                        port.port,
+                        port.protocol,
+                        entry.backends.len()
+                    ),
+                });
+            }
+        }
     }
 
     /// The pools of the configuration and those with keys of their own, less those that would do harm: each pool is what

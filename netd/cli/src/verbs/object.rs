@@ -34,7 +34,12 @@ pub(super) async fn apply(client: &Client, file: &Path) -> anyhow::Result<Shown>
 
 pub(super) async fn delete(client: &Client, what: &DeleteArgs) -> anyhow::Result<Shown> {
     let requests = match (&what.file, &what.kind, &what.name) {
-        (Some(file), ..) => manifest::read(file)?.iter().map(named).collect(),
+        (Some(file), ..) => {
+            // As with apply, a file with an error changes nothing.
+            let documents = manifest::read(file)?;
+            documents.iter().try_for_each(known_kind)?;
+            documents.iter().map(named).collect()
+        }
         (None, Some(kind), Some(name)) => vec![DeleteRequest {
             kind: kind.clone(),
             namespace: name.namespace.clone(),
@@ -81,6 +86,16 @@ fn check(document: &Document) -> anyhow::Result<()> {
     lb::parse_object(document.object.clone())
         .map(|_| ())
         .map_err(|error| anyhow::Error::new(document.error(&error.field, error.reason)))
+}
+
+fn known_kind(document: &Document) -> anyhow::Result<()> {
+    match document.kind() {
+        "Service" | "EndpointSlice" => Ok(()),
+        other => {
+            let reason = format!("{other:?} is not known here; Service and EndpointSlice are");
+            Err(anyhow::Error::new(document.error("kind", reason)))
+        }
+    }
 }
 
 fn named(document: &Document) -> DeleteRequest {

@@ -18,7 +18,13 @@ pub(super) async fn status(client: &Client) -> anyhow::Result<Shown> {
 fn text(status: &Status) -> String {
     let mut text = String::new();
     let verdict = if status.ready { "READY" } else { "NOT READY" };
-    let _ = writeln!(text, "{} is {verdict}", status.node.name);
+    // Ready as it may be: what was decided since does not reach this node.
+    let cut_off = if status.store.connected || !status.ready {
+        ""
+    } else {
+        ", but does not follow the store: changes wait"
+    };
+    let _ = writeln!(text, "{} is {verdict}{cut_off}", status.node.name);
     for reason in &status.reasons {
         let _ = writeln!(text, "  - {reason}");
     }
@@ -27,7 +33,7 @@ fn text(status: &Status) -> String {
         let _ = writeln!(text, "{name:<10}{value}");
     };
     fact("Cluster", format!("{}, node {}", status.cluster, status.node.uuid));
-    fact("netd", format!("{}, ABI {}, up {}", status.version, status.abi, duration(status.uptime_secs)));
+    fact("netd", format!("{}, up {}", status.version, duration(status.uptime_secs)));
     fact("Store", store(&status.store));
     fact("Overlay", overlay(status));
     fact("Services", format!("{}, programmed to revision {}", status.services, status.programmed_revision));
@@ -39,7 +45,7 @@ fn text(status: &Status) -> String {
         }
     }
     if !status.bad_values.is_empty() {
-        let _ = writeln!(text, "\nValues in the store that were skipped ({}):", status.bad_values.len());
+        let _ = writeln!(text, "\nProblems with what the store says ({}):", status.bad_values.len());
         for bad in &status.bad_values {
             let _ = writeln!(text, "  - {}: {}", bad.key, bad.reason);
         }
@@ -108,7 +114,7 @@ mod tests {
             "n1 is READY\n\
              \n\
              Cluster   weft, node 6f1c1b4e-0000-4000-8000-000000000001\n\
-             netd      0.1.0, ABI 1, up 2h13m\n\
+             netd      0.1.0, up 2h13m\n\
              Store     in sync at revision 42 (http://192.0.2.9:2379)\n\
              Overlay   vxlan on weft.vxlan, MTU 1450, 0 peers, underlay 192.0.2.1, overlay address 10.244.0.0\n\
              Services  3, programmed to revision 42\n\
@@ -133,7 +139,7 @@ mod tests {
             ),
             "{text}"
         );
-        assert!(text.ends_with("were skipped (1):\n  - /weft/v1/weft/services/a/b: bad\n"), "{text}");
+        assert!(text.ends_with("what the store says (1):\n  - /weft/v1/weft/services/a/b: bad\n"), "{text}");
     }
 
     #[test]
