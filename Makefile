@@ -1,7 +1,7 @@
 # Weft. Each target is a line or two; scripts live in .ci/.
 BIN := target/release
 
-.PHONY: build demo test bench soak lint deps bench-deps
+.PHONY: build demo test bench soak lint static install install-build uninstall deps bench-deps
 
 build: deps
 	cargo build --release --locked --bins
@@ -20,6 +20,20 @@ soak: build
 
 lint: deps
 	bash .ci/lint
+
+static: deps
+	bash .ci/static
+
+# FROM=FOLDER takes programs that are built already; DESTDIR, PREFIX, START=1, PURGE=1: see manifests/README.md.
+install: $(if $(FROM),,install-build)
+	@bash manifests/install
+
+install-build:
+	@bash .ci/deps build
+	bash .ci/static $(shell uname -m)
+
+uninstall:
+	@bash manifests/uninstall
 
 deps:
 	@bash .ci/deps

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reads the call, checks that its version has the verb, and hands it to the verb.
 
+use std::future::Future;
 use std::io::{self, IsTerminal as _, Read as _};
 
-use cni_types::{Call, CniError, Code, NetworkConfig, Stdin, Version, parse_call, version_reply};
+use cni_types::{Call, CniError, Code, NetworkConfig, Salvage, Stdin, Version, parse_call, version_reply};
+use netd_api::AttachmentId;
+use netd_plan::host_veth_name;
 use serde_json::Value;
 use tracing::Instrument as _;
 
-use crate::{add, check, del, gc, status};
+use crate::span::{self, Trace};
+use crate::{add, check, del, gc, netd, status};
 
 /// The largest network config, in bytes: GC's list of every attachment of a node fits many times over.
 const STDIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -18,40 +22,92 @@ pub(crate) struct Outcome {
     pub(crate) cni_version: String,
     /// The verb's result.
     pub(crate) result: Result<Option<Value>, CniError>,
+    /// What an ADD made.
+    pub(crate) made: Option<Made>,
+}
+
+/// An attachment whose result the runtime has not heard of yet.
+pub(crate) struct Made {
+    config: NetworkConfig,
+    id: AttachmentId,
+}
+
+impl Made {
+    /// Takes it back: for the runtime that closed stdout, this ADD has failed.
+    pub(crate) fn undo(&self) {
+        let client = netd::client(&self.config, netd::REQUEST_TIMEOUT);
+        let host_ifname = host_veth_name(&self.id.network, &self.id.container_id, &self.id.ifname);
+        let undone = in_event_loop(async {
+            add::undo(&client, &self.id, &host_ifname).await;
+            Ok(())
+        });
+        if let Err(error) = undone {
+            tracing::error!(%error, attachment = %self.id, "what nobody has heard of stays until DEL");
+        }
+    }
 }
 
 /// One call, from the process's environment and stdin.
 pub(crate) fn run() -> Outcome {
     let call = parse_call(|name| std::env::var_os(name));
-    let stdin = read_stdin().and_then(|bytes| decode(&call, &bytes));
+    let bytes = read_stdin();
+    let stdin = bytes.clone().and_then(|bytes| decode(&call, &bytes));
     let known = stdin.as_ref().ok().map(Stdin::cni_version).and_then(|text| text.parse::<Version>().ok());
     let cni_version = known.unwrap_or(Version::NEWEST).to_string();
-    let result = call.and_then(|call| carry_out(call, stdin?));
-    Outcome { cni_version, result }
+    let config = match (&call, stdin) {
+        (Ok(Call::Version), Ok(stdin)) => {
+            return Outcome { result: Ok(Some(version_reply(stdin.cni_version()))), cni_version, made: None };
+        }
+        (_, stdin) => stdin.and_then(NetworkConfig::parse),
+    };
+    let trace = Trace::of_environment();
+    let span = span::of(&call, config.as_ref().ok(), trace.as_ref());
+    let _entered = span.clone().entered();
+    let result = call.clone().and_then(|call| match (call, &config) {
+        (call, Ok(config)) => carry_out(&call, config, trace),
+        (Call::Del(target), Err(damage)) if matches!(damage.code, Code::DECODE | Code::INVALID_CONFIG) => {
+            let salvage = Salvage::of(&bytes.unwrap_or_default());
+            in_event_loop(del::del_damaged(damage.clone(), salvage, &target)).map(|()| None)
+        }
+        (_, Err(error)) => Err(error.clone()),
+    });
+    if let Err(error) = &result {
+        tracing::warn!(code = error.code.0, "{error}");
+    }
+    let made = match (call, config, &result) {
+        (Ok(Call::Add(target)), Ok(config), Ok(_)) => {
+            let (container_id, ifname) = (target.container_id, target.ifname);
+            let id = AttachmentId { network: config.name.clone(), container_id, ifname };
+            Some(Made { config, id })
+        }
+        _ => None,
+    };
+    Outcome { cni_version, result, made }
 }
 
-fn carry_out(call: Call, stdin: Stdin) -> Result<Option<Value>, CniError> {
-    if call == Call::Version {
-        return Ok(Some(version_reply(stdin.cni_version())));
-    }
-    let config = NetworkConfig::parse(stdin)?;
-    require_version(&call, config.version)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CniError::new(Code::IO, format!("cannot start the event loop: {error}")))?;
-    let span = span(&call, &config);
-    let verb = async {
+fn carry_out(call: &Call, config: &NetworkConfig, trace: Option<Trace>) -> Result<Option<Value>, CniError> {
+    require_version(call, config.version)?;
+    let timeout = if *call == Call::Status { netd::STATUS_TIMEOUT } else { netd::REQUEST_TIMEOUT };
+    let client = netd::client(config, timeout).in_trace(trace.map(|trace| trace.own.to_string()));
+    in_event_loop(async {
         match call {
-            Call::Add(target) => add::add(&config, &target).await.map(Some),
-            Call::Check(target) => check::check(&config, &target).await.map(|()| None),
-            Call::Del(target) => del::del(&config, &target).await.map(|()| None),
-            Call::Gc => gc::gc(&config).await.map(|()| None),
-            Call::Status => status::status(&config).await.map(|()| None),
+            Call::Add(target) => add::add(config, target, &client).await.map(Some),
+            Call::Check(target) => check::check(config, target, &client).await.map(|()| None),
+            Call::Del(target) => del::del(config, target, &client).await.map(|()| None),
+            Call::Gc => gc::gc(config, &client).await.map(|()| None),
+            Call::Status => status::status(&client).await.map(|()| None),
             Call::Version => Ok(None),
         }
-    };
-    runtime.block_on(verb.instrument(span))
+    })
+}
+
+/// Runs a verb to its end on this thread.
+fn in_event_loop<T>(verb: impl Future<Output = Result<T, CniError>>) -> Result<T, CniError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CniError::new(Code::IO, format!("cannot start the event loop: {error}")))?
+        .block_on(verb.in_current_span())
 }
 
 fn require_version(call: &Call, version: Version) -> Result<(), CniError> {
@@ -93,21 +149,4 @@ fn decode(call: &Result<Call, CniError>, bytes: &[u8]) -> Result<Stdin, CniError
         return Stdin::decode(format!("{{\"cniVersion\":\"{}\"}}", Version::NEWEST).as_bytes());
     }
     Stdin::decode(bytes)
-}
-
-fn span(call: &Call, config: &NetworkConfig) -> tracing::Span {
-    let network = config.name.as_str();
-    match call {
-        Call::Add(t) => tracing::info_span!("ADD", network, container = %t.container_id, ifname = %t.ifname),
-        Call::Check(t) => {
-            tracing::info_span!("CHECK", network, container = %t.container_id, ifname = %t.ifname)
-        }
-        Call::Del(t) => {
-            let netns = t.netns.as_deref().unwrap_or_default();
-            tracing::info_span!("DEL", network, container = %t.container_id, ifname = %t.ifname, netns)
-        }
-        Call::Gc => tracing::info_span!("GC", network),
-        Call::Status => tracing::info_span!("STATUS", network),
-        Call::Version => tracing::Span::none(),
-    }
 }

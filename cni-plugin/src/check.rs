@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! CHECK: what ADD answered, what netd knows, and what the kernel has must agree.
+//!
+//! All differences are gathered and told at once, after a time in which they could have gone. What plugins behind us may
+//! have changed is told by prevResult, which is the last plugin's: its MAC and MTU go before ours, more links, addresses
+//! and routes are none of our business, and routes may have moved to another table.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cni_types::{AddResult, CniError, Code, NetworkConfig, Target};
-use ipnet::IpNet;
+use cni_types::{CniError, Code, NetworkConfig, Target};
 use netd_api::{AttachmentId, CheckReply, Client};
 use netd_host::Netns;
 use netd_host::veth::PodLinkSpec;
-use netd_plan::Mac;
 use tokio::time::{Instant, sleep};
 
+use crate::promise::Promise;
 use crate::{netd, wiring};
 
-/// How long a difference may last before it counts. A runtime may take a failed CHECK for good, and netd may just be
-/// repairing what it found or attaching programs after a restart.
+/// How long a difference, or a netd that cannot be asked, may last before it counts. A runtime may take a failed CHECK
+/// for good, and netd may just be restarting, repairing what it found, or attaching programs.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Between two looks.
@@ -23,15 +25,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Compares; nothing is printed when all is well. Errors: 7 for prevResult, 3 where netns or attachment are gone, 11
 /// where netd cannot be asked, 5 with the differences.
-pub(crate) async fn check(config: &NetworkConfig, target: &Target) -> Result<(), CniError> {
+pub(crate) async fn check(config: &NetworkConfig, target: &Target, client: &Client) -> Result<(), CniError> {
     let Some(prev) = config.prev_result() else {
         let msg = format!("network config {}: prevResult is missing; CHECK compares with it", config.name);
         return Err(CniError::new(Code::INVALID_CONFIG, msg));
     };
-    let promised = Promise::new(&AddResult::from_prev_result(prev)?, target)?;
+    let promised = Promise::new(prev, &target.ifname)?;
     let mtu = config.mtu()?;
     let netns = wiring::open_netns(&target.netns)?;
-    let client = netd::client(config, netd::REQUEST_TIMEOUT);
     let id = AttachmentId {
         network: config.name.clone(),
         container_id: target.container_id.clone(),
@@ -39,13 +40,18 @@ pub(crate) async fn check(config: &NetworkConfig, target: &Target) -> Result<(),
     };
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match compare(&client, &id, &promised, mtu, &netns).await {
-            Err(error) if error.code == Code::IO && Instant::now() < deadline => {
-                tracing::debug!(%error, "not yet as it should be");
-                sleep(PAUSE).await;
-            }
-            outcome => return outcome,
+        let error = match compare(client, &id, &promised, mtu, &netns).await {
+            Ok(differences) if differences.is_empty() => return Ok(()),
+            Ok(differences) => CniError::new(Code::IO, format!("attachment {id} is not as ADD made it"))
+                .with_details(differences.join("; ")),
+            Err(error) => error,
+        };
+        let may_pass = matches!(error.code, Code::IO | Code::TRY_AGAIN);
+        if !may_pass || Instant::now() >= deadline {
+            return Err(error);
         }
+        tracing::debug!(%error, "not yet as it should be");
+        sleep(PAUSE).await;
     }
 }
 
@@ -55,70 +61,76 @@ async fn compare(
     promised: &Promise,
     mtu: Option<u32>,
     netns: &Netns,
+) -> Result<Vec<String>, CniError> {
+    let record = match client.check(id).await {
+        Ok(record) => record,
+        Err(error) if error.is_not_found() => {
+            if wiring::container_link(netns, &id.ifname).await?.is_none() {
+                return Err(netd::cni_error(error));
+            }
+            // Code 3 would say that there is nothing to clean up.
+            return Ok(vec![format!("{}, but its link is there; DEL it and ADD it again", error)]);
+        }
+        Err(error) => return Err(netd::cni_error(error)),
+    };
+    let mut differences = record.differences.clone();
+    if record.adopted {
+        adopted(id, promised, &record, netns, &mut differences).await?;
+    } else {
+        own(id, promised, record, mtu, netns, &mut differences).await?;
+    }
+    Ok(differences)
+}
+
+/// A link of ours: both ends, all that is on them, the programs.
+async fn own(
+    id: &AttachmentId,
+    promised: &Promise,
+    record: CheckReply,
+    mtu: Option<u32>,
+    netns: &Netns,
+    differences: &mut Vec<String>,
 ) -> Result<(), CniError> {
-    let record = client.check(id).await.map_err(netd::cni_error)?;
-    let mac = promised.compare(id, &record)?;
+    if !record.attached {
+        differences.push(format!("no datapath programs are attached to {}", record.host_ifname));
+    }
+    let found = wiring::container_link(netns, &id.ifname).await?;
+    promised.compare_addresses(&record.addresses, found.as_ref(), differences);
+    if let Some(host) = wiring::host_link(&record.host_ifname).await? {
+        promised.compare_host_mac(&record.host_ifname, host.mac, differences);
+    }
     let spec = PodLinkSpec {
         netns,
         ifname: id.ifname.clone(),
         host_ifname: record.host_ifname,
-        mac,
+        mac: promised.mac(record.container_mac.as_deref())?,
         mtu: mtu.map_or(record.mtu, |wanted| wanted.min(record.mtu)),
         addresses: record.addresses,
-        gateway: record.gateway,
+        gateways: record.gateways,
     };
-    wiring::compare(&spec).await
+    let of_links = wiring::differences(&spec).await;
+    differences
+        .extend(of_links.iter().filter(|found| !promised.allows(found, &spec)).map(ToString::to_string));
+    Ok(())
 }
 
-/// What ADD answered about this link. Plugins after us may have added links and addresses of theirs.
-struct Promise {
-    addresses: BTreeSet<IpNet>,
-    mac: Option<String>,
-}
-
-impl Promise {
-    fn new(result: &AddResult, target: &Target) -> Result<Self, CniError> {
-        let own =
-            result.interfaces.iter().position(|link| link.name == target.ifname && link.sandbox.is_some());
-        let Some(own) = own else {
-            let msg = format!(
-                "prevResult lists no interface {} in a sandbox; is it from another plugin?",
-                target.ifname
-            );
-            return Err(CniError::new(Code::INVALID_CONFIG, msg));
-        };
-        Ok(Self {
-            addresses: result
-                .ips
-                .iter()
-                .filter(|ip| ip.interface == Some(own))
-                .map(|ip| ip.address)
-                .collect(),
-            mac: result.interfaces[own].mac.clone(),
-        })
+/// A link that an earlier plugin made: it is there, with the addresses that the pod is published with.
+async fn adopted(
+    id: &AttachmentId,
+    promised: &Promise,
+    record: &CheckReply,
+    netns: &Netns,
+    differences: &mut Vec<String>,
+) -> Result<(), CniError> {
+    let Some(found) = wiring::container_link(netns, &id.ifname).await? else {
+        differences.push(format!("link of {} (pod side): absent instead of present", id.ifname));
+        return Ok(());
+    };
+    promised.compare_published(&record.addresses, &found, differences);
+    if let (Some(wanted), Some(mac)) = (promised.mac(None)?, found.link.mac)
+        && wanted != mac
+    {
+        differences.push(format!("MAC of {} (pod side): {mac} instead of {wanted}", id.ifname));
     }
-
-    /// The MAC that the container end must have. Errors: 5 where netd's record says something else than ADD did.
-    fn compare(&self, id: &AttachmentId, record: &CheckReply) -> Result<Option<Mac>, CniError> {
-        let mut differences = Vec::new();
-        for address in record.addresses.iter().filter(|address| !self.addresses.contains(address)) {
-            differences.push(format!("netd's record has {address}, prevResult does not"));
-        }
-        for address in self.addresses.iter().filter(|address| !record.addresses.contains(address)) {
-            differences.push(format!("prevResult has {address}, netd's record does not"));
-        }
-        if !record.attached {
-            differences.push(format!("no datapath programs are attached to {}", record.host_ifname));
-        }
-        // Another plugin (tuning) may have changed the MAC after us; then its result counts.
-        let mac = self.mac.as_deref().or(record.container_mac.as_deref()).map(str::parse::<Mac>);
-        let mac = mac
-            .transpose()
-            .map_err(|error| CniError::new(Code::INVALID_CONFIG, format!("prevResult: {error}")))?;
-        if differences.is_empty() {
-            return Ok(mac);
-        }
-        let msg = format!("attachment {id} is not as ADD made it");
-        Err(CniError::new(Code::IO, msg).with_details(differences.join("; ")))
-    }
+    Ok(())
 }

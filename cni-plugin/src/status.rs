@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! STATUS: could an ADD work now?
 
-use cni_types::{CniError, Code, NetworkConfig};
-
-use crate::netd;
+use cni_types::{CniError, Code};
+use netd_api::Client;
 
 /// Asks netd; changes nothing. Errors: 50, or 51 where running containers may suffer, too.
-pub(crate) async fn status(config: &NetworkConfig) -> Result<(), CniError> {
+pub(crate) async fn status(client: &Client) -> Result<(), CniError> {
     // netd dead is 50, not 51: what is in the kernel goes on without it.
-    let status = netd::client(config, netd::STATUS_TIMEOUT)
-        .status()
-        .await
-        .map_err(|error| CniError::new(Code::NOT_AVAILABLE, error.to_string()))?;
+    let status =
+        client.status().await.map_err(|error| CniError::new(Code::NOT_AVAILABLE, error.to_string()))?;
     if status.ready {
         return Ok(());
     }

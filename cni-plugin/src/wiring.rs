@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use cni_types::{CniError, Code};
-use netd_host::veth::{self, PodLink, PodLinkSpec};
-use netd_host::{Host, HostError, Netns};
+use netd_host::veth::{self, ContainerLink, Difference, PodLink, PodLinkSpec};
+use netd_host::{Host, HostError, Link, Netns, interface_index, netns};
+use netd_plan::Mac;
 
 /// Opens CNI_NETNS. Errors: 3 where it is gone, 8 where it is the plugin's own.
 pub(crate) fn open_netns(path: &str) -> Result<Netns, CniError> {
@@ -16,18 +17,51 @@ pub(crate) fn open_netns(path: &str) -> Result<Netns, CniError> {
     Ok(netns)
 }
 
-/// Refuses an ADD whose links exist, before anything is allocated: what is there may be a living attachment of the
-/// same name, and the undo of this ADD would take it down.
-pub(crate) async fn refuse_existing(netns: &Netns, ifname: &str, host_ifname: &str) -> Result<(), CniError> {
-    let exists = |object: String| Err(cni_error(HostError::AlreadyExists { object }));
-    if veth::container_link(netns, ifname).await.map_err(cni_error)?.is_some() {
-        return exists(format!("CNI_IFNAME `{ifname}` in netns {}", netns.path().display()));
+/// Refuses an ADD whose host link exists, before anything is allocated: it may be of a living attachment of the same
+/// name, and the undo of this ADD would take it down. Errors: 101.
+pub(crate) fn refuse_host_link(host_ifname: &str) -> Result<(), CniError> {
+    // A look by ioctl: what it misses, the kernel refuses when the link is made.
+    match interface_index(host_ifname) {
+        None => Ok(()),
+        Some(_) => {
+            let object = format!("host link `{host_ifname}` of the same attachment");
+            Err(cni_error(HostError::AlreadyExists { object }))
+        }
     }
-    let host = Host::open().map_err(cni_error)?;
-    if host.link(host_ifname).await.map_err(cni_error)?.is_some() {
-        return exists(format!("host link `{host_ifname}` of the same attachment"));
+}
+
+/// The same for the container's end. Errors: 101.
+pub(crate) fn refuse_container_link(netns: &Netns, ifname: &str) -> Result<(), CniError> {
+    match netns::run_in(netns, || interface_index(ifname)).map_err(cni_error)? {
+        None => Ok(()),
+        Some(_) => {
+            let object = format!("CNI_IFNAME `{ifname}` in netns {}", netns.path().display());
+            Err(cni_error(HostError::AlreadyExists { object }))
+        }
     }
-    Ok(())
+}
+
+/// The MAC of a link that an earlier plugin made; none for a link without one. Errors: 7 where prevResult's link is not
+/// there.
+pub(crate) async fn container_mac(netns: &Netns, ifname: &str) -> Result<Option<Mac>, CniError> {
+    match container_link(netns, ifname).await? {
+        Some(found) => Ok(found.link.mac),
+        None => {
+            let netns = netns.path().display();
+            let msg = format!("prevResult lists {ifname}, and netns {netns} has no such link");
+            Err(CniError::new(Code::INVALID_CONFIG, msg))
+        }
+    }
+}
+
+/// The container's end as it is.
+pub(crate) async fn container_link(netns: &Netns, ifname: &str) -> Result<Option<ContainerLink>, CniError> {
+    veth::container_link(netns, ifname).await.map_err(cni_error)
+}
+
+/// The host's end as it is.
+pub(crate) async fn host_link(name: &str) -> Result<Option<Link>, CniError> {
+    Host::open().map_err(cni_error)?.link(name).await.map_err(cni_error)
 }
 
 /// Creates the pod's link.
@@ -40,13 +74,9 @@ pub(crate) async fn delete(host_ifname: &str) -> Result<(), CniError> {
     veth::delete_host_link(host_ifname).await.map_err(cni_error)
 }
 
-/// Compares the pod's link with what it should be. Errors: 5, with every difference in the details.
-pub(crate) async fn compare(spec: &PodLinkSpec<'_>) -> Result<(), CniError> {
-    veth::check_pod_link(spec).await.map_err(|differences| {
-        let list: Vec<String> = differences.iter().map(ToString::to_string).collect();
-        CniError::new(Code::IO, format!("the link of {} is not as ADD made it", spec.ifname))
-            .with_details(list.join("; "))
-    })
+/// Compares the pod's link with what it should be.
+pub(crate) async fn differences(spec: &PodLinkSpec<'_>) -> Vec<Difference> {
+    veth::check_pod_link(spec).await.err().unwrap_or_default()
 }
 
 fn cni_error(error: HostError) -> CniError {

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! All blocks of this node, and who has which address.
 //!
-//! Invariants: an address has at most one owner, and an owner at most one address; a released address is not given
-//! again before its cool-down is over; nothing new comes from a block that is `releasing`; every change of state is
-//! a [`JournalEntry`], and replaying them gives an equal allocator.
+//! Invariants: an address has at most one owner, and an owner at most one address of each family; all addresses of an
+//! owner come, change and go in one journal line; a released address is not given again before its cool-down is over;
+//! nothing new comes from a block that is `releasing` or whose pool drains; every change of state is a
+//! [`JournalEntry`], and replaying them gives an equal allocator. (Which pools drain is told by the store, not by the
+//! journal.)
 
-use std::collections::BTreeMap;
+mod choose;
+mod lookup;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -16,13 +21,19 @@ use uuid::Uuid;
 use crate::address;
 use crate::block::{BLOCK_SCHEMA, BlockRecord, BlockState, Usage};
 use crate::error::{AddBlockError, AllocateError};
+use crate::family::Family;
 use crate::journal::JournalEntry;
 use crate::owner::{Owner, duplicate_of};
+use crate::pool::PoolState;
 use crate::time::Timestamp;
+use crate::want::{AddressRange, Want};
 
-/// With fewer free addresses than this a node claims another block ahead: a burst of pods on one node then finds
+/// With fewer free addresses of a family than this a node claims another block ahead: a burst of pods on one node then finds
 /// addresses even while the store is away.
 pub const SPARE_MIN: usize = 16;
+
+/// No node lives to count changes this far: a journal with a higher number was forged, and the count stays here.
+pub(crate) const SEQUENCE_MAX: u64 = 1 << 62;
 
 /// Addresses of this node's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +42,12 @@ pub struct Allocator {
     pub(crate) cool_down: Duration,
     pub(crate) next_sequence: u64,
     pub(crate) blocks: BTreeMap<IpNet, Block>,
-    pub(crate) owners: BTreeMap<Owner, (IpNet, u32)>,
+    pub(crate) owners: BTreeMap<Owner, Places>,
+    pub(crate) draining: BTreeSet<String>,
 }
+
+/// Where an owner's addresses are: block and offset, by family. Never empty.
+pub(crate) type Places = BTreeMap<Family, (IpNet, u32)>;
 
 /// What the allocator knows of a block.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +103,23 @@ pub struct Allocation {
 impl Allocator {
     /// An allocator without blocks. `cool_down` is how long a released address rests before it is given again.
     pub fn new(node: Uuid, cool_down: Duration) -> Allocator {
-        Allocator { node, cool_down, next_sequence: 1, blocks: BTreeMap::new(), owners: BTreeMap::new() }
+        Allocator {
+            node,
+            cool_down,
+            next_sequence: 1,
+            blocks: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            draining: BTreeSet::new(),
+        }
+    }
+
+    /// Tells what the store says of a pool: from blocks of a draining one nothing new is given. Not in the journal; tell it
+    /// again after [`Allocator::rebuild`].
+    pub fn set_pool_state(&mut self, name: &str, state: PoolState) {
+        match state {
+            PoolState::Active => drop(self.draining.remove(name)),
+            PoolState::Draining => drop(self.draining.insert(name.to_owned())),
+        }
     }
 
     /// Takes a block that this node owns in the store. A block that is known keeps its allocations (the journal wins
@@ -111,177 +142,138 @@ impl Allocator {
         Ok(self.mirror(&record.cidr).map(|record| JournalEntry::Block { record }))
     }
 
-    /// Drops a block with everything in it. `None` where there is none.
+    /// Drops a block with everything in it. `None` where there is none. An owner keeps its address of another family.
     pub fn remove_block(&mut self, cidr: &IpNet) -> Option<JournalEntry> {
         self.blocks.remove(cidr)?;
-        self.owners.retain(|_, (block, _)| block != cidr);
+        for places in self.owners.values_mut() {
+            places.retain(|_, (block, _)| block != cidr);
+        }
+        self.owners.retain(|_, places| !places.is_empty());
         Some(JournalEntry::BlockRemoved { cidr: *cidr })
     }
 
-    /// Gives an address to an owner that has none, pending until [`Allocator::commit`]. Addresses never used come
-    /// first, in order; then the one that was released longest ago.
+    /// Gives an owner that has nothing one address of each family it wants, all or nothing, IPv4 first; pending until
+    /// [`Allocator::commit`]. Addresses never used come first, in order; then the one that was released longest ago.
     ///
-    /// Write the entry durably before the address is told to anyone. If that fails, give it back with
+    /// Write the entries durably before the addresses are told to anyone. If that fails, give them back with
     /// [`Allocator::release`].
     pub fn allocate(
         &mut self,
         owner: &Owner,
+        want: &Want,
         now: Timestamp,
-    ) -> Result<(IpAddr, JournalEntry), AllocateError> {
-        if let Some(ip) = self.address_of(owner) {
-            return Err(AllocateError::AlreadyAllocated(ip));
+    ) -> Result<(Vec<IpAddr>, Vec<JournalEntry>), AllocateError> {
+        let known = self.addresses_of(owner);
+        if !known.is_empty() {
+            return Err(AllocateError::AlreadyAllocated(known));
         }
-        let (cidr, ordinal) = self.pick(now).ok_or_else(|| self.exhausted(now))?;
-        self.take(cidr, ordinal, owner, now).ok_or_else(|| self.exhausted(now))
+        let choices = want.choices()?;
+        let chosen = choices.iter().map(|(family, choice)| self.choose(*family, choice, now));
+        let chosen: Vec<(IpNet, u32)> = chosen.collect::<Result<_, _>>()?;
+        Ok(self.take(&chosen, owner, now))
     }
 
-    /// As [`Allocator::allocate`], with an address of the caller's choice.
-    pub fn allocate_requested(
+    /// Gives this node its overlay addresses: of each family the first address of its first block, or any where that one
+    /// is in use. What it has it keeps, whatever blocks come later: the result holds only what was missing.
+    pub fn allocate_node_addresses(
+        &mut self,
+        families: &BTreeSet<Family>,
+        now: Timestamp,
+    ) -> Result<(Vec<IpAddr>, Vec<JournalEntry>), AllocateError> {
+        let owner = Owner::Node(self.node);
+        let mut chosen = Vec::new();
+        for family in families {
+            if self.place_of(&owner, *family).is_none() {
+                chosen.push(self.choose_for_node(*family, now)?);
+            }
+        }
+        Ok(self.take(&chosen, &owner, now))
+    }
+
+    /// The owner's pending addresses are in use now. Nothing where it has none or where that was known.
+    pub fn commit(&mut self, owner: &Owner, now: Timestamp) -> Vec<JournalEntry> {
+        let sequence = self.next_sequence;
+        let mut committed = Vec::new();
+        for (cidr, ordinal) in self.owners.get(owner).into_iter().flat_map(BTreeMap::values) {
+            let block = self.blocks.get_mut(cidr);
+            let Some(used) = block.and_then(|block| block.used.get_mut(ordinal)) else { continue };
+            if used.phase == Phase::Pending {
+                used.phase = Phase::Committed;
+                used.sequence = sequence;
+                used.since = now;
+                committed.extend(address::at(cidr, u128::from(*ordinal)));
+            }
+        }
+        let Some((ip, also)) = split_first(committed) else { return Vec::new() };
+        self.next_sequence = after(sequence);
+        vec![JournalEntry::Commit { sequence, at: now, ip, also, owner: owner.clone() }]
+    }
+
+    /// Takes all addresses of the owner back; their cool-down begins. `None` where it has none.
+    pub fn release(&mut self, owner: &Owner, now: Timestamp) -> Option<(Vec<IpAddr>, Vec<JournalEntry>)> {
+        let places = self.owners.remove(owner)?;
+        let sequence = self.next_sequence;
+        let mut ips = Vec::new();
+        for (cidr, ordinal) in places.values() {
+            let Some(block) = self.blocks.get_mut(cidr) else { continue };
+            block.used.remove(ordinal);
+            block.released.insert(*ordinal, Released { owner: owner.clone(), sequence, at: now });
+            ips.extend(address::at(cidr, u128::from(*ordinal)));
+        }
+        let (ip, also) = split_first(ips.clone())?;
+        self.next_sequence = after(sequence);
+        Some((ips, vec![JournalEntry::Release { sequence, at: now, ip, also, owner: owner.clone() }]))
+    }
+
+    /// Puts an address back on record as in use by an owner: a repair, whatever the cool-down or the pool's state. Nothing
+    /// where that is known.
+    pub fn restore(
         &mut self,
         owner: &Owner,
         ip: IpAddr,
         now: Timestamp,
-    ) -> Result<(IpAddr, JournalEntry), AllocateError> {
-        if let Some(ip) = self.address_of(owner) {
-            return Err(AllocateError::AlreadyAllocated(ip));
+    ) -> Result<Vec<JournalEntry>, AllocateError> {
+        let family = Family::of(&ip);
+        let unmet = || AllocateError::RangesUnmet { family, wanted: vec![AddressRange::only(ip)] };
+        let place = self.locate(&ip).ok_or_else(unmet)?;
+        let known = self.place_of(owner, family);
+        if known.is_some_and(|known| known != place) {
+            return Err(AllocateError::AlreadyAllocated(self.addresses_of(owner)));
         }
-        let (cidr, ordinal) = self.locate(&ip).ok_or(AllocateError::NotInBlocks(ip))?;
-        let block = &self.blocks[&cidr];
-        if let Some(used) = block.used.get(&ordinal) {
-            return Err(AllocateError::InUse { ip, owner: used.owner.clone() });
+        if let Some(other) = self.lookup_address(&ip).filter(|found| found.owner != *owner) {
+            return Err(AllocateError::InUse { ip, owner: other.owner });
         }
-        if block.state != BlockState::Active {
-            return Err(AllocateError::NotInBlocks(ip));
-        }
-        if let Some(released) = block.released.get(&ordinal)
-            && !self.is_cool(released, now)
-        {
-            let wait = released.at.plus(self.cool_down).since(now);
-            return Err(AllocateError::CoolingDown { ip, wait });
-        }
-        self.take(cidr, ordinal, owner, now).ok_or(AllocateError::NotInBlocks(ip))
+        let mut entries = if known.is_some() { Vec::new() } else { self.take(&[place], owner, now).1 };
+        entries.extend(self.commit(owner, now));
+        Ok(entries)
     }
 
-    /// Gives this node its overlay address: the first address of its first block, or any where that one is in use.
-    /// A node that has one keeps it ([`AllocateError::AlreadyAllocated`] says which), whatever blocks come later.
-    pub fn allocate_node_address(&mut self, now: Timestamp) -> Result<(IpAddr, JournalEntry), AllocateError> {
-        let owner = Owner::Node(self.node);
-        let first = self.blocks.iter().find(|(_, block)| block.state == BlockState::Active);
-        if let Some(first) = first.map(|(cidr, _)| cidr.network()) {
-            match self.allocate_requested(&owner, first, now) {
-                Err(AllocateError::InUse { .. } | AllocateError::CoolingDown { .. }) => {}
-                outcome => return outcome,
+    /// All addresses of `from` are `to`'s from now on, pending or committed as they are: an attachment's become a sticky
+    /// name's. Nothing where `from` has none, or where `to` has one of the same family already.
+    pub fn rename_owner(&mut self, from: &Owner, to: &Owner) -> Vec<JournalEntry> {
+        if !self.move_addresses(from, to) {
+            return Vec::new();
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence = after(sequence);
+        vec![JournalEntry::Rename { sequence, from: from.clone(), to: to.clone() }]
+    }
+
+    /// False, and nothing is changed, where [`Allocator::rename_owner`] does nothing.
+    pub(crate) fn move_addresses(&mut self, from: &Owner, to: &Owner) -> bool {
+        let Some(places) = self.owners.get(from).cloned() else { return false };
+        let clash = places.keys().any(|family| self.place_of(to, *family).is_some());
+        if from == to || clash {
+            return false;
+        }
+        self.owners.remove(from);
+        for (cidr, ordinal) in places.values() {
+            if let Some(used) = self.blocks.get_mut(cidr).and_then(|block| block.used.get_mut(ordinal)) {
+                used.owner = to.clone();
             }
         }
-        self.allocate(&owner, now)
-    }
-
-    /// The owner's pending address is in use now. `None` where it has none or where that was known.
-    pub fn commit(&mut self, owner: &Owner, now: Timestamp) -> Option<JournalEntry> {
-        let (cidr, ordinal) = *self.owners.get(owner)?;
-        let sequence = self.next_sequence;
-        let used = self.blocks.get_mut(&cidr)?.used.get_mut(&ordinal)?;
-        if used.phase == Phase::Committed {
-            return None;
-        }
-        used.phase = Phase::Committed;
-        used.sequence = sequence;
-        used.since = now;
-        self.next_sequence += 1;
-        let ip = address::at(&cidr, u128::from(ordinal))?;
-        Some(JournalEntry::Commit { sequence, at: now, ip, owner: owner.clone() })
-    }
-
-    /// Takes the owner's address back; its cool-down begins. `None` where it has none.
-    pub fn release(&mut self, owner: &Owner, now: Timestamp) -> Option<(IpAddr, JournalEntry)> {
-        let (cidr, ordinal) = self.owners.remove(owner)?;
-        let sequence = self.next_sequence;
-        let block = self.blocks.get_mut(&cidr)?;
-        block.used.remove(&ordinal);
-        block.released.insert(ordinal, Released { owner: owner.clone(), sequence, at: now });
-        self.next_sequence += 1;
-        let ip = address::at(&cidr, u128::from(ordinal))?;
-        Some((ip, JournalEntry::Release { sequence, at: now, ip, owner: owner.clone() }))
-    }
-
-    /// Whose allocator this is.
-    pub fn node(&self) -> Uuid {
-        self.node
-    }
-
-    /// The address of an owner, pending or committed.
-    pub fn address_of(&self, owner: &Owner) -> Option<IpAddr> {
-        let (cidr, ordinal) = self.owners.get(owner)?;
-        address::at(cidr, u128::from(*ordinal))
-    }
-
-    /// The allocation of an owner.
-    pub fn lookup(&self, owner: &Owner) -> Option<Allocation> {
-        let (cidr, ordinal) = self.owners.get(owner)?;
-        let used = self.blocks.get(cidr)?.used.get(ordinal)?;
-        allocation(cidr, *ordinal, used)
-    }
-
-    /// The allocation of an address.
-    pub fn lookup_address(&self, ip: &IpAddr) -> Option<Allocation> {
-        let (cidr, ordinal) = self.locate(ip)?;
-        allocation(&cidr, ordinal, self.blocks.get(&cidr)?.used.get(&ordinal)?)
-    }
-
-    /// All allocations, in the order of their addresses.
-    pub fn allocations(&self) -> impl Iterator<Item = Allocation> {
-        self.blocks.iter().flat_map(|(cidr, block)| {
-            block.used.iter().filter_map(|(ordinal, used)| allocation(cidr, *ordinal, used))
-        })
-    }
-
-    /// Allocations that are not committed yet.
-    pub fn pending(&self) -> impl Iterator<Item = Allocation> {
-        self.allocations().filter(|allocation| allocation.phase == Phase::Pending)
-    }
-
-    /// The blocks and how full they are.
-    pub fn blocks(&self) -> impl Iterator<Item = (IpNet, Usage)> {
-        self.blocks.iter().map(|(cidr, block)| (*cidr, block.usage()))
-    }
-
-    /// What the store should hold of a block. Equal allocators give equal records.
-    pub fn mirror(&self, cidr: &IpNet) -> Option<BlockRecord> {
-        let block = self.blocks.get(cidr)?;
-        Some(BlockRecord {
-            schema: BLOCK_SCHEMA,
-            cidr: *cidr,
-            pool: block.pool.clone(),
-            owner: self.node,
-            epoch: block.epoch,
-            state: block.state,
-            allocations: block.used.iter().map(|(ordinal, used)| (*ordinal, used.owner.clone())).collect(),
-            extra: block.extra.clone(),
-        })
-    }
-
-    /// How many addresses can be given at `now`.
-    pub fn free_count(&self, now: Timestamp) -> usize {
-        self.active_blocks().map(|(_, block)| self.free_in(block, now)).sum()
-    }
-
-    /// How many addresses will be free once their cool-down is over.
-    pub fn cooling_count(&self, now: Timestamp) -> usize {
-        let released = self.active_blocks().flat_map(|(_, block)| block.released.values());
-        released.filter(|released| !self.is_cool(released, now)).count()
-    }
-
-    /// Whether to claim another block ahead: fewer than [`SPARE_MIN`] addresses can be given at `now`.
-    pub fn needs_spare(&self, now: Timestamp) -> bool {
-        self.free_count(now) < SPARE_MIN
-    }
-
-    /// The block and offset of an address.
-    pub(crate) fn locate(&self, ip: &IpAddr) -> Option<(IpNet, u32)> {
-        // Blocks do not overlap, so the last one that begins at or before the address is the only candidate.
-        let host = IpNet::from(*ip);
-        let (cidr, _) = self.blocks.range(..=host).next_back()?;
-        Some((*cidr, u32::try_from(address::offset(cidr, ip)?).ok()?))
+        self.owners.entry(to.clone()).or_default().extend(places);
+        true
     }
 
     pub(crate) fn check_block(&self, record: &BlockRecord) -> Result<(), AddBlockError> {
@@ -323,72 +315,41 @@ impl Allocator {
             released: BTreeMap::new(),
         };
         for (ordinal, owner) in record.allocations {
-            let owner = match self.address_of(&owner) {
-                Some(ip) => duplicate_of(&owner, ip, address::at(&record.cidr, u128::from(ordinal))),
+            let family = Family::of_net(&record.cidr);
+            let first =
+                self.place_of(&owner, family).and_then(|(cidr, at)| address::at(&cidr, u128::from(at)));
+            let owner = match first {
+                Some(first) => duplicate_of(&owner, first, address::at(&record.cidr, u128::from(ordinal))),
                 None => owner,
             };
-            self.owners.entry(owner.clone()).or_insert((record.cidr, ordinal));
+            let places = self.owners.entry(owner.clone()).or_default();
+            places.entry(family).or_insert((record.cidr, ordinal));
             let used = Used { owner, phase: Phase::Committed, sequence: 0, since: Timestamp(0) };
             block.used.insert(ordinal, used);
         }
         self.blocks.insert(record.cidr, block);
     }
 
-    /// The next address to give: never used ones in order, then the one released longest ago.
-    fn pick(&self, now: Timestamp) -> Option<(IpNet, u32)> {
-        let fresh = self.active_blocks().find_map(|(cidr, block)| {
-            (0..block.size).find(|ordinal| block.is_fresh(*ordinal)).map(|ordinal| (*cidr, ordinal))
-        });
-        let rested = || {
-            self.active_blocks()
-                .flat_map(|(cidr, block)| block.released.iter().map(move |released| (cidr, released)))
-                .filter(|(_, (_, released))| self.is_cool(released, now))
-                .min_by_key(|(_, (_, released))| released.sequence)
-                .map(|(cidr, (ordinal, _))| (*cidr, *ordinal))
-        };
-        fresh.or_else(rested)
-    }
-
+    /// Gives chosen places, at most one of a family, to an owner that has none of these families.
     fn take(
         &mut self,
-        cidr: IpNet,
-        ordinal: u32,
+        chosen: &[(IpNet, u32)],
         owner: &Owner,
         now: Timestamp,
-    ) -> Option<(IpAddr, JournalEntry)> {
-        let ip = address::at(&cidr, u128::from(ordinal))?;
+    ) -> (Vec<IpAddr>, Vec<JournalEntry>) {
         let sequence = self.next_sequence;
-        let entry = JournalEntry::Allocate { sequence, at: now, ip, owner: owner.clone() };
-        let block = self.blocks.get_mut(&cidr)?;
-        block.released.remove(&ordinal);
-        let used = Used { owner: owner.clone(), phase: Phase::Pending, sequence, since: now };
-        block.used.insert(ordinal, used);
-        self.owners.insert(owner.clone(), (cidr, ordinal));
-        self.next_sequence += 1;
-        Some((ip, entry))
-    }
-
-    fn active_blocks(&self) -> impl Iterator<Item = (&IpNet, &Block)> {
-        self.blocks.iter().filter(|(_, block)| block.state == BlockState::Active)
-    }
-
-    fn free_in(&self, block: &Block, now: Timestamp) -> usize {
-        let cooling = block.released.values().filter(|released| !self.is_cool(released, now)).count();
-        block.usage().free() as usize - cooling
-    }
-
-    /// Whether the cool-down is over. A release that lies further ahead than the cool-down was written by a clock
-    /// that has been set back since; such an address rested for an unknown time and is taken as ready.
-    fn is_cool(&self, released: &Released, now: Timestamp) -> bool {
-        now >= released.at.plus(self.cool_down) || released.at > now.plus(self.cool_down)
-    }
-
-    fn exhausted(&self, now: Timestamp) -> AllocateError {
-        let mut pools: Vec<String> = self.active_blocks().map(|(_, block)| block.pool.clone()).collect();
-        pools.sort();
-        pools.dedup();
-        let blocks = self.active_blocks().count();
-        AllocateError::Exhausted { pools, blocks, cooling_down: self.cooling_count(now) }
+        let mut ips = Vec::new();
+        for (cidr, ordinal) in chosen {
+            let Some(block) = self.blocks.get_mut(cidr) else { continue };
+            block.released.remove(ordinal);
+            let used = Used { owner: owner.clone(), phase: Phase::Pending, sequence, since: now };
+            block.used.insert(*ordinal, used);
+            self.owners.entry(owner.clone()).or_default().insert(Family::of_net(cidr), (*cidr, *ordinal));
+            ips.extend(address::at(cidr, u128::from(*ordinal)));
+        }
+        let Some((ip, also)) = split_first(ips.clone()) else { return (ips, Vec::new()) };
+        self.next_sequence = after(sequence);
+        (ips, vec![JournalEntry::Allocate { sequence, at: now, ip, also, owner: owner.clone() }])
     }
 }
 
@@ -412,7 +373,16 @@ impl Block {
     }
 }
 
-fn allocation(cidr: &IpNet, ordinal: u32, used: &Used) -> Option<Allocation> {
-    let ip = address::at(cidr, u128::from(ordinal))?;
-    Some(Allocation { ip, owner: used.owner.clone(), phase: used.phase, since: used.since })
+/// The number of the change that follows.
+pub(crate) fn after(sequence: u64) -> u64 {
+    sequence.saturating_add(1).min(SEQUENCE_MAX)
+}
+
+/// The first address of a journal line, and the others.
+fn split_first(mut ips: Vec<IpAddr>) -> Option<(IpAddr, Vec<IpAddr>)> {
+    if ips.is_empty() {
+        return None;
+    }
+    let first = ips.remove(0);
+    Some((first, ips))
 }

@@ -34,7 +34,7 @@ impl PendingWatch {
         present: &BTreeSet<Owner>,
         now: Timestamp,
     ) -> Vec<Owner> {
-        let mut expired = Vec::new();
+        let mut expired = BTreeSet::new();
         let mut missed = BTreeMap::new();
         for allocation in allocator.pending() {
             let young = now.since(allocation.since) < PENDING_AGE_MIN;
@@ -44,12 +44,14 @@ impl PendingWatch {
             // The time of the allocation tells a suspect from a later allocation of the same owner.
             let former = self.missed.get(&allocation.owner).filter(|(since, _)| *since == allocation.since);
             match former {
-                Some((_, first)) if now.since(*first) >= PENDING_AGE_MIN => expired.push(allocation.owner),
+                Some((_, first)) if now.since(*first) >= PENDING_AGE_MIN => {
+                    expired.insert(allocation.owner);
+                }
                 Some(former) => drop(missed.insert(allocation.owner, *former)),
                 None => drop(missed.insert(allocation.owner, (allocation.since, now))),
             }
         }
         self.missed = missed;
-        expired
+        expired.into_iter().collect()
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! A line is eight hex digits of CRC-32 over the rest, a blank, JSON, a newline. A line counts from the moment its
 //! newline is on disk. A crash may leave the last line torn: it was never answered for, so it is dropped and
-//! reported. Damage anywhere else means that the disk lost something that was answered for, and is an error.
+//! reported. All addresses of an owner change in one line, so that a crash never leaves it with half of them. Damage
+//! anywhere else means that the disk lost something that was answered for, and is an error.
 
 use std::net::IpAddr;
 
@@ -19,7 +20,8 @@ use crate::time::Timestamp;
 /// Longest line in bytes. The longest real one holds a full block of 1,024 allocations, some 200 KiB.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// One change. `sequence` counts the changes of this node and never repeats.
+/// One change. `sequence` counts the changes of this node and never repeats. Lines with one address, and all that had no
+/// others before there were families, look as they always did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JournalEntry {
@@ -31,6 +33,9 @@ pub enum JournalEntry {
         at: Timestamp,
         /// The address.
         ip: IpAddr,
+        /// The owner's addresses of other families.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        also: Vec<IpAddr>,
         /// Who has it now.
         owner: Owner,
     },
@@ -52,6 +57,9 @@ pub enum JournalEntry {
         at: Timestamp,
         /// The address.
         ip: IpAddr,
+        /// The owner's addresses of other families.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        also: Vec<IpAddr>,
         /// Who has it.
         owner: Owner,
     },
@@ -63,8 +71,20 @@ pub enum JournalEntry {
         at: Timestamp,
         /// The address.
         ip: IpAddr,
+        /// The owner's addresses of other families.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        also: Vec<IpAddr>,
         /// Who had it.
         owner: Owner,
+    },
+    /// All addresses of an owner belong to another one now.
+    Rename {
+        /// Number of the change.
+        sequence: u64,
+        /// Who had them.
+        from: Owner,
+        /// Who has them.
+        to: Owner,
     },
     /// First line of a compacted journal.
     Snapshot {
@@ -130,7 +150,8 @@ impl JournalEntry {
         match self {
             JournalEntry::Allocate { sequence, .. }
             | JournalEntry::Commit { sequence, .. }
-            | JournalEntry::Release { sequence, .. } => Some(*sequence),
+            | JournalEntry::Release { sequence, .. }
+            | JournalEntry::Rename { sequence, .. } => Some(*sequence),
             JournalEntry::Block { .. }
             | JournalEntry::BlockRemoved { .. }
             | JournalEntry::Snapshot { .. } => None,
@@ -180,6 +201,7 @@ mod tests {
             sequence,
             at: Timestamp(17),
             ip: "10.244.0.9".parse().unwrap(),
+            also: Vec::new(),
             owner: "attachment/weft/c0ffee/eth0".parse().unwrap(),
         }
     }

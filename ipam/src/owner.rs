@@ -23,7 +23,7 @@ pub struct AttachmentKey {
 }
 
 /// Owner of an address. Text form (also in JSON): `node/<uuid>`, `attachment/<network>/<container ID>/<ifname>`,
-/// `reserved/<why>`.
+/// `reserved/<why>`, `sticky/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Owner {
@@ -33,6 +33,8 @@ pub enum Owner {
     Node(Uuid),
     /// Nobody; kept free of use for the reason given.
     Reserved(String),
+    /// A name whose addresses follow it from attachment to attachment and from node to node.
+    Sticky(String),
 }
 
 /// The text does not name an owner or an attachment.
@@ -41,9 +43,9 @@ pub enum OwnerError {
     /// Not three parts, or an empty one, or a broken `%` sequence.
     #[error("`{0}` is not an attachment: expected network.container.ifname")]
     Attachment(String),
-    /// Not one of the three kinds.
+    /// Not one of the kinds.
     #[error(
-        "`{0}` is not an owner: expected node/UUID, attachment/NETWORK/CONTAINER/IFNAME or reserved/REASON"
+        "`{0}` is not an owner: expected node/UUID, attachment/NETWORK/CONTAINER/IFNAME, reserved/REASON or sticky/NAME"
     )]
     Owner(String),
 }
@@ -92,6 +94,7 @@ impl fmt::Display for Owner {
             Owner::Attachment(key) => write!(f, "attachment/{}", key.join('/')),
             Owner::Node(uuid) => write!(f, "node/{uuid}"),
             Owner::Reserved(why) => write!(f, "reserved/{why}"),
+            Owner::Sticky(name) => write!(f, "sticky/{name}"),
         }
     }
 }
@@ -104,6 +107,7 @@ impl FromStr for Owner {
             Some(("attachment", rest)) => AttachmentKey::split(rest, '/').map(Owner::Attachment),
             Some(("node", rest)) => rest.parse().ok().map(Owner::Node),
             Some(("reserved", why)) => Some(Owner::Reserved(why.to_owned())),
+            Some(("sticky", name)) if !name.is_empty() => Some(Owner::Sticky(name.to_owned())),
             _ => None,
         };
         owner.ok_or_else(|| OwnerError::Owner(text.to_owned()))
@@ -128,6 +132,34 @@ impl From<AttachmentKey> for Owner {
     fn from(key: AttachmentKey) -> Owner {
         Owner::Attachment(key)
     }
+}
+
+impl Owner {
+    /// Who keeps an address of a block out of its node's use while the address belongs to a record of its own.
+    pub fn granted(ip: IpAddr) -> Owner {
+        Owner::Reserved(format!("{GRANTED}{ip}"))
+    }
+
+    /// The address, where this is [`Owner::granted`] of one.
+    pub fn as_granted(&self) -> Option<IpAddr> {
+        match self {
+            Owner::Reserved(why) => why.strip_prefix(GRANTED)?.parse().ok(),
+            Owner::Attachment(_) | Owner::Node(_) | Owner::Sticky(_) => None,
+        }
+    }
+}
+
+/// Begins the reason of an address that was granted to another node.
+const GRANTED: &str = "address/";
+
+/// A name as a part of a store key: as the parts of an [`AttachmentKey`] are written.
+pub fn escape_part(part: &str) -> String {
+    escape(part, '.')
+}
+
+/// The name that [`escape_part`] wrote; `None` where it would have written another text.
+pub fn unescape_part(text: &str) -> Option<String> {
+    unescape(text).filter(|part| escape_part(part) == text)
 }
 
 /// Owner of a further address found under an owner that has one: kept out of use, and visible. The text names the
@@ -188,11 +220,27 @@ mod tests {
     }
 
     #[test]
+    fn sticky_name_is_text_of_any_kind() {
+        for name in ["db-0", "default/db-0", "02:00:00:00:00:01", "a b%c"] {
+            let owner = Owner::Sticky(name.to_owned());
+            assert_eq!(owner.to_string(), format!("sticky/{name}"));
+            assert_eq!(owner.to_string().parse(), Ok(owner));
+            assert_eq!(unescape_part(&escape_part(name)).as_deref(), Some(name));
+            assert!(!escape_part(name).contains('/'));
+        }
+        assert_eq!(unescape_part("a%2F"), None, "only the spelling that we write");
+        let ip: IpAddr = "fd00::5".parse().unwrap();
+        assert_eq!(Owner::granted(ip).to_string(), "reserved/address/fd00::5");
+        assert_eq!(Owner::granted(ip).as_granted(), Some(ip));
+        assert_eq!(Owner::Reserved("fd00::5".to_owned()).as_granted(), None);
+    }
+
+    #[test]
     fn broken_text_is_refused() {
         for text in ["", "a.b", "a.b.c.d", "a..c", "a.b.%2", "a.b.%zz", "a.b.%ff"] {
             assert!(text.parse::<AttachmentKey>().is_err(), "{text}");
         }
-        for text in ["", "node", "node/x", "attachment/a/b", "pod/a/b/c"] {
+        for text in ["", "node", "node/x", "attachment/a/b", "pod/a/b/c", "sticky/"] {
             assert!(text.parse::<Owner>().is_err(), "{text}");
         }
     }

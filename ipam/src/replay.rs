@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From journal entries back to an allocator, and from an allocator to the shortest journal.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::address;
-use crate::allocator::{Allocator, Phase, Released, Used};
+use crate::allocator::{Allocator, Phase, Released, SEQUENCE_MAX, Used, after};
 use crate::block::BlockRecord;
 use crate::error::AddBlockError;
+use crate::family::Family;
 use crate::journal::JournalEntry;
 use crate::owner::Owner;
 
@@ -30,7 +32,15 @@ pub enum ReplayError {
         /// Node of the journal.
         theirs: Uuid,
     },
-    /// The address belongs to someone else, or the owner has another address.
+    /// Addresses that change hands are not there, or their new owner has one of the same family.
+    #[error("the addresses of {0} cannot go to another owner: there are none, or that one has some")]
+    NotMovable(Owner),
+    /// A number that no node ever counts to.
+    #[error(
+        "change number {0} is beyond {SEQUENCE_MAX}: nobody wrote so many, the journal was tampered with or damaged"
+    )]
+    Sequence(u64),
+    /// The address belongs to someone else, or the owner has another address of the family.
     #[error("{ip} cannot go to {owner}: the address or the owner is taken")]
     Taken {
         /// The address.
@@ -65,20 +75,37 @@ impl Allocator {
     /// Does again what the entry tells. On an error nothing is changed.
     pub fn replay(&mut self, entry: JournalEntry) -> Result<(), ReplayError> {
         let sequence = entry.sequence();
+        let number = match &entry {
+            JournalEntry::Snapshot { next_sequence, .. } => Some(*next_sequence),
+            _ => sequence,
+        };
+        if let Some(number) = number.filter(|number| *number > SEQUENCE_MAX) {
+            return Err(ReplayError::Sequence(number));
+        }
         match entry {
-            JournalEntry::Allocate { sequence, at, ip, owner } => {
-                self.replay_used(ip, Used { owner, phase: Phase::Pending, sequence, since: at })?;
+            JournalEntry::Allocate { sequence, at, ip, also, owner } => {
+                self.replay_used(
+                    &together(ip, also),
+                    &Used { owner, phase: Phase::Pending, sequence, since: at },
+                )?;
             }
             JournalEntry::Block { record } => self.replay_block(record)?,
             JournalEntry::BlockRemoved { cidr } => drop(self.remove_block(&cidr)),
-            JournalEntry::Commit { sequence, at, ip, owner } => {
-                if self.address_of(&owner) != Some(ip) {
-                    return Err(ReplayError::NotOwned { ip, owner });
+            JournalEntry::Commit { sequence, at, ip, also, owner } => {
+                let ips = together(ip, also);
+                let known = self.addresses_of(&owner);
+                if let Some(ip) = ips.iter().find(|ip| !known.contains(ip)) {
+                    return Err(ReplayError::NotOwned { ip: *ip, owner });
                 }
-                self.replay_used(ip, Used { owner, phase: Phase::Committed, sequence, since: at })?;
+                self.replay_used(&ips, &Used { owner, phase: Phase::Committed, sequence, since: at })?;
             }
-            JournalEntry::Release { sequence, at, ip, owner } => {
-                self.replay_release(ip, Released { owner, sequence, at })?;
+            JournalEntry::Release { sequence, at, ip, also, owner } => {
+                self.replay_release(&together(ip, also), &Released { owner, sequence, at })?;
+            }
+            JournalEntry::Rename { from, to, .. } => {
+                if !self.move_addresses(&from, &to) {
+                    return Err(ReplayError::NotMovable(from));
+                }
             }
             JournalEntry::Snapshot { node, next_sequence } => {
                 if node != self.node {
@@ -88,7 +115,7 @@ impl Allocator {
             }
         }
         if let Some(sequence) = sequence {
-            self.next_sequence = self.next_sequence.max(sequence.saturating_add(1));
+            self.next_sequence = self.next_sequence.max(after(sequence));
         }
         Ok(())
     }
@@ -105,46 +132,66 @@ impl Allocator {
             for (ordinal, used) in block.used.iter().filter(|(_, used)| used.sequence != 0) {
                 let Some(ip) = address::at(cidr, u128::from(*ordinal)) else { continue };
                 let (sequence, at, owner) = (used.sequence, used.since, used.owner.clone());
-                entries.push(JournalEntry::Allocate { sequence, at, ip, owner: owner.clone() });
+                // The file replaces the old one as a whole, so addresses of one owner need not share a line.
+                let also = Vec::new();
+                entries.push(JournalEntry::Allocate { sequence, at, ip, also, owner: owner.clone() });
                 if used.phase == Phase::Committed {
-                    entries.push(JournalEntry::Commit { sequence, at, ip, owner });
+                    entries.push(JournalEntry::Commit { sequence, at, ip, also: Vec::new(), owner });
                 }
             }
             for (ordinal, released) in &block.released {
                 let Some(ip) = address::at(cidr, u128::from(*ordinal)) else { continue };
                 let Released { owner, sequence, at } = released.clone();
-                entries.push(JournalEntry::Release { sequence, at, ip, owner });
+                entries.push(JournalEntry::Release { sequence, at, ip, also: Vec::new(), owner });
             }
         }
         entries
     }
 
-    fn replay_used(&mut self, ip: IpAddr, used: Used) -> Result<(), ReplayError> {
-        let (cidr, ordinal) = self.locate(&ip).ok_or(ReplayError::NoBlock(ip))?;
-        let block = self.blocks.get_mut(&cidr).ok_or(ReplayError::NoBlock(ip))?;
-        let foreign = block.used.get(&ordinal).is_some_and(|known| known.owner != used.owner);
-        let elsewhere = self.owners.get(&used.owner).is_some_and(|known| *known != (cidr, ordinal));
-        if foreign || elsewhere {
-            return Err(ReplayError::Taken { ip, owner: used.owner });
+    fn replay_used(&mut self, ips: &[IpAddr], used: &Used) -> Result<(), ReplayError> {
+        let mut families = BTreeSet::new();
+        for ip in ips {
+            let (cidr, ordinal) = self.locate(ip).ok_or(ReplayError::NoBlock(*ip))?;
+            let known = self.blocks.get(&cidr).and_then(|block| block.used.get(&ordinal));
+            let foreign = known.is_some_and(|known| known.owner != used.owner);
+            let family = Family::of(ip);
+            let elsewhere = self.place_of(&used.owner, family).is_some_and(|place| place != (cidr, ordinal));
+            if foreign || elsewhere || !families.insert(family) {
+                return Err(ReplayError::Taken { ip: *ip, owner: used.owner.clone() });
+            }
         }
-        block.released.remove(&ordinal);
-        self.owners.insert(used.owner.clone(), (cidr, ordinal));
-        block.used.insert(ordinal, used);
+        for ip in ips {
+            let Some((cidr, ordinal)) = self.locate(ip) else { continue };
+            let Some(block) = self.blocks.get_mut(&cidr) else { continue };
+            block.released.remove(&ordinal);
+            block.used.insert(ordinal, used.clone());
+            let places = self.owners.entry(used.owner.clone()).or_default();
+            places.insert(Family::of(ip), (cidr, ordinal));
+        }
         Ok(())
     }
 
     /// A release without an allocation before it is what a snapshot writes for an address at rest.
-    fn replay_release(&mut self, ip: IpAddr, released: Released) -> Result<(), ReplayError> {
-        let (cidr, ordinal) = self.locate(&ip).ok_or(ReplayError::NoBlock(ip))?;
-        let block = self.blocks.get_mut(&cidr).ok_or(ReplayError::NoBlock(ip))?;
-        if block.used.get(&ordinal).is_some_and(|used| used.owner != released.owner) {
-            return Err(ReplayError::NotOwned { ip, owner: released.owner });
+    fn replay_release(&mut self, ips: &[IpAddr], released: &Released) -> Result<(), ReplayError> {
+        for ip in ips {
+            let (cidr, ordinal) = self.locate(ip).ok_or(ReplayError::NoBlock(*ip))?;
+            let known = self.blocks.get(&cidr).and_then(|block| block.used.get(&ordinal));
+            if known.is_some_and(|used| used.owner != released.owner) {
+                return Err(ReplayError::NotOwned { ip: *ip, owner: released.owner.clone() });
+            }
         }
-        if self.owners.get(&released.owner) == Some(&(cidr, ordinal)) {
+        for ip in ips {
+            let Some((cidr, ordinal)) = self.locate(ip) else { continue };
+            let Some(block) = self.blocks.get_mut(&cidr) else { continue };
+            block.used.remove(&ordinal);
+            block.released.insert(ordinal, released.clone());
+            if let Some(places) = self.owners.get_mut(&released.owner) {
+                places.retain(|_, place| *place != (cidr, ordinal));
+            }
+        }
+        if self.owners.get(&released.owner).is_some_and(|places| places.is_empty()) {
             self.owners.remove(&released.owner);
         }
-        block.used.remove(&ordinal);
-        block.released.insert(ordinal, released);
         Ok(())
     }
 
@@ -160,4 +207,8 @@ impl Allocator {
         }
         Ok(())
     }
+}
+
+fn together(ip: IpAddr, also: Vec<IpAddr>) -> Vec<IpAddr> {
+    std::iter::once(ip).chain(also).collect()
 }

@@ -6,19 +6,18 @@
 //! One task, no channels: wake-ups are level-triggered and coalesce. Cancel-safe between passes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ipnet::IpNet;
+use ebpf_loader::ObservedPod;
 use netd_api::PendingItem;
 use netd_host::{Events, Host};
 use netd_store::records::{ClusterConfig, OverlayBackend};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::attach;
 use crate::attachments::{Attachment, Phase};
-use crate::attachments_api;
 use crate::datapath::{ServiceSync, Synced};
 use crate::desired;
 use crate::hostsync::{Applied, HostSync};
@@ -26,6 +25,7 @@ use crate::node::{Node, lock, monotonic_ms};
 use crate::settings::Settings;
 use crate::status::Progress;
 use crate::sweep::is_gone;
+use crate::usage;
 use crate::view::{Known, View};
 
 /// Drift that no event tells of (nft, BPF maps) is found at least this often.
@@ -46,8 +46,8 @@ pub(crate) struct Agent {
     known: Known,
     /// Overlay device (interface index) that the programs were told of; `None` before the first time.
     overlay: Option<Option<u32>>,
-    /// Pods whose programs this netd has attached or updated.
-    attached: BTreeSet<(u32, IpAddr)>,
+    /// Pods whose programs this netd has attached or updated, by host link, with whether they take the fast path.
+    attached: BTreeMap<u32, (Vec<std::net::IpAddr>, bool)>,
 }
 
 impl Agent {
@@ -59,7 +59,7 @@ impl Agent {
             services: ServiceSync::new(),
             known: Known::default(),
             overlay: None,
-            attached: BTreeSet::new(),
+            attached: BTreeMap::new(),
         }
     }
 
@@ -102,6 +102,8 @@ impl Agent {
 
     /// One pass; true when another is wanted soon.
     async fn pass(&mut self, state: &netd_store::MirrorState, doubt: Doubt) -> bool {
+        // Before anything is looked at: a change that comes meanwhile is the next pass's.
+        let change = self.node.change();
         let view = self.refresh_view(state);
         if doubt.host {
             self.host.suspect();
@@ -110,20 +112,26 @@ impl Agent {
             self.services.suspect();
             self.overlay = None;
         }
-        let mut errors = Vec::new();
-        self.adopt_blocks(&view, &mut errors);
+        let (mut errors, mut kernel) = (Vec::new(), Vec::new());
+        self.observe_addresses(&view, &mut errors);
         if let Err(error) = self.keep_settings(&view, doubt.programs).await {
-            errors.push(format!("host settings: {error:#}"));
+            kernel.push(format!("host settings: {error:#}"));
+        }
+        if doubt.programs {
+            self.find_foreign_tc().await;
+            attach::follow_all(&self.node).await;
         }
         let mut retry = match self.keep_host(&view).await {
             Ok(applied) => applied.more,
             Err(error) => {
-                errors.push(format!("reading links and routes: {error:#}"));
+                kernel.push(format!("reading links and routes: {error:#}"));
                 true
             }
         };
+        // More to do, or something that failed and waits: the kernel is not at this revision yet.
+        let behind = retry || self.host.is_waiting();
         if let Err(error) = self.keep_overlay(&view) {
-            errors.push(format!("overlay program: {error}"));
+            kernel.push(format!("overlay program: {error}"));
         }
         let last = self.node.progress.load_full();
         let (image, problems) = match self.keep_services(&view) {
@@ -132,35 +140,55 @@ impl Agent {
                 (synced.image, synced.problems)
             }
             Err(error) => {
-                errors.push(format!("services: {error:#}"));
+                kernel.push(format!("services: {error:#}"));
                 (last.image.clone(), last.problems.clone())
             }
         };
-        let mut pending = self.keep_pods(&view, doubt.programs, &mut errors);
+        let mut pending = self.keep_pods(&view, doubt.programs, &mut kernel);
         self.keep_dns(&view, &mut errors);
 
+        let as_wished = kernel.is_empty();
+        errors.extend(kernel.iter().cloned());
         for error in errors.iter().filter(|error| !last.errors.contains(error)) {
             tracing::warn!("{error}");
         }
         // What concerns single pods or routes is pending and shown; it does not stop the node from serving the others.
-        let programmed = errors.is_empty() && !self.host.is_waiting();
-        retry |= !errors.is_empty() || !pending.is_empty() || self.host.is_waiting();
+        let programmed = as_wished && !behind;
+        retry |= !errors.is_empty() || !pending.is_empty() || behind;
         pending.extend(self.host.pending());
         self.node.progress.store(Arc::new(Progress {
             programmed_revision: if programmed { view.revision } else { last.programmed_revision },
-            programmed_once: last.programmed_once || errors.is_empty(),
+            programmed_once: last.programmed_once || as_wished,
             attached: self.services.attached(),
             pending,
             errors,
+            kernel_errors: kernel,
             problems,
             image,
         }));
+        if as_wished {
+            self.node.programmed.send_replace(change);
+        }
+        if view.in_sync {
+            lock(&self.node.usage).note(self.node.addressing.now(), &usage::claimed(&self.node));
+        }
+        self.node.settle_wake.notify_one();
         retry
     }
 
     async fn keep_settings(&mut self, view: &View, doubt: bool) -> Result<()> {
-        let rules = desired::nft_rules(&self.node, view);
-        self.settings.pass(&rules, &view.pod_cidrs(), &self.node.underlay.device, doubt).await
+        let attachments: Vec<Attachment> = lock(&self.node.attachments).iter().cloned().collect();
+        let rules = desired::nft_rules(&self.node, view, &attachments);
+        self.settings.pass(&rules, &view.pod_cidrs(), &self.node.underlay.device, doubt).await?;
+        // After the table, which keeps pods from what listens on the loopback addresses.
+        for attachment in
+            attachments.iter().filter(|a| a.phase == Phase::Committed && !a.adopted && !is_gone(a))
+        {
+            if !attachment.port_mappings.is_empty() && attachment.ips.iter().any(std::net::IpAddr::is_ipv4) {
+                netd_host::veth::open_for_loopback(&attachment.host_ifname)?;
+            }
+        }
+        Ok(())
     }
 
     async fn keep_host(&mut self, view: &View) -> Result<Applied> {
@@ -199,8 +227,8 @@ impl Agent {
         if (last.revision, last.in_sync, last.listings) == (state.revision, state.in_sync, state.listings) {
             return last;
         }
-        let dns_address = self.node.config.dns_address;
-        let own = |config: &ClusterConfig| desired::dns_service(config.dns_vip, dns_address);
+        let server = self.node.config.dns_addresses.iter().find(|ip| ip.is_ipv4()).copied();
+        let own = |config: &ClusterConfig| Some(desired::dns_service(config.dns_vip, server?));
         let view = Arc::new(View::parse(state, &self.node.keys, &self.node.initial, own, &mut self.known));
         for bad in view.bad_values.iter().filter(|bad| !last.bad_values.contains(bad)) {
             tracing::warn!(key = bad.key, reason = bad.reason, "a value in the store is skipped");
@@ -210,44 +238,35 @@ impl Agent {
         view
     }
 
-    /// Blocks that the store says are ours become usable; the first one brings the node's overlay address. A block that the
-    /// store gives to another, or to a later epoch of ours, is given up: the store's word about owners stands.
-    fn adopt_blocks(&self, view: &View, errors: &mut Vec<String>) {
-        let mut addresses = lock(&self.node.addresses);
-        tokio::task::block_in_place(|| {
-            let known: BTreeMap<IpNet, u64> =
-                addresses.allocator().blocks().map(|(cidr, usage)| (cidr, usage.epoch)).collect();
-            for record in view.blocks.values() {
-                let own = record.owner == self.node.uuid;
-                let outcome = match known.get(&record.cidr) {
-                    None if !own => continue,
-                    Some(epoch) if !own || *epoch != record.epoch => addresses
-                        .give_up_block(&record.cidr)
-                        .map(|gone| if gone { None } else { Some(foreign(record)) }),
-                    None | Some(_) => addresses.add_block(record.clone()).map(|added| {
-                        if added {
-                            tracing::info!(block = %record.cidr, "block adopted");
-                        }
-                        None
-                    }),
-                };
-                match outcome {
-                    Ok(None) => {}
-                    Ok(Some(error)) => errors.push(error),
-                    Err(error) => errors.push(format!("block {}: {error:#}", record.cidr)),
-                }
-            }
-            if !addresses.blocks().is_empty()
-                && addresses.node_address().is_none()
-                && let Err(error) = addresses.ensure_node_address()
-            {
-                errors.push(format!("node overlay address: {error}"));
-            }
-        });
-        let unsettled = !self.node.mirror.borrow().items.contains_key(&self.node.keys.config());
-        if unsettled || self.node.held.load().is_some() || addresses.needs_spare() {
-            self.node.claim_wake.notify_one();
+    /// What the store says about addresses; what runs short is claimed elsewhere.
+    fn observe_addresses(&self, view: &View, errors: &mut Vec<String>) {
+        let node = &self.node;
+        let mirror = node.mirror.borrow().clone();
+        let away =
+            (!mirror.connected).then(|| mirror.last_error.clone().unwrap_or_else(|| "not connected".into()));
+        let picture = view.picture(node.uuid, node.config.node_labels.clone(), away);
+        let seen = tokio::task::block_in_place(|| node.addressing.observe(picture));
+        errors.extend(seen.errors);
+        let unsettled = !mirror.items.contains_key(&node.keys.config());
+        if unsettled || node.held.load().is_some() || !seen.short.is_empty() {
+            node.claim_wake.notify_one();
         }
+    }
+
+    /// What somebody else put on our pods' veths: those pods' packets take the host's stack.
+    async fn find_foreign_tc(&self) {
+        let found = match self.host.traffic_control().await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "qdiscs could not be read: pods keep the path that they have");
+                return;
+            }
+        };
+        let mut known = lock(&self.node.foreign_tc);
+        for (link, what) in found.iter().filter(|(link, _)| !known.contains_key(*link)) {
+            tracing::info!(link, what, "not ours: this pod's packets take the host's stack");
+        }
+        *known = found;
     }
 
     /// The program on the overlay device: attached once by this netd, and again when the device was remade.
@@ -274,24 +293,28 @@ impl Agent {
         // Held throughout: a DEL either came before (then it is not live here) or waits until its pod is consistent.
         let attachments = lock(&self.node.attachments);
         if doubt {
-            match tokio::task::block_in_place(|| self.observed_pods()) {
+            match tokio::task::block_in_place(|| lock(&self.node.datapath).pods()) {
                 Ok(present) => {
-                    self.attached.retain(|pod| present.get(pod) == Some(&true));
+                    self.attached
+                        .retain(|index, (ips, _)| present.get(index).is_some_and(|pod| is_whole(pod, ips)));
                     if view.in_sync {
-                        let known: BTreeSet<(u32, IpAddr)> = attachments.iter().flat_map(links).collect();
-                        self.sweep_pods(present.keys().filter(|pod| !known.contains(pod)), errors);
+                        let known: BTreeSet<u32> = attachments.iter().map(|a| a.host_index).collect();
+                        let strangers = present.values().filter(|pod| !known.contains(&pod.host_index));
+                        self.sweep_pods(strangers, errors);
                     }
                 }
                 Err(error) => errors.push(format!("reading the pod maps: {error}")),
             }
         }
         let mut pending = Vec::new();
-        for attachment in attachments.iter().filter(|a| a.phase == Phase::Committed && !is_gone(a)) {
-            if links(attachment).all(|link| self.attached.contains(&link)) {
+        let live = |a: &&Attachment| a.phase == Phase::Committed && !a.adopted && !is_gone(a);
+        for attachment in attachments.iter().filter(live) {
+            let wanted = (attachment.ips.clone(), attach::fast_path(&self.node, attachment).is_ok());
+            if self.attached.get(&attachment.host_index) == Some(&wanted) {
                 continue;
             }
-            match tokio::task::block_in_place(|| attachments_api::attach(&self.node, attachment)) {
-                Ok(()) => self.attached.extend(links(attachment)),
+            match tokio::task::block_in_place(|| attach::attach(&self.node, attachment)) {
+                Ok(()) => drop(self.attached.insert(attachment.host_index, wanted)),
                 Err(error) => pending.push(PendingItem {
                     object: format!("programs of pod {}/{}", attachment.namespace, attachment.name),
                     error: error.to_string(),
@@ -302,38 +325,28 @@ impl Agent {
         pending
     }
 
-    /// Every pod in the maps; false where its program or its entry is missing, or (clsact keeps no record) may be: it is
-    /// attached again then, which changes nothing where nothing was missing.
-    fn observed_pods(&self) -> Result<BTreeMap<(u32, IpAddr), bool>, ebpf_loader::MapAccessError> {
-        let pods = lock(&self.node.datapath).pods()?;
-        let whole = |pod: &ebpf_loader::ObservedPod| pod.attached && pod.host_mac.is_some();
-        Ok(pods.iter().map(|(index, pod)| ((*index, IpAddr::V4(pod.ip)), whole(pod))).collect())
-    }
-
     /// Map entries of pods that are no more. One whose address is still given to somebody stays: its record may be damaged.
-    fn sweep_pods<'a>(&self, strangers: impl Iterator<Item = &'a (u32, IpAddr)>, errors: &mut Vec<String>) {
-        for (index, ip) in strangers {
-            let IpAddr::V4(v4) = *ip else { continue };
-            if lock(&self.node.addresses).allocator().lookup_address(ip).is_some() {
+    fn sweep_pods<'a>(&self, strangers: impl Iterator<Item = &'a ObservedPod>, errors: &mut Vec<String>) {
+        for pod in strangers {
+            let given = {
+                let addresses = self.node.addressing.addresses();
+                pod.addresses.iter().any(|ip| addresses.allocator().lookup_address(ip).is_some())
+            };
+            if given {
                 continue;
             }
-            if let Err(error) = lock(&self.node.datapath).detach_pod(*index, v4) {
-                errors.push(format!("sweeping the map entry of {ip}: {error}"));
+            let ips: Vec<std::net::IpAddr> = pod.addresses.iter().copied().collect();
+            if let Err(error) = lock(&self.node.datapath).detach_pod(pod.host_index, &ips) {
+                errors.push(format!("sweeping the map entries of {ips:?}: {error}"));
             }
         }
     }
 }
 
-fn links(attachment: &Attachment) -> impl Iterator<Item = (u32, IpAddr)> {
-    attachment.ips.iter().map(|ip| (attachment.host_index, *ip))
-}
-
-fn foreign(record: &ipam::BlockRecord) -> String {
-    format!(
-        "block {} holds addresses of pods here, but the store gives it to node {} (epoch {}): nothing new comes from it; \
-         delete its pods on this node (`weft ipam show` lists them)",
-        record.cidr, record.owner, record.epoch
-    )
+/// Its program, its entries and all of its addresses are there; clsact keeps no record of programs, so such a pod is attached
+/// again, which changes nothing where nothing was missing.
+fn is_whole(pod: &ObservedPod, ips: &[std::net::IpAddr]) -> bool {
+    pod.attached && pod.host_mac.is_some() && ips.iter().all(|ip| pod.addresses.contains(ip))
 }
 
 /// A new subscription; while the kernel refuses one, the timer finds drift.

@@ -15,13 +15,14 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
+use ipam::PoolState;
 use netd_api::{ApiError, Empty, REQUEST_BYTES_MAX, paths};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::node::Node;
-use crate::{apply, attachments_api, status};
+use crate::{admin, apply, attach, inspect, removal, status, trace, usage};
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug)]
@@ -73,9 +74,22 @@ pub(crate) async fn serve(
         .route(paths::SERVICE, get(service))
         .route(paths::APPLY, post(apply_objects))
         .route(paths::DELETE, post(delete_object))
-        .route(paths::IPAM, get(|State(n): State<Arc<Node>>| async move { Json(status::ipam(&n)) }))
+        .route(paths::IPAM, get(|State(n): State<Arc<Node>>| async move { Json(usage::ipam(&n)) }))
+        .route(
+            paths::IPAM_CHECK,
+            get(|State(n): State<Arc<Node>>| async move { answer(inspect::check(&n).await) }),
+        )
+        .route(paths::IPAM_REPAIR, post(repair))
+        .route(paths::POOL_ADD, post(pool_add))
+        .route(paths::POOL_DRAIN, post(pool_drain))
+        .route(paths::POOL_UNDRAIN, post(pool_undrain))
+        .route(paths::POOL_REMOVE, post(pool_remove))
+        .route(paths::STICKY_REMOVE, post(sticky_remove))
+        .route(paths::NODE_REMOVE, post(node_remove))
+        .route(paths::POD_LABEL, post(pod_label))
         .fallback(|| async { error(&ApiError::not_found("no such path in this version of the API")) })
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
+        .layer(axum::middleware::from_fn(trace::layer))
         .with_state(node)
         .into_make_service_with_connect_info::<Peer>();
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("the API server ended")
@@ -89,28 +103,116 @@ async fn allocate(
     body: Bytes,
 ) -> Answer {
     match request(peer, &body) {
-        Ok(request) => answer(attachments_api::allocate(&node, request).await),
+        Ok(request) => answer(attach::allocate(&node, request).await),
         Err(refused) => error(&refused),
     }
 }
 
 async fn commit(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Bytes) -> Answer {
     match request(peer, &body) {
-        Ok(request) => answer(attachments_api::commit(&node, request).await.map(|()| Empty {})),
+        Ok(request) => answer(attach::commit(&node, request).await.map(|()| Empty {})),
         Err(refused) => error(&refused),
     }
 }
 
 async fn release(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Bytes) -> Answer {
     match request(peer, &body) {
-        Ok(request) => answer(attachments_api::release(&node, request).await.map(|()| Empty {})),
+        Ok(request) => answer(attach::release(&node, request).await.map(|()| Empty {})),
         Err(refused) => error(&refused),
     }
 }
 
 async fn check(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Bytes) -> Answer {
     match request(peer, &body) {
-        Ok(request) => answer(attachments_api::check(&node, &request)),
+        Ok(request) => answer(attach::check(&node, &request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn pool_add(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(admin::add_pool(&node, &request).await.map(|()| Empty {})),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn pool_drain(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => {
+            answer(admin::set_pool_state(&node, &request, PoolState::Draining).await.map(|()| Empty {}))
+        }
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn pool_undrain(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => {
+            answer(admin::set_pool_state(&node, &request, PoolState::Active).await.map(|()| Empty {}))
+        }
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn pool_remove(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(admin::remove_pool(&node, &request).await.map(|()| Empty {})),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn sticky_remove(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(admin::remove_sticky_name(&node, &request).await.map(|()| Empty {})),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn node_remove(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(removal::remove(&node, &request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn pod_label(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(attach::label(&node, &request)),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn repair(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Bytes) -> Answer {
+    match request::<Empty>(peer, &body) {
+        Ok(_) => answer(inspect::repair(&node).await),
         Err(refused) => error(&refused),
     }
 }

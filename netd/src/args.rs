@@ -52,7 +52,7 @@ pub(crate) struct Options {
     /// The cgroup (v2) whose processes reach services; never attached above it [default: the v2 mount].
     #[arg(long, env = "WEFT_CGROUP_ROOT", value_name = "DIR", global = true)]
     pub cgroup_root: Option<PathBuf>,
-    /// etcd client URLs, comma-separated [default: http://127.0.0.1:2379].
+    /// etcd client URLs, comma-separated [default: none: a store in the state directory, for one host without etcd].
     #[arg(long, env = "WEFT_STORE_ENDPOINTS", value_delimiter = ',', value_name = "URL", global = true)]
     pub store_endpoints: Option<Vec<String>>,
     /// CA that signs etcd's server certificate (PEM).
@@ -76,9 +76,10 @@ pub(crate) struct Options {
     /// This node's address on the underlay [default: the one towards the store, else of the default route].
     #[arg(long, env = "WEFT_UNDERLAY_ADDRESS", value_name = "IP", global = true)]
     pub underlay_address: Option<IpAddr>,
-    /// Pod CIDR, used when the cluster has no configuration in the store yet [default: 10.244.0.0/16].
-    #[arg(long, env = "WEFT_POD_CIDR", value_name = "CIDR", global = true)]
-    pub pod_cidr: Option<ipnet::IpNet>,
+    /// Pod CIDRs, comma-separated; IPv4, IPv6 or both. Used when the cluster has no configuration in the store yet [default: 10.244.0.0/16].
+    #[arg(long, env = "WEFT_POD_CIDR", value_delimiter = ',', value_name = "CIDR", global = true)]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub pod_cidr: Option<Vec<ipnet::IpNet>>,
     /// Service CIDR, used when the cluster has no configuration in the store yet [default: 10.96.0.0/16].
     #[arg(long, env = "WEFT_SERVICE_CIDR", value_name = "CIDR", global = true)]
     pub service_cidr: Option<ipnet::IpNet>,
@@ -88,9 +89,10 @@ pub(crate) struct Options {
     /// Where metrics, /healthz and /readyz are served [default: 127.0.0.1:9157].
     #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "IP:PORT", global = true)]
     pub metrics_listen: Option<SocketAddr>,
-    /// This node's DNS address for its pods [default: 169.254.53.53].
-    #[arg(long, env = "WEFT_DNS_ADDRESS", value_name = "IP", global = true)]
-    pub dns_address: Option<IpAddr>,
+    /// This node's DNS addresses for its pods, one of each family, comma-separated [default: 169.254.53.53, and fd00:53::53 with an IPv6 pod CIDR].
+    #[arg(long, env = "WEFT_DNS_ADDRESS", value_delimiter = ',', value_name = "IP", global = true)]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub dns_address: Option<Vec<IpAddr>>,
     /// DNS servers for names outside the zone, comma-separated `IP[:PORT]` [default: those of /etc/resolv.conf].
     #[arg(long, env = "WEFT_DNS_UPSTREAMS", value_delimiter = ',', value_name = "IP[:PORT]", global = true)]
     pub dns_upstreams: Option<Vec<String>>,
@@ -100,6 +102,24 @@ pub(crate) struct Options {
     /// How long a freed address rests before reuse, in seconds [default: 30].
     #[arg(long, env = "WEFT_COOL_DOWN_SECS", value_name = "SECS", global = true)]
     pub cool_down_secs: Option<u64>,
+    /// How long a pod may be without its link before its addresses are freed, in seconds; ten times as long where its network namespace exists or the runtime still lists it. Longer where the runtime takes its time after a reboot [default: 60].
+    #[arg(long, env = "WEFT_LOST_AFTER_SECS", value_name = "SECS", global = true)]
+    pub lost_after_secs: Option<u64>,
+    /// Labels of this node, comma-separated; address pools may select nodes by them.
+    #[arg(long, env = "WEFT_NODE_LABELS", value_delimiter = ',', value_name = "KEY=VALUE", global = true)]
+    pub node_labels: Option<Vec<String>>,
+    /// Where the container runtime looks for network configs: netd keeps its own there while the datapath is live; `none` writes nothing [default: none].
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", value_name = "DIR", global = true)]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// CNI version of the network config that netd writes [default: 1.0.0].
+    #[arg(long, env = "WEFT_CNI_CONF_VERSION", value_name = "VERSION", global = true)]
+    pub cni_conf_version: Option<String>,
+    /// A JSON list of plugins that follow weft-cni in the network config that netd writes.
+    #[arg(long, env = "WEFT_CNI_CHAIN", value_name = "FILE", global = true)]
+    pub cni_chain: Option<PathBuf>,
+    /// The runtime's cache of CNI results (the folder above `results`), a witness for attachments after a reboot [default: /var/lib/cni].
+    #[arg(long, env = "WEFT_CNI_CACHE_DIR", value_name = "DIR", global = true)]
+    pub cni_cache_dir: Option<PathBuf>,
     /// Log lines for people or for machines [default: text].
     #[arg(long, env = "WEFT_LOG_FORMAT", global = true)]
     pub log_format: Option<LogFormat>,
@@ -138,4 +158,22 @@ pub(crate) enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+/// A list, or the one value that older files have.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany<T> {
+        One(T),
+        Many(Vec<T>),
+    }
+    Ok(Some(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(one) => vec![one],
+        OneOrMany::Many(many) => many,
+    }))
 }

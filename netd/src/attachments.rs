@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipam::AttachmentKey;
+use netd_api::{Bandwidth, PortMapping};
 use netd_plan::Mac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -39,6 +40,25 @@ pub(crate) struct Attachment {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     pub ips: Vec<IpAddr>,
+    /// The sticky name that the addresses follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<String>,
+    /// Further names in its namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_path: Option<String>,
+    /// The caller wants the host's stack for its packets.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slow_path: bool,
+    /// Another plugin made the link and gave the addresses.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
+    /// Empty for an adopted link.
     pub host_ifname: String,
     #[serde(default)]
     pub host_index: u32,
@@ -151,6 +171,13 @@ mod tests {
             uid: String::new(),
             labels: BTreeMap::from([("app".into(), "web".into())]),
             ips: vec!["10.244.0.2".parse().unwrap()],
+            sticky: None,
+            aliases: Vec::new(),
+            port_mappings: Vec::new(),
+            bandwidth: None,
+            cgroup_path: None,
+            slow_path: false,
+            adopted: false,
             host_ifname: "weft0".into(),
             host_index: 7,
             host_mac: Mac([2, 0, 0, 0, 0, 1]),

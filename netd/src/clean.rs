@@ -3,16 +3,17 @@
 //! forward rules; sysctls get their old values. State on disk (identity, journal) stays, so that the node can come back.
 
 use anyhow::{Context, Result, bail};
-use ipam::{AttachmentKey, Owner};
+use ipam::{AttachmentKey, Owner, Timestamp};
 use netd_host::{Host, LinkKind};
 use netd_plan::{HostObjects, plan};
 
-use crate::addresses::Addresses;
+use crate::addressing::Addresses;
 use crate::attachments::Attachments;
 use crate::config::Config;
+use crate::dropin::DropIn;
 use crate::files::lock_state;
 use crate::identity;
-use crate::node::Node;
+use crate::node::{Node, now_ms};
 use crate::settings::Settings;
 
 /// Goes on after errors, and reports them at the end.
@@ -24,6 +25,10 @@ pub(crate) async fn clean(config: &Config) -> Result<()> {
             failures.push(format!("{what}: {error:#}"));
         }
     };
+    if let Some(drop_in) = &config.drop_in {
+        // First: from now on the runtime gives this node no pods.
+        note("network config", DropIn::remove(&drop_in.dir).map(drop).map_err(anyhow::Error::from));
+    }
     for link in pod_links().await.unwrap_or_default() {
         let outcome = netd_host::veth::delete_host_link(&link).await.map_err(anyhow::Error::from);
         note(&link, outcome);
@@ -46,7 +51,7 @@ async fn pod_links() -> Result<Vec<String>> {
     let links = Host::open()?.links().await?;
     Ok(links
         .into_iter()
-        .filter(|link| link.is_own() && link.kind == LinkKind::Veth)
+        .filter(|link| link.is_own() && matches!(link.kind, LinkKind::Veth | LinkKind::Ifb))
         .map(|link| link.name)
         .collect())
 }
@@ -58,7 +63,7 @@ fn attachments(config: &Config) -> Result<()> {
     let mut attachments = Attachments::load(&config.state_dir)?;
     let keys: Vec<AttachmentKey> = attachments.iter().map(|a| a.key.clone()).collect();
     for key in keys {
-        addresses.release(&Owner::Attachment(key.clone()))?;
+        addresses.release(&Owner::Attachment(key.clone()), Timestamp(now_ms()))?;
         attachments.remove(&key)?;
     }
     Ok(())

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags, environment and file, turned once into a checked [`Config`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,11 +10,20 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::args::{Args, AttachKind, LogFormat, Options, OverlayKind};
+use crate::desired;
 
 /// Read when it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/weft/netd.toml";
 /// A cluster name is part of keys, paths and pins: longer ones make them unreadable.
 const CLUSTER_NAME_MAX: usize = 63;
+/// The API's socket in the run directory.
+const SOCKET_FILE: &str = "netd.sock";
+/// Where pods ask for names: link-local, so that no network of anybody's is in the way.
+const DNS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
+/// The same over IPv6.
+const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x53, 0, 0, 0, 0, 0, 0x53);
+/// What a conflist may say: those versions that know lists and CHECK.
+const CNI_CONF_VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
 
 /// Everything netd was told, checked.
 #[derive(Clone, Debug)]
@@ -27,19 +37,37 @@ pub(crate) struct Config {
     pub store: StoreConfig,
     pub overlay: OverlayKind,
     pub underlay_address: Option<IpAddr>,
-    pub pod_cidr: IpNet,
+    pub pod_cidrs: Vec<IpNet>,
     pub service_cidr: IpNet,
     pub no_masquerade_cidrs: Vec<IpNet>,
     pub metrics_listen: SocketAddr,
-    pub dns_address: IpAddr,
+    /// One of each family at most, IPv4 first.
+    pub dns_addresses: Vec<IpAddr>,
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     pub datapath_attach: AttachKind,
     pub cool_down: Duration,
+    pub lost_after: Duration,
+    pub node_labels: BTreeMap<String, String>,
+    pub drop_in: Option<DropInConfig>,
+    pub cni_cache_dir: PathBuf,
     pub log_format: LogFormat,
     pub log_level: String,
 }
 
-/// How to reach etcd.
+/// The network config that netd writes for the container runtime.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct DropInConfig {
+    /// Where the runtime looks.
+    pub dir: PathBuf,
+    /// Its `cniVersion`.
+    pub version: String,
+    /// A JSON list of plugins that follow weft-cni.
+    pub chain: Option<PathBuf>,
+    /// netd's socket, for weft-cni.
+    pub socket: PathBuf,
+}
+
+/// How to reach etcd; without endpoints the store is a file in the state directory.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreConfig {
     pub endpoints: Vec<String>,
@@ -85,24 +113,28 @@ impl Config {
                 .into_owned(),
         };
         check_name("node-name", &node_name)?;
-        let pod_cidr = o.pod_cidr.unwrap_or(IpNet::V4(v4net([10, 244, 0, 0], 16)));
+        let pod_cidrs = check_pod_cidrs(o.pod_cidr)?;
         let service_cidr = o.service_cidr.unwrap_or(IpNet::V4(v4net([10, 96, 0, 0], 16)));
-        for (option, cidr) in [("pod-cidr", pod_cidr), ("service-cidr", service_cidr)] {
-            if cidr.addr() != cidr.network() {
-                return Err(bad(option, format!("{cidr} has host bits set; did you mean {}?", cidr.trunc())));
-            }
-            if cidr.addr().is_ipv6() {
-                return Err(bad(option, format!("{cidr}: only IPv4 in this version")));
-            }
+        no_host_bits("service-cidr", service_cidr)?;
+        if service_cidr.addr().is_ipv6() {
+            return Err(bad("service-cidr", format!("{service_cidr}: only IPv4 in this version")));
         }
-        if pod_cidr.contains(&service_cidr) || service_cidr.contains(&pod_cidr) {
-            return Err(bad("service-cidr", format!("{service_cidr} overlaps the pod CIDR {pod_cidr}")));
+        if let Some(pods) = pod_cidrs.iter().find(|pods| overlap(pods, &service_cidr)) {
+            return Err(bad("service-cidr", format!("{service_cidr} overlaps the pod CIDR {pods}")));
         }
+        let state_dir = o.state_dir.unwrap_or_else(|| "/var/lib/weft".into());
+        let run_dir = o.run_dir.unwrap_or_else(|| "/run/weft".into());
+        let drop_in = check_drop_in(
+            o.cni_conf_dir.filter(|dir| dir.as_os_str() != "none"),
+            o.cni_conf_version,
+            o.cni_chain,
+            run_dir.join(SOCKET_FILE),
+        )?;
         Ok(Self {
             cluster,
             node_name,
-            state_dir: o.state_dir.unwrap_or_else(|| "/var/lib/weft".into()),
-            run_dir: o.run_dir.unwrap_or_else(|| "/run/weft".into()),
+            state_dir,
+            run_dir,
             bpf_dir: o.bpf_dir.unwrap_or_else(|| "/sys/fs/bpf/weft".into()),
             cgroup_root: o.cgroup_root,
             store: check_store(
@@ -113,14 +145,18 @@ impl Config {
             )?,
             overlay: o.overlay.unwrap_or(OverlayKind::Vxlan),
             underlay_address: o.underlay_address,
-            pod_cidr,
+            dns_addresses: check_dns_addresses(o.dns_address, &pod_cidrs)?,
+            pod_cidrs,
             service_cidr,
             no_masquerade_cidrs: o.no_masquerade_cidrs.unwrap_or_default(),
             metrics_listen: o.metrics_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9157))),
-            dns_address: o.dns_address.unwrap_or(IpAddr::V4(Ipv4Addr::new(169, 254, 53, 53))),
             dns_upstreams: o.dns_upstreams.map(|list| check_upstreams(&list)).transpose()?,
             datapath_attach: o.datapath_attach.unwrap_or(AttachKind::Auto),
             cool_down: Duration::from_secs(o.cool_down_secs.unwrap_or(30)),
+            lost_after: o.lost_after_secs.map_or(ipam::reconcile::LOST_AGE_MIN, Duration::from_secs),
+            node_labels: check_labels(o.node_labels.unwrap_or_default())?,
+            drop_in,
+            cni_cache_dir: o.cni_cache_dir.unwrap_or_else(|| "/var/lib/cni".into()),
             log_format: o.log_format.unwrap_or(LogFormat::Text),
             log_level: check_log_level(o.log_level.unwrap_or_else(|| "info".into()))?,
         })
@@ -128,7 +164,7 @@ impl Config {
 
     /// The Unix socket of the API.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.run_dir.join("netd.sock")
+        self.run_dir.join(SOCKET_FILE)
     }
 }
 
@@ -171,6 +207,12 @@ fn overlay_options(over: Options, under: Options) -> Options {
         dns_upstreams,
         datapath_attach,
         cool_down_secs,
+        lost_after_secs,
+        node_labels,
+        cni_conf_dir,
+        cni_conf_version,
+        cni_chain,
+        cni_cache_dir,
         log_format,
         log_level,
     )
@@ -182,10 +224,10 @@ fn check_store(
     user: Option<String>,
     password_file: Option<PathBuf>,
 ) -> Result<StoreConfig, ConfigError> {
-    let endpoints = endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".into()]);
-    if endpoints.is_empty() {
-        return Err(bad("store-endpoints", "at least one URL is needed".into()));
+    if cert.is_some() != key.is_some() {
+        return Err(bad("store-cert", "a client certificate needs both --store-cert and --store-key".into()));
     }
+    let endpoints = endpoints.unwrap_or_default();
     for url in &endpoints {
         if !url.starts_with("http://") && !url.starts_with("https://") {
             return Err(bad(
@@ -193,9 +235,6 @@ fn check_store(
                 format!("{url}: a URL like http://10.0.0.1:2379 or https://… is needed"),
             ));
         }
-    }
-    if cert.is_some() != key.is_some() {
-        return Err(bad("store-cert", "a client certificate needs both --store-cert and --store-key".into()));
     }
     let password = match (&user, password_file) {
         (Some(_), Some(path)) => {
@@ -206,7 +245,74 @@ fn check_store(
         (None, None) => None,
         _ => return Err(bad("store-user", "needs both --store-user and --store-password-file".into())),
     };
+    if endpoints.is_empty() && (ca.is_some() || cert.is_some() || user.is_some()) {
+        return Err(bad("store-endpoints", "certificates and users are for etcd: give its URLs, too".into()));
+    }
     Ok(StoreConfig { endpoints, ca, cert, key, user, password })
+}
+
+fn check_pod_cidrs(cidrs: Option<Vec<IpNet>>) -> Result<Vec<IpNet>, ConfigError> {
+    let cidrs = cidrs.unwrap_or_else(|| vec![IpNet::V4(v4net([10, 244, 0, 0], 16))]);
+    if cidrs.is_empty() {
+        return Err(bad("pod-cidr", "at least one CIDR is needed".into()));
+    }
+    for (index, cidr) in cidrs.iter().enumerate() {
+        no_host_bits("pod-cidr", *cidr)?;
+        if let Some(other) = cidrs.iter().take(index).find(|other| overlap(other, cidr)) {
+            return Err(bad("pod-cidr", format!("{cidr} and {other} share addresses")));
+        }
+        desired::pool(index, *cidr).validate().map_err(|error| bad("pod-cidr", error.to_string()))?;
+    }
+    Ok(cidrs)
+}
+
+fn no_host_bits(option: &'static str, cidr: IpNet) -> Result<(), ConfigError> {
+    if cidr.addr() == cidr.network() {
+        return Ok(());
+    }
+    Err(bad(option, format!("{cidr} has host bits set; did you mean {}?", cidr.trunc())))
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+fn check_dns_addresses(
+    addresses: Option<Vec<IpAddr>>,
+    pod_cidrs: &[IpNet],
+) -> Result<Vec<IpAddr>, ConfigError> {
+    let mut addresses = addresses.unwrap_or_else(|| {
+        let v6 = pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6());
+        [IpAddr::V4(DNS_V4)].into_iter().chain(v6.then_some(IpAddr::V6(DNS_V6))).collect()
+    });
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    if addresses.is_empty() || addresses.len() > 2 || addresses.iter().filter(|ip| ip.is_ipv4()).count() > 1 {
+        return Err(bad("dns-address", "one address, or one of each family, is needed".into()));
+    }
+    Ok(addresses)
+}
+
+fn check_labels(items: Vec<String>) -> Result<BTreeMap<String, String>, ConfigError> {
+    let split = |item: String| match item.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(bad("node-labels", format!("{item:?} is not KEY=VALUE"))),
+    };
+    items.into_iter().map(split).collect()
+}
+
+fn check_drop_in(
+    dir: Option<PathBuf>,
+    version: Option<String>,
+    chain: Option<PathBuf>,
+    socket: PathBuf,
+) -> Result<Option<DropInConfig>, ConfigError> {
+    let Some(dir) = dir else { return Ok(None) };
+    let version = version.unwrap_or_else(|| "1.0.0".into());
+    if !CNI_CONF_VERSIONS.contains(&version.as_str()) {
+        let known = CNI_CONF_VERSIONS.join(", ");
+        return Err(bad("cni-conf-version", format!("{version:?} is not one of {known}")));
+    }
+    Ok(Some(DropInConfig { dir, version, chain, socket }))
 }
 
 fn check_upstreams(list: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
@@ -277,7 +383,7 @@ mod tests {
     fn an_empty_file_gives_the_defaults() {
         let config = parse("node-name = \"n1\"").unwrap();
         assert_eq!(config.cluster, "weft");
-        assert_eq!(config.pod_cidr.to_string(), "10.244.0.0/16");
+        assert_eq!(config.pod_cidrs[0].to_string(), "10.244.0.0/16");
         assert_eq!(config.socket(), Path::new("/run/weft/netd.sock"));
         assert_eq!(config.cool_down, Duration::from_secs(30));
     }

@@ -15,22 +15,27 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use netd_host::Host;
 use netd_store::records::{ClusterConfig, decode};
-use netd_store::{Etcd, EtcdConfig, KeyValue, Keys, Mirror, MirrorState, Store, Tail};
+use netd_store::{Etcd, EtcdConfig, FileStore, KeyValue, Keys, Mirror, MirrorState, Store, Tail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::addresses::Addresses;
+use crate::addressing::Addressing;
 use crate::agent::Agent;
 use crate::args::AttachKind;
 use crate::attachments::Attachments;
 use crate::config::{Config, StoreConfig};
+use crate::dropin::DropIn;
 use crate::files::lock_state;
 use crate::node::{Node, Parts};
 use crate::settings::Settings;
 use crate::task::Task;
-use crate::{api, deferred, desired, health, hold, identity, lease, publish, snapshot, spare, status, sweep};
+use crate::{
+    api, deferred, desired, health, hold, identity, lease, publish, removal, snapshot, spare, status, sweep,
+};
 
+/// The store of a host without etcd, in the state directory.
+const FILE_STORE_DIR: &str = "store";
 /// After this long without the store the last-known-good snapshot stands in.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(5);
 /// Requests under way at SIGTERM get this long.
@@ -67,6 +72,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("snapshot", snapshot::keep(node.clone()).boxed()),
         spawn("lease", lease::keep(node.clone()).boxed()),
         spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
+        spawn("records of others", removal::keep(node.clone()).boxed()),
+        spawn("network config", keep_drop_in(node.clone()).boxed()),
     ];
     let answer = dns.run(stop.clone().cancelled_owned()).map(Ok);
     let draining = [
@@ -104,9 +111,11 @@ async fn prepare(
     let datapath = open_datapath(&config, uuid)?;
     let underlay = host.underlay(config.underlay_address, store_address(&config.store).await).await?;
     tracing::info!(address = %underlay.address, device = underlay.device, mtu = underlay.mtu, reason = underlay.reason, "underlay");
-    let addresses = Addresses::open(&config.state_dir, uuid, config.cool_down)?;
     let attachments = Attachments::load(&config.state_dir).context("cannot read the attachment records")?;
-    let store: Arc<dyn Store> = Arc::new(connect(&config.store).await?);
+    let store = connect(&config).await?;
+    let clock = Arc::new(|| ipam::Timestamp(crate::node::now_ms()));
+    let addressing =
+        Addressing::open(&config.state_dir, uuid, config.cool_down, keys.clone(), store.clone(), clock)?;
     let (tail, from_store) = Tail::new(store.clone(), keys.root());
     let (to_node, mirror) = watch::channel(Arc::new(MirrorState::default()));
     let known = match snapshot::load(&config.state_dir, &config.cluster) {
@@ -136,7 +145,7 @@ async fn prepare(
         held,
         initial,
         underlay,
-        addresses,
+        addressing,
         attachments,
         datapath,
     });
@@ -231,7 +240,14 @@ fn open_datapath(config: &Config, uuid: uuid::Uuid) -> Result<Datapath> {
     Datapath::open(DatapathConfig { pin_dir, cgroup_root, attach }).context("cannot open the BPF datapath")
 }
 
-async fn connect(config: &StoreConfig) -> Result<Etcd> {
+async fn connect(config: &Config) -> Result<Arc<dyn Store>> {
+    let state_dir = &config.state_dir;
+    let config = &config.store;
+    if config.endpoints.is_empty() {
+        let dir = state_dir.join(FILE_STORE_DIR);
+        tracing::info!(dir = %dir.display(), "no store-endpoints: the store is a file of this host");
+        return Ok(Arc::new(FileStore::open(&dir).context("cannot open the store on disk")?));
+    }
     let config = EtcdConfig {
         endpoints: config.endpoints.clone(),
         user: config.user.clone(),
@@ -241,7 +257,15 @@ async fn connect(config: &StoreConfig) -> Result<Etcd> {
         key_file: config.key.clone(),
         ..EtcdConfig::default()
     };
-    Etcd::connect(config).await.context("the store's configuration cannot work")
+    Ok(Arc::new(Etcd::connect(config).await.context("the store's configuration cannot work")?))
+}
+
+/// The network config for the container runtime, there while this node can serve an ADD.
+async fn keep_drop_in(node: Arc<Node>) -> Result<()> {
+    let Some(config) = node.config.drop_in.clone() else { return std::future::pending().await };
+    let live = move || status::not_ready_reasons(&node).is_empty();
+    DropIn::new(&config)?.keep(live).await;
+    Ok(())
 }
 
 /// Address of the first store endpoint, for the choice of the underlay; names are looked up once.
@@ -255,7 +279,7 @@ async fn store_address(config: &StoreConfig) -> Option<IpAddr> {
 fn bind_dns(node: &Node) -> Result<DnsServer> {
     let config = &node.config;
     let cluster = desired::initial_config(config);
-    let own = [config.dns_address, cluster.dns_vip];
+    let own: Vec<IpAddr> = config.dns_addresses.iter().copied().chain([cluster.dns_vip]).collect();
     let upstreams = match &config.dns_upstreams {
         Some(upstreams) => upstreams.clone(),
         None => {
@@ -267,10 +291,11 @@ fn bind_dns(node: &Node) -> Result<DnsServer> {
             "no DNS upstream in /etc/resolv.conf: names outside the cluster are refused; see --dns-upstreams"
         );
     }
-    let forward = ForwardConfig { upstreams, own_addresses: own.to_vec(), ..ForwardConfig::default() };
-    let address = SocketAddr::new(config.dns_address, desired::DNS_PORT);
+    let forward = ForwardConfig { upstreams, own_addresses: own, ..ForwardConfig::default() };
+    let addresses: Vec<SocketAddr> =
+        config.dns_addresses.iter().map(|ip| SocketAddr::new(*ip, desired::DNS_PORT)).collect();
     Ok(DnsServer::bind(
-        &[address],
+        &addresses,
         node.dns_clients.clone(),
         node.zone.clone(),
         forward,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use netd_api::deferred;
 
-use crate::attachments_api;
+use crate::attach;
 use crate::node::Node;
 
 /// A DEL may have been queued while netd was starting: the queue is looked at again.
@@ -33,7 +33,7 @@ pub(crate) async fn replay(node: &Arc<Node>) {
     for entry in entries {
         let outcome = match entry.release {
             // weft-cni settles an entry itself before an ADD of the same key: then there is nothing left to do.
-            Ok(id) => match attachments_api::release_when(node, id.clone(), |_| entry.path.exists()).await {
+            Ok(id) => match attach::release_when(node, id.clone(), |_| entry.path.exists()).await {
                 Ok(()) => {
                     tracing::info!(attachment = %id, "deferred DEL carried out");
                     deferred::remove(&entry.path)

@@ -2,9 +2,9 @@
 //! Links, addresses, routes, neighbours, FDB: observed against desired, the difference applied in order, what fails kept
 //! pending with back-off.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use netd_host::Host;
+use netd_host::{Host, HostError};
 use netd_plan::{Backoff, HostObjects, HostOp, ObjectKey, plan};
 
 use netd_api::PendingItem;
@@ -32,6 +32,11 @@ pub(crate) struct Applied {
 impl HostSync {
     pub(crate) fn new(host: Host) -> Self {
         Self { host, observed: None, backoff: Backoff::default() }
+    }
+
+    /// Pods' veths with a qdisc or filter that is not ours, and what it is.
+    pub(crate) async fn traffic_control(&self) -> Result<BTreeMap<String, String>, HostError> {
+        self.host.foreign_traffic_controls().await
     }
 
     /// Forget what was read back: the next pass reads the kernel again.

@@ -145,24 +145,21 @@ fn progress(node: &Node, registry: &mut Registry) {
 
 fn addresses(node: &Node, registry: &mut Registry) {
     let family = Family::<BlockLabels, Gauge>::default();
-    let addresses = lock(&node.addresses);
+    let addresses = node.addressing.addresses();
     for (cidr, usage) in addresses.allocator().blocks() {
         let labels = BlockLabels { block: cidr.to_string(), pool: usage.pool.clone() };
         family.get_or_create(&labels).set(i64::from(usage.used));
     }
+    let now = node.addressing.now();
+    let sum = |of: &dyn Fn(ipam::Family) -> usize| {
+        [ipam::Family::V4, ipam::Family::V6].into_iter().map(of).sum::<usize>()
+    };
+    let free = sum(&|family| addresses.allocator().free_count(family, now));
+    let cooling = sum(&|family| addresses.allocator().cooling_count(family, now));
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     registry.register("ipam_block_used", "Addresses in use, by block of this node", family);
-    gauge(
-        registry,
-        "ipam_free",
-        "Addresses that this node can give without the store",
-        i64::try_from(addresses.free()).unwrap_or(i64::MAX),
-    );
-    gauge(
-        registry,
-        "ipam_cooling",
-        "Freed addresses that rest before reuse",
-        i64::try_from(addresses.cooling()).unwrap_or(i64::MAX),
-    );
+    gauge(registry, "ipam_free", "Addresses that this node can give without the store", count(free));
+    gauge(registry, "ipam_cooling", "Freed addresses that rest before reuse", count(cooling));
 }
 
 fn services(node: &Node, registry: &mut Registry) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the tasks of this node share. Locks are held for short, synchronous stretches only, never across an await.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,12 +19,14 @@ use netd_store::{Keys, MirrorState, Store};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::addresses::Addresses;
+use crate::addressing::Addressing;
+use crate::attach::Chains;
 use crate::attachments::Attachments;
 use crate::config::Config;
 use crate::keylocks::KeyLocks;
 use crate::metrics::Counters;
 use crate::status::Progress;
+use crate::usage::Usage;
 use crate::view::View;
 
 /// Everything that more than one task needs.
@@ -35,7 +38,7 @@ pub(crate) struct Node {
     /// The store's content as of now, or the last-known-good snapshot (then not in sync).
     pub mirror: watch::Receiver<Arc<MirrorState>>,
     pub underlay: Underlay,
-    pub addresses: Mutex<Addresses>,
+    pub addressing: Arc<Addressing>,
     pub attachments: Mutex<Attachments>,
     pub datapath: Mutex<Datapath>,
     /// What the agent did last; status, metrics and readiness read it.
@@ -47,8 +50,12 @@ pub(crate) struct Node {
     pub counters: Counters,
     /// One ADD or DEL at a time for each attachment.
     pub key_locks: KeyLocks,
-    /// One claim of a block at a time: those who waited look again first.
-    pub claiming: tokio::sync::Mutex<()>,
+    /// What follows weft-cni in each network.
+    pub chains: Chains,
+    /// Host veths with a qdisc or filter of somebody else's, and what it is.
+    pub foreign_tc: Mutex<BTreeMap<String, String>>,
+    /// Blocks claimed over time, for the forecast of each pool.
+    pub usage: Mutex<Usage>,
     /// Why this node could not claim a block or settle the configuration, while it needs to.
     pub claim_error: ArcSwapOption<String>,
     /// Why this node's records are not in the store, while it answers.
@@ -63,11 +70,15 @@ pub(crate) struct Node {
     pub agent_wake: Notify,
     /// Wakes who claims blocks: addresses may be running short.
     pub claim_wake: Notify,
+    /// Wakes who answers for lent and sticky addresses and for removed nodes.
+    pub settle_wake: Notify,
     /// Wakes the publisher after a local change.
     pub publish_wake: Notify,
     /// Local changes so far; the publisher says which of them the store has.
     changes: AtomicU64,
     pub published: watch::Sender<Published>,
+    /// Local changes up to this one are in the kernel.
+    pub programmed: watch::Sender<u64>,
     pub started: Instant,
 }
 
@@ -90,7 +101,7 @@ pub(crate) struct Parts {
     pub held: Arc<ArcSwapOption<MirrorState>>,
     pub initial: ClusterConfig,
     pub underlay: Underlay,
-    pub addresses: Addresses,
+    pub addressing: Addressing,
     pub attachments: Attachments,
     pub datapath: Datapath,
 }
@@ -106,7 +117,7 @@ impl Node {
             held,
             initial,
             underlay,
-            addresses,
+            addressing,
             attachments,
             datapath,
         } = parts;
@@ -117,7 +128,7 @@ impl Node {
             store,
             mirror,
             underlay,
-            addresses: Mutex::new(addresses),
+            addressing: Arc::new(addressing),
             attachments: Mutex::new(attachments),
             datapath: Mutex::new(datapath),
             progress: ArcSwap::default(),
@@ -126,17 +137,21 @@ impl Node {
             dns_stats: Arc::default(),
             counters: Counters::default(),
             key_locks: KeyLocks::default(),
-            claiming: tokio::sync::Mutex::default(),
+            chains: Chains::default(),
+            foreign_tc: Mutex::default(),
+            usage: Mutex::default(),
             claim_error: ArcSwapOption::default(),
             publish_error: ArcSwapOption::default(),
             held,
             initial,
             dns_clients: Arc::default(),
             claim_wake: Notify::new(),
+            settle_wake: Notify::new(),
             agent_wake: Notify::new(),
             publish_wake: Notify::new(),
             changes: AtomicU64::new(1),
             published: watch::Sender::new(Published::default()),
+            programmed: watch::Sender::new(0),
             started: Instant::now(),
         }
     }
@@ -161,6 +176,13 @@ impl Node {
         tokio::time::timeout(limit, reached).await.is_ok_and(|r| r.is_ok())
     }
 
+    /// Waits until the kernel has `change`, at most `limit`. False when the time ran out.
+    pub(crate) async fn wait_programmed(&self, change: u64, limit: Duration) -> bool {
+        let mut programmed = self.programmed.subscribe();
+        let reached = programmed.wait_for(|at| *at >= change);
+        tokio::time::timeout(limit, reached).await.is_ok_and(|r| r.is_ok())
+    }
+
     /// Waits until this node works from a view that has `revision`, at most `limit`: who wrote something finds it.
     pub(crate) async fn wait_seen(&self, revision: u64, limit: Duration) {
         let seen = async {
@@ -174,12 +196,12 @@ impl Node {
 
     /// This node as its peers see it.
     pub(crate) fn facts(&self) -> NodeFacts {
-        let addresses = lock(&self.addresses);
+        let addresses = self.addressing.addresses();
         NodeFacts {
             uuid: self.uuid,
             name: self.config.node_name.clone(),
             underlay: self.underlay.address,
-            overlay: addresses.node_address(),
+            overlays: addresses.node_addresses(),
             vtep_mac: netd_plan::vtep_mac(self.uuid),
             blocks: addresses.blocks(),
         }

@@ -25,7 +25,7 @@ const COALESCE: Duration = Duration::from_millis(10);
 /// Pause after the store refused or did not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Each write is a compare and a put: half of what a transaction may hold.
-const WRITES_PER_TRANSACTION: usize = MAX_TRANSACTION_OPERATIONS / 2;
+const WRITES_PER_TRANSACTION: usize = MAX_TRANSACTION_OPERATIONS / 2 - 1;
 /// Keys and values of one transaction: well below what etcd takes (1.5 MiB by default).
 const BYTES_PER_TRANSACTION: usize = MAX_TRANSACTION_BYTES / 2;
 
@@ -89,7 +89,8 @@ async fn round(node: &Arc<Node>, state: &MirrorState) -> Result<bool> {
         return Ok(true);
     }
     for batch in batches(&writes) {
-        let mut transaction = Transaction::new();
+        // A node that was removed meanwhile writes nothing: its blocks may be another's.
+        let mut transaction = Transaction::new().absent(node.keys.tombstone(node.uuid));
         for write in batch {
             transaction = transaction.unchanged(&write.key, write.seen);
             transaction = match &write.value {
@@ -135,6 +136,10 @@ struct Write {
 
 fn desired(node: &Node, view: &View) -> Result<BTreeMap<String, Bytes>, BadRecord> {
     let mut records = BTreeMap::new();
+    if view.tombstones.contains_key(&node.uuid) {
+        // Whoever removed this node decides about what it had; nothing of it is written again.
+        return Ok(records);
+    }
     let mut add =
         |key: String, value: Result<Bytes, BadRecord>| value.map(|value| drop(records.insert(key, value)));
     let facts = node.facts();
@@ -144,9 +149,11 @@ fn desired(node: &Node, view: &View) -> Result<BTreeMap<String, Bytes>, BadRecor
         uuid: node.uuid,
         name: facts.name,
         underlay: facts.underlay,
-        overlay: facts.overlay,
+        overlay: facts.overlays.iter().find(|ip| ip.is_ipv4()).or(facts.overlays.first()).copied(),
+        overlay6: facts.overlays.iter().find(|ip| ip.is_ipv6()).copied(),
+        labels: node.config.node_labels.clone(),
         vtep_mac: facts.vtep_mac.to_string(),
-        dns: Some(node.config.dns_address),
+        dns: node.config.dns_addresses.first().copied(),
         version: VERSION.to_owned(),
         // What a newer netd put there stays.
         extra: view.nodes.get(&node.uuid).map(|known| known.extra.clone()).unwrap_or_default(),
@@ -167,7 +174,7 @@ fn desired(node: &Node, view: &View) -> Result<BTreeMap<String, Bytes>, BadRecor
             add(key.clone(), encode(&key, &slice))?;
         }
     }
-    for block in lock(&node.addresses).mirrors() {
+    for block in node.addressing.addresses().mirrors() {
         let key = node.keys.block(block.cidr);
         // A block that the store gives to another is not ours to write: the agent reports it.
         if view
@@ -190,6 +197,7 @@ fn pod_record(node: &Node, attachment: &Attachment) -> PodRecord {
         name: attachment.name.clone(),
         labels: attachment.labels.clone(),
         ips: attachment.ips.clone(),
+        aliases: attachment.aliases.clone(),
         host_ifname: attachment.host_ifname.clone(),
         ready: attachment.phase == Phase::Committed,
         terminating: attachment.phase == Phase::Releasing,

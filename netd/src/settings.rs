@@ -6,14 +6,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use netd_host::{Forward, Forwarding, Nft, Sysctls};
+use netd_host::{Forward, Forwarding, Nft, Sysctls, router};
 use netd_plan::{NftConfig, render_nft};
 
 /// Keeps the settings as they should be.
 #[derive(Debug)]
 pub(crate) struct Settings {
     nft: Nft,
-    forward: Option<Forward>,
+    /// iptables' FORWARD chains, where the host has them: IPv4's and IPv6's.
+    forward: Vec<Forward>,
     sysctls: Sysctls,
     /// Script that was applied, and how the kernel listed the table right after.
     applied: Option<(String, Option<String>)>,
@@ -25,7 +26,7 @@ impl Settings {
     pub(crate) fn open(state_dir: &Path) -> Result<Self> {
         Ok(Self {
             nft: Nft::find().context("netd keeps its masquerade and fail-closed rules with nft")?,
-            forward: Forward::find(),
+            forward: Forward::find().into_iter().chain(Forward::find_v6()).collect(),
             sysctls: Sysctls::open(state_dir).context("cannot open the record of old sysctl values")?,
             applied: None,
             complete: false,
@@ -45,24 +46,21 @@ impl Settings {
             return Ok(());
         }
         self.complete = false;
-        self.keep_sysctls(uplink)?;
+        self.keep_sysctls(uplink, pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6()))?;
         self.keep_table(wanted).await?;
-        if let Some(forward) = &self.forward
-            && forward.ensure(pod_cidrs).await? == Forwarding::Inserted
-        {
-            tracing::info!("the host's FORWARD policy is DROP: pod traffic is accepted there now");
+        for forward in &self.forward {
+            if forward.ensure(pod_cidrs).await? == Forwarding::Inserted {
+                tracing::info!("the host's FORWARD policy is DROP: pod traffic is accepted there now");
+            }
         }
         self.complete = true;
         Ok(())
     }
 
-    fn keep_sysctls(&mut self, uplink: &str) -> Result<()> {
-        self.sysctls.set("net/ipv4/ip_forward", "1")?;
-        // With forwarding on, the kernel drops a router-advertised default route unless accept_ra is 2.
-        // Slashes: a device name may hold dots.
-        let accept_ra = format!("net/ipv6/conf/{uplink}/accept_ra");
-        if netd_host::read_sysctl(&accept_ra).is_ok_and(|v| v.trim() == "1") {
-            self.sysctls.set_if_present(&accept_ra, "2")?;
+    fn keep_sysctls(&mut self, uplink: &str, forward_v6: bool) -> Result<()> {
+        router::forward_ipv4(&mut self.sysctls)?;
+        if forward_v6 {
+            router::forward_ipv6(&mut self.sysctls, uplink)?;
         }
         Ok(())
     }
@@ -87,7 +85,7 @@ impl Settings {
         if let Ok(nft) = Nft::find() {
             nft.remove().await?;
         }
-        if let Some(forward) = Forward::find() {
+        for forward in Forward::find().into_iter().chain(Forward::find_v6()) {
             forward.remove().await?;
         }
         Ok(())

@@ -8,8 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use netd_api::ApiError;
 
-use crate::attachments_api::claim_block;
-use crate::node::{Node, lock};
+use crate::node::Node;
 
 /// Pause after a refusal: pools do not grow by asking again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -58,8 +57,7 @@ async fn round(node: &Arc<Node>) -> Result<(), ApiError> {
     if held.is_some() {
         return Ok(());
     }
-    if lock(&node.addresses).needs_spare() {
-        claim_block(node, |addresses| !addresses.needs_spare()).await?;
-    }
-    Ok(())
+    let claimed = node.addressing.keep_ahead().await;
+    node.changed();
+    claimed.map_err(|error| ApiError::retry(error.to_string()))
 }

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use lb::{Image, ServiceEntry, ServiceName};
 use netd_api::{
-    AddressInfo, ApiError, BackendInfo, BadValue, BlockInfo, FrontendInfo, IpamInfo, NodeInfo, OverlayStatus,
-    PeerInfo, PendingItem, PodInfo, PoolInfo, PortInfo, ServiceDetail, ServiceInfo, Status, StoreStatus,
+    ApiError, BackendInfo, BadValue, FrontendInfo, NodeInfo, OverlayStatus, PeerInfo, PendingItem, PodInfo,
+    PortInfo, ServiceDetail, ServiceInfo, Status, StoreStatus,
 };
 use netd_store::records::OverlayBackend;
 
@@ -35,6 +34,8 @@ pub(crate) struct Progress {
     pub pending: Vec<PendingItem>,
     /// What the pass as a whole could not do.
     pub errors: Vec<String>,
+    /// Those of them that keep the kernel from what is wished: settings, nft, links, routes, programs, maps.
+    pub kernel_errors: Vec<String>,
     /// Problems found by the compiler of the map image.
     pub problems: Vec<BadValue>,
     /// The last map image.
@@ -57,15 +58,40 @@ pub(crate) fn not_ready_reasons(node: &Node) -> Vec<String> {
             ));
         }
     }
-    if progress.programmed_once && lock(&node.addresses).node_address().is_none() {
+    let families = node.view.load().picture(node.uuid, BTreeMap::new(), None).families();
+    let addresses = node.addressing.addresses();
+    if progress.programmed_once && addresses.node_addresses().is_empty() {
         reasons.push("this node has no address block yet (see `weft ipam show`)".to_owned());
     }
-    let full = lock(&node.addresses).free() == 0;
+    let now = node.addressing.now();
+    let full = families.iter().any(|family| addresses.allocator().free_count(*family, now) == 0);
+    drop(addresses);
     if full && let Some(error) = node.claim_error.load_full() {
         reasons.push(error.to_string());
     }
+    let native = node.view.load().config.overlay == OverlayBackend::Native;
+    let underlay = ipam::Family::of(&node.underlay.address);
+    if native && let Some(family) = families.iter().find(|family| **family != underlay) {
+        reasons.push(format!(
+            "overlay native routes {family} pods over {family} addresses of the nodes, and this node's is {}: use vxlan for \
+             two families, or drain the {family} pools",
+            node.underlay.address
+        ));
+    }
+    if is_removed(node) {
+        reasons.push(
+            "this node was removed from the cluster (`weft node rm`): its pods reach no other node; drain it, empty its \
+             state directory and start netd to join again as a new node"
+                .to_owned(),
+        );
+    }
     reasons.extend(progress.errors.iter().cloned());
     reasons
+}
+
+/// An operator removed this node.
+pub(crate) fn is_removed(node: &Node) -> bool {
+    node.view.load().tombstones.contains_key(&node.uuid)
 }
 
 /// `GET /v1/status`.
@@ -88,13 +114,13 @@ pub(crate) fn status(node: &Node) -> Status {
             uuid: node.uuid,
             name: node.config.node_name.clone(),
             underlay: Some(node.underlay.address),
-            overlay: own.overlay,
+            overlay: own.overlays.first().copied(),
             alive: true,
             blocks: own.blocks,
             version: VERSION.to_owned(),
         },
         ready: reasons.is_empty(),
-        limited_connectivity: !progress.attached,
+        limited_connectivity: !progress.attached || is_removed(node),
         reasons,
         store: StoreStatus {
             endpoints: node.config.store.endpoints.clone(),
@@ -125,7 +151,7 @@ fn overlay(node: &Node, view: &View) -> OverlayStatus {
             uuid: p.uuid,
             name: p.name,
             underlay: p.underlay,
-            overlay: p.overlay,
+            overlay: p.overlays.first().copied(),
             blocks: p.blocks,
         })
         .collect();
@@ -170,6 +196,8 @@ pub(crate) fn pods(node: &Node) -> Vec<PodInfo> {
             ips: a.ips.clone(),
             host_ifname: a.host_ifname.clone(),
             labels: a.labels.clone(),
+            aliases: a.aliases.clone(),
+            cgroup_path: a.cgroup_path.clone(),
             local: true,
         })
         .collect();
@@ -184,6 +212,8 @@ pub(crate) fn pods(node: &Node) -> Vec<PodInfo> {
         ips: record.ips.clone(),
         host_ifname: record.host_ifname.clone(),
         labels: record.labels.clone(),
+        aliases: record.aliases.clone(),
+        cgroup_path: None,
         local: false,
     }));
     pods.sort_by(|a, b| (&a.namespace, &a.name, &a.ifname).cmp(&(&b.namespace, &b.name, &b.ifname)));
@@ -299,52 +329,4 @@ fn backends(entry: &ServiceEntry) -> Vec<BackendInfo> {
             })
         })
         .collect()
-}
-
-/// `GET /v1/ipam`.
-pub(crate) fn ipam(node: &Node) -> IpamInfo {
-    let view = node.view.load();
-    let own: BTreeMap<IpNet, ipam::BlockRecord> =
-        lock(&node.addresses).mirrors().into_iter().map(|record| (record.cidr, record)).collect();
-    // Our own blocks from the allocator: the mirror in the store is a moment behind.
-    let mut blocks: BTreeMap<IpNet, ipam::BlockRecord> = view.blocks.clone();
-    blocks.extend(own);
-    let pool_info = |pool: &ipam::Pool| {
-        let members: Vec<_> = blocks.values().filter(|b| b.pool == pool.name).collect();
-        PoolInfo {
-            name: pool.name.clone(),
-            cidr: pool.cidr,
-            block_prefix: pool.block_prefix,
-            blocks_total: u64::try_from(pool.block_count()).unwrap_or(u64::MAX),
-            blocks_claimed: members.len() as u64,
-            used: members.iter().map(|b| b.allocations.len() as u64).sum(),
-        }
-    };
-    let addresses = lock(&node.addresses)
-        .allocations()
-        .map(|a| AddressInfo {
-            address: a.ip,
-            owner: a.owner.to_string(),
-            state: match a.phase {
-                ipam::Phase::Committed => "committed".into(),
-                ipam::Phase::Pending => "pending".into(),
-            },
-        })
-        .collect();
-    IpamInfo {
-        pools: view.pools.values().map(pool_info).collect(),
-        blocks: blocks
-            .values()
-            .map(|block| BlockInfo {
-                cidr: block.cidr,
-                pool: block.pool.clone(),
-                owner: block.owner,
-                node: view.nodes.get(&block.owner).map(|n| n.name.clone()),
-                used: block.allocations.len() as u64,
-                free: u64::from(block.size()).saturating_sub(block.allocations.len() as u64),
-                state: format!("{:?}", block.state).to_lowercase(),
-            })
-            .collect(),
-        addresses,
-    }
 }

@@ -11,10 +11,14 @@ use ipnet::IpNet;
 use lb::{Backend, EndpointSlice, Service, ServiceName, ServiceTable};
 use netd_api::BadValue;
 use netd_plan::NodeFacts;
-use netd_store::records::{ClusterConfig, NodeRecord, PodRecord, decode};
+use netd_store::records::{
+    AddressRecord, ClusterConfig, NodeRecord, PodRecord, ServiceIpRecord, StickyRecord, Tombstone, decode,
+};
 use netd_store::{Key, KeyValue, Keys, MirrorState};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
+
+use crate::addressing::Picture;
 
 /// The cluster as the store tells it at one revision.
 #[derive(Debug, Default)]
@@ -27,11 +31,18 @@ pub(crate) struct View {
     pub config: ClusterConfig,
     pub configured: bool,
     pub nodes: BTreeMap<Uuid, NodeRecord>,
+    /// Every node with a key, also where its record does not read.
+    pub node_keys: BTreeSet<Uuid>,
     pub alive: BTreeSet<Uuid>,
     pub pods: Vec<(Uuid, PodRecord)>,
     pub pools: BTreeMap<String, Pool>,
     pub blocks: BTreeMap<IpNet, BlockRecord>,
-    pub service_ips: BTreeMap<IpAddr, String>,
+    /// Addresses lent from one node's block to another.
+    pub borrowed: BTreeMap<IpAddr, AddressRecord>,
+    pub sticky: BTreeMap<String, StickyRecord>,
+    /// Nodes that an operator removed.
+    pub tombstones: BTreeMap<Uuid, Tombstone>,
+    pub service_ips: BTreeMap<IpAddr, ServiceIpRecord>,
     pub services: Vec<Arc<Service>>,
     /// By store key: two sources may carry slices of one name.
     pub slices: BTreeMap<String, Arc<EndpointSlice>>,
@@ -46,7 +57,7 @@ impl View {
         state: &MirrorState,
         keys: &Keys,
         initial: &ClusterConfig,
-        own: impl Fn(&ClusterConfig) -> (Service, Backend),
+        own: impl Fn(&ClusterConfig) -> Option<(Service, Backend)>,
         known: &mut Known,
     ) -> Self {
         let mut view = Self {
@@ -72,8 +83,7 @@ impl View {
             };
             view.services.iter().any(|s| same(s))
         };
-        let own = own(&view.config);
-        let own = (!taken(&own.0)).then_some(own);
+        let own = own(&view.config).filter(|own| !taken(&own.0));
         let services = view.services.iter().map(Arc::as_ref).chain(own.as_ref().map(|own| &own.0));
         let (mut table, problems) =
             ServiceTable::build(state.revision, services, view.slices.values().map(Arc::as_ref));
@@ -104,6 +114,11 @@ impl View {
         };
         let reason = |e: netd_store::records::BadRecord| e.reason;
         match parsed {
+            Key::Address(ip) => {
+                let record: AddressRecord = decode(key, value).map_err(reason)?;
+                same("ip", &record.ip, &ip)?;
+                self.borrowed.insert(ip, record);
+            }
             Key::Alive(node) => drop(self.alive.insert(node)),
             Key::Block(cidr) => {
                 let record: BlockRecord = decode(key, value).map_err(reason)?;
@@ -119,6 +134,7 @@ impl View {
                 self.slices.insert(key.to_owned(), slice);
             }
             Key::Node(uuid) => {
+                self.node_keys.insert(uuid);
                 let record: NodeRecord = decode(key, value).map_err(reason)?;
                 same("uuid", &record.uuid, &uuid)?;
                 self.nodes.insert(uuid, record);
@@ -130,8 +146,16 @@ impl View {
                 self.pools.insert(name, pool);
             }
             Key::Service { .. } => self.services.push(known.services.get(key, &item.value)?),
-            Key::ServiceIp(ip) => {
-                drop(self.service_ips.insert(ip, String::from_utf8_lossy(value).into_owned()))
+            Key::ServiceIp(ip) => drop(self.service_ips.insert(ip, decode(key, value).map_err(reason)?)),
+            Key::Sticky(name) => {
+                let record: StickyRecord = decode(key, value).map_err(reason)?;
+                same("name", &record.name, &name)?;
+                self.sticky.insert(name, record);
+            }
+            Key::Tombstone(uuid) => {
+                let record: Tombstone = decode(key, value).map_err(reason)?;
+                same("uuid", &record.uuid, &uuid)?;
+                self.tombstones.insert(uuid, record);
             }
         }
         Ok(())
@@ -178,7 +202,7 @@ impl View {
         }
     }
 
-    fn objection(&self, pool: &Pool) -> Option<String> {
+    pub(crate) fn objection(&self, pool: &Pool) -> Option<String> {
         if let Err(error) = pool.validate() {
             return Some(error.to_string());
         }
@@ -193,19 +217,52 @@ impl View {
         Some(format!("covers the underlay address {} of node {}", node.underlay, node.name))
     }
 
-    /// The other nodes as tunnel ends: those with a usable record, with the blocks that they own.
+    /// The other nodes as tunnel ends: those with a usable record that nobody removed, with what is routed to them. A node
+    /// that was removed itself has none: it sends nothing to those who no longer know it.
     pub(crate) fn peers(&self, own: Uuid) -> Vec<NodeFacts> {
-        let others = self.nodes.values().filter(|record| record.uuid != own);
-        others
+        if self.tombstones.contains_key(&own) {
+            return Vec::new();
+        }
+        let is_peer =
+            |record: &&NodeRecord| record.uuid != own && !self.tombstones.contains_key(&record.uuid);
+        let moved = self.picture(own, BTreeMap::new(), None);
+        self.nodes
+            .values()
+            .filter(is_peer)
             .map(|record| NodeFacts {
                 uuid: record.uuid,
                 name: record.name.clone(),
                 underlay: record.underlay,
-                overlay: record.overlay,
+                overlays: record.overlay.into_iter().chain(record.overlay6).collect(),
                 vtep_mac: record.vtep_mac.parse().unwrap_or_else(|_| netd_plan::vtep_mac(record.uuid)),
-                blocks: self.blocks_of(record.uuid).map(|block| block.cidr).collect(),
+                blocks: self
+                    .blocks_of(record.uuid)
+                    .map(|block| block.cidr)
+                    .chain(moved.moved_to(record.uuid).map(IpNet::from))
+                    .collect(),
             })
             .collect()
+    }
+
+    /// What concerns addresses, for `own` with its labels; `away` says why nothing can be written now.
+    pub(crate) fn picture(
+        &self,
+        own: Uuid,
+        labels: BTreeMap<String, String>,
+        away: Option<String>,
+    ) -> Picture {
+        Picture {
+            in_sync: self.in_sync,
+            away,
+            configured: self.configured,
+            pools: self.pools.clone(),
+            blocks: self.blocks.clone(),
+            borrowed: self.borrowed.clone(),
+            sticky: self.sticky.clone(),
+            names: self.nodes.values().map(|node| (node.uuid, node.name.clone())).collect(),
+            labels,
+            removed: self.tombstones.contains_key(&own),
+        }
     }
 
     /// Blocks that `node` owns.

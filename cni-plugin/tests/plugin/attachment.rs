@@ -1,23 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The life of an attachment: ADD, CHECK, DEL and GC in real namespaces.
+//! The life of an attachment: ADD, CHECK and DEL in real namespaces; and ADD that leaves nothing when it fails.
 
-use netd_api::{ApiError, deferred};
+use netd_api::{ApiError, deferred, paths};
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, MTU};
-use crate::runtime::{Netns, Node};
-
-/// ADD that has to succeed; the result.
-fn add(node: &Node, container: &str, config: &Value) -> Value {
-    let answer = node.call("ADD", container, config);
-    assert!(answer.success, "{answer:?}");
-    answer.json()
-}
-
-fn with(mut config: Value, key: &str, value: Value) -> Value {
-    config[key] = value;
-    config
-}
+use crate::runtime::{Netns, Node, call_deaf, call_killed, with};
 
 #[test]
 fn an_attachment_lives_and_goes_in_every_version() {
@@ -25,7 +13,7 @@ fn an_attachment_lives_and_goes_in_every_version() {
         let Some(node) = Node::new() else { return };
         let netd = Fake::start(&node.socket());
         let config = node.config(version);
-        let result = add(&node, "c1", &config);
+        let result = node.add("c1", &config);
 
         let host_name = netd_plan::host_veth_name("weft", "c1", "eth0");
         let host = node.host.ip(&format!("link show {host_name}"));
@@ -55,15 +43,14 @@ fn an_attachment_lives_and_goes_in_every_version() {
         assert_eq!(node.host.ip("route show 10.244.0.2")[0]["dev"], host_name.as_str());
         {
             let book = netd.book();
-            let (_, _, commit) = book.attachments.values().next().unwrap();
-            let commit = commit.as_ref().unwrap();
+            let commit = book.only().commit.as_ref().unwrap();
             assert_eq!(host[0]["ifindex"], commit.host_index);
             assert_eq!(host[0]["address"], commit.host_mac.as_str());
             assert_eq!(pod[0]["address"], commit.container_mac.as_str());
             assert_eq!(commit.netns, node.pod.path());
         }
 
-        let after = with(config, "prevResult", result);
+        let after = with(&config, "prevResult", result);
         let check = node.call("CHECK", "c1", &after);
         if version.starts_with("0.3") {
             assert_eq!(check.code(), 1);
@@ -74,35 +61,35 @@ fn an_attachment_lives_and_goes_in_every_version() {
             let del = node.call("DEL", "c1", &after);
             assert!(del.success && del.stdout.is_empty(), "{del:?}");
         }
-        assert!(node.pod.links().is_empty() && node.host.links().is_empty());
+        assert!(node.is_bare());
         assert_eq!(netd.book().calls, ["allocate c1", "commit c1", "release c1", "release c1"]);
     }
 }
 
 #[test]
-fn what_the_runtime_asks_for_reaches_netd() {
+fn both_families_are_wired_and_answered() {
     let Some(node) = Node::new() else { return };
+    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        eprintln!("SKIP: this kernel has no IPv6");
+        return;
+    }
     let netd = Fake::start(&node.socket());
-    let mut config = node.config("1.1.0");
-    config["mtu"] = 1400.into();
-    config["capabilities"] = json!({"ips": true, "mac": true});
-    config["runtimeConfig"] = json!({"ips": ["10.244.0.2"], "mac": "02:00:00:00:00:07"});
-    config["args"] = json!({"cni": {"labels": [{"key": "app", "value": "web"}]}});
-    let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=u1";
-    let answer = node.call_with("ADD", "c1", &config, &[("CNI_ARGS", args)]);
-    assert!(answer.success, "{answer:?}");
-    assert_eq!(answer.json()["interfaces"][1]["mac"], "02:00:00:00:00:07");
-    assert_eq!(node.pod.ip("link show eth0")[0]["mtu"], 1400);
-
-    let request = netd.book().attachments.values().next().unwrap().0.clone();
-    let pod = request.pod.unwrap();
-    assert_eq!(
-        (pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()),
-        ("shop", "web-0", Some("u1"))
-    );
-    assert_eq!(request.labels["app"], "web");
-    assert_eq!(request.requested_ips, ["10.244.0.2".parse::<std::net::IpAddr>().unwrap()]);
-    assert!(node.call("CHECK", "c1", &with(config, "prevResult", answer.json())).success);
+    netd.book().dual = true;
+    for (version, v4, v6) in [("1.1.0", Value::Null, Value::Null), ("0.4.0", "4".into(), "6".into())] {
+        let config = node.config(version);
+        let result = node.add("c1", &config);
+        let ips = result["ips"].as_array().unwrap();
+        assert_eq!((&ips[0]["version"], &ips[1]["version"]), (&v4, &v6));
+        assert_eq!(ips[1]["gateway"], "fe80::1");
+        assert!(ips[1]["address"].as_str().unwrap().ends_with("/128"), "{result}");
+        let routes = json!([{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}, {"dst": "::/0", "gw": "fe80::1"}]);
+        assert_eq!(result["routes"], routes);
+        let after = with(&config, "prevResult", result);
+        let check = node.call("CHECK", "c1", &after);
+        assert!(check.success, "{check:?}");
+        assert!(node.call("DEL", "c1", &after).success);
+        assert!(node.is_bare());
+    }
 }
 
 #[test]
@@ -110,7 +97,7 @@ fn a_second_add_is_refused_and_the_first_lives_on() {
     let Some(node) = Node::new() else { return };
     let netd = Fake::start(&node.socket());
     let config = node.config("1.1.0");
-    let result = add(&node, "c1", &config);
+    let result = node.add("c1", &config);
 
     let again = node.call("ADD", "c1", &config);
     assert_eq!(again.code(), 101, "{again:?}");
@@ -121,7 +108,26 @@ fn a_second_add_is_refused_and_the_first_lives_on() {
     assert_eq!(node.call_with("ADD", "c1", &config, &[("CNI_NETNS", &other.path())]).code(), 101);
 
     assert_eq!(netd.book().calls, ["allocate c1", "commit c1"]);
-    assert!(node.call("CHECK", "c1", &with(config, "prevResult", result)).success);
+    assert!(node.call("CHECK", "c1", &with(&config, "prevResult", result)).success);
+}
+
+#[test]
+fn a_container_has_a_link_in_each_of_its_networks() {
+    let Some(node) = Node::new() else { return };
+    let netd = Fake::start(&node.socket());
+    let config = node.config("1.1.0");
+    let second = with(&config, "name", "storage");
+    let result = node.add("c1", &config);
+    let answer = node.call_with("ADD", "c1", &second, &[("CNI_IFNAME", "net1")]);
+    assert!(answer.success, "{answer:?}");
+    assert_eq!(node.pod.links(), ["eth0", "net1"]);
+    assert_eq!(netd.book().attachments.len(), 2);
+
+    let after = with(&second, "prevResult", answer.json());
+    assert!(node.call_with("CHECK", "c1", &after, &[("CNI_IFNAME", "net1")]).success);
+    assert!(node.call_with("DEL", "c1", &after, &[("CNI_IFNAME", "net1")]).success);
+    assert_eq!(node.pod.links(), ["eth0"]);
+    assert!(node.call("CHECK", "c1", &with(&config, "prevResult", result)).success);
 }
 
 #[test]
@@ -132,8 +138,44 @@ fn a_failed_commit_leaves_nothing_behind() {
     let answer = node.call("ADD", "c1", &node.config("1.1.0"));
     assert_eq!((answer.code(), answer.json()["msg"].as_str().unwrap()), (5, "no bpffs"));
     assert_eq!(netd.book().calls, ["allocate c1", "commit c1", "release c1"]);
-    assert!(node.pod.links().is_empty() && node.host.links().is_empty());
+    assert!(node.is_bare());
     assert!(deferred::entries(&node.socket()).unwrap().is_empty());
+}
+
+#[test]
+fn an_add_that_nobody_hears_of_is_taken_back() {
+    let Some(node) = Node::new() else { return };
+    let netd = Fake::start(&node.socket());
+    let netns = node.pod.path();
+    let vars = node.vars("ADD", "c1", &netns);
+    assert!(!call_deaf(Some(&node.host), &vars, node.config("1.1.0").to_string().as_bytes()));
+    assert_eq!(netd.book().calls, ["allocate c1", "commit c1", "release c1"]);
+    assert!(node.is_bare());
+}
+
+#[test]
+fn an_add_that_is_killed_leaves_nothing_that_del_does_not_find() {
+    let Some(node) = Node::new() else { return };
+    let netd = Fake::start(&node.socket());
+    let config = node.config("1.1.0");
+    let stdin = config.to_string();
+    for (path, call) in [(paths::ALLOCATE, "allocate c1"), (paths::COMMIT, "commit c1")] {
+        netd.book().calls.clear();
+        netd.book().mute = Some(path);
+        let netns = node.pod.path();
+        call_killed(Some(&node.host), &node.vars("ADD", "c1", &netns), stdin.as_bytes(), || {
+            netd.book().calls.iter().any(|known| known == call)
+        });
+        netd.book().mute = None;
+        assert_eq!(netd.book().attachments.len(), 1, "killed in the middle");
+        assert_eq!(node.is_bare(), path == paths::ALLOCATE);
+
+        assert!(node.call("DEL", "c1", &config).success);
+        assert!(node.is_bare() && netd.book().attachments.is_empty());
+        // And the name is free again.
+        node.add("c1", &config);
+        assert!(node.call("DEL", "c1", &config).success);
+    }
 }
 
 #[test]
@@ -146,7 +188,7 @@ fn a_link_that_cannot_be_made_gives_the_address_back() {
     let answer = node.call("ADD", "c1", &node.config("1.1.0"));
     assert!(!answer.success, "{answer:?}");
     assert_eq!(netd.book().calls, ["allocate c1", "release c1"]);
-    assert!(node.pod.links().is_empty() && node.host.links().is_empty());
+    assert!(node.is_bare());
 }
 
 #[test]
@@ -158,103 +200,4 @@ fn a_netns_that_is_gone_or_our_own_is_refused_before_anything_happens() {
     assert_eq!(node.call_with("ADD", "c1", &config, &[("CNI_NETNS", "/dev/null")]).code(), 3);
     assert_eq!(node.call_with("ADD", "c1", &config, &[("CNI_NETNS", &node.host.path())]).code(), 8);
     assert!(netd.book().calls.is_empty());
-    let prev = with(config.clone(), "prevResult", json!({"interfaces": [], "ips": []}));
-    assert_eq!(node.call("ADD", "c1", &prev).code(), 7);
-}
-
-#[test]
-fn without_netd_add_waits_and_del_is_queued() {
-    let Some(node) = Node::new() else { return };
-    let config = node.config("1.1.0");
-    let refused = node.call("ADD", "c1", &config);
-    assert_eq!(refused.code(), 11);
-    assert!(refused.json()["msg"].as_str().unwrap().contains("netd is not running"), "{refused:?}");
-
-    let netd = Fake::start(&node.socket());
-    add(&node, "c1", &config);
-    drop(netd);
-    // The netns and prevResult are gone or damaged, which DEL does not mind.
-    let damaged = with(config.clone(), "prevResult", "damaged".into());
-    for _ in 0..2 {
-        let del = node.call_with("DEL", "c1", &damaged, &[("CNI_NETNS", "")]);
-        assert!(del.success, "{del:?}");
-    }
-    assert!(node.pod.links().is_empty() && node.host.links().is_empty());
-    let waiting = deferred::entries(&node.socket()).unwrap();
-    assert_eq!(waiting.len(), 1);
-    assert_eq!(waiting[0].release.as_ref().unwrap().to_string(), "weft/c1/eth0");
-
-    // An ADD of the same name settles the entry first, so that no replay can take it down later.
-    let netd = Fake::start(&node.socket());
-    add(&node, "c1", &config);
-    assert_eq!(netd.book().calls, ["release c1", "allocate c1", "commit c1"]);
-    assert!(deferred::entries(&node.socket()).unwrap().is_empty());
-}
-
-#[test]
-fn a_netd_that_is_starting_gets_the_release_later_and_one_that_refuses_is_heard() {
-    let Some(node) = Node::new() else { return };
-    let netd = Fake::start(&node.socket());
-    let config = node.config("1.1.0");
-    netd.book().fail_release = Some(ApiError::retry("netd is starting"));
-    assert!(node.call("DEL", "c1", &config).success);
-    assert_eq!(deferred::entries(&node.socket()).unwrap().len(), 1);
-
-    netd.book().fail_release = Some(ApiError::fatal("the journal cannot be written: disk full"));
-    let answer = node.call("DEL", "c2", &config);
-    assert_eq!(answer.code(), 5);
-    assert!(answer.json()["msg"].as_str().unwrap().contains("disk full"), "{answer:?}");
-}
-
-#[test]
-fn check_finds_what_somebody_changed() {
-    let Some(node) = Node::new() else { return };
-    let netd = Fake::start(&node.socket());
-    let config = node.config("1.1.0");
-    let result = add(&node, "c1", &config);
-    assert_eq!(node.call("CHECK", "c1", &config).code(), 7);
-    let after = with(config.clone(), "prevResult", result.clone());
-
-    let mut moved = result;
-    moved["ips"][0]["address"] = "10.244.0.9/32".into();
-    let answer = node.call("CHECK", "c1", &with(config, "prevResult", moved));
-    assert_eq!(answer.code(), 5);
-    assert!(answer.json()["details"].as_str().unwrap().contains("10.244.0.9/32"), "{answer:?}");
-
-    node.pod.ip("route del default");
-    let answer = node.call("CHECK", "c1", &after);
-    assert_eq!(answer.code(), 5);
-    assert!(answer.json()["details"].as_str().unwrap().contains("0.0.0.0/0"), "{answer:?}");
-
-    netd.book().attachments.clear();
-    assert_eq!(node.call("CHECK", "c1", &after).code(), 3);
-}
-
-#[test]
-fn gc_gives_up_what_the_runtime_does_not_know() {
-    let Some(node) = Node::new() else { return };
-    let pod2 = Netns::new("pod").unwrap();
-    let netd = Fake::start(&node.socket());
-    let config = node.config("1.1.0");
-    add(&node, "c1", &config);
-    assert!(node.call_with("ADD", "c2", &config, &[("CNI_NETNS", &pod2.path())]).success);
-    {
-        let mut book = netd.book();
-        let (mut elsewhere, c1) =
-            book.attachments.iter().next().map(|(id, c1)| (id.clone(), c1.clone())).unwrap();
-        elsewhere.container_id = "elsewhere".into();
-        book.attachments.insert(elsewhere.clone(), c1.clone());
-        elsewhere.container_id = "c3".into();
-        elsewhere.network = "other".into();
-        book.attachments.insert(elsewhere, c1);
-    }
-    assert_eq!(node.call("GC", "", &config).code(), 7, "no list is not an empty list");
-
-    let known = json!([{"containerID": "c2", "ifname": "eth0"}]);
-    let answer = node.call("GC", "", &with(config, "cni.dev/valid-attachments", known));
-    assert!(answer.success && answer.stdout.is_empty(), "{answer:?}");
-    assert!(node.pod.links().is_empty());
-    assert_eq!(pod2.links(), ["eth0"]);
-    let left: Vec<String> = netd.book().attachments.keys().map(ToString::to_string).collect();
-    assert_eq!(left, ["other/c3/eth0", "weft/c2/eth0", "weft/elsewhere/eth0"]);
 }

@@ -2,19 +2,22 @@
 //! A netd that only remembers: hands out 10.244.0.2, .3, …, keeps what it was told, and fails on demand.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use ipnet::IpNet;
 use netd_api::{
     AllocateReply, AllocateRequest, ApiError, AttachmentId, CheckReply, CheckRequest, CommitRequest,
-    DnsReply, Empty, NodeInfo, OverlayStatus, PodInfo, ReleaseRequest, Status, StoreStatus, paths,
+    DnsReply, Empty, NodeInfo, OverlayStatus, PodInfo, ReleaseRequest, Status, StoreStatus, TRACEPARENT,
+    paths,
 };
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -23,18 +26,46 @@ use uuid::Uuid;
 /// MTU that the fake hands out, in bytes.
 pub(crate) const MTU: u32 = 1450;
 
+/// An attachment as the fake knows it.
+#[derive(Clone)]
+pub(crate) struct Known {
+    pub(crate) request: AllocateRequest,
+    pub(crate) addresses: Vec<IpNet>,
+    pub(crate) commit: Option<CommitRequest>,
+}
+
 /// What the fake knows and shall do.
 #[derive(Default)]
 pub(crate) struct Book {
     /// The calls, in order: path tail and attachment.
     pub(crate) calls: Vec<String>,
-    pub(crate) attachments: BTreeMap<AttachmentId, (AllocateRequest, IpNet, Option<CommitRequest>)>,
+    pub(crate) attachments: BTreeMap<AttachmentId, Known>,
+    /// The trace headers of all requests.
+    pub(crate) traces: Vec<String>,
     pub(crate) fail_allocate: Option<ApiError>,
     pub(crate) fail_commit: Option<ApiError>,
     pub(crate) fail_release: Option<ApiError>,
+    /// CHECK is answered with it, once.
+    pub(crate) fail_check: Option<ApiError>,
+    /// What CHECK finds on netd's side.
+    pub(crate) differences: Vec<String>,
+    /// For how many more looks CHECK finds something on netd's side.
+    pub(crate) passing: u32,
     pub(crate) not_ready: Option<&'static str>,
     pub(crate) limited: bool,
+    /// The path whose requests are carried out and never answered.
+    pub(crate) mute: Option<&'static str>,
+    /// Hand out IPv6, too.
+    pub(crate) dual: bool,
     given: u8,
+}
+
+impl Book {
+    /// The only attachment.
+    pub(crate) fn only(&self) -> &Known {
+        assert_eq!(self.attachments.len(), 1);
+        self.attachments.values().next().unwrap()
+    }
 }
 
 type Shared = Arc<Mutex<Book>>;
@@ -91,7 +122,22 @@ fn router(book: Shared) -> Router {
         .route(paths::CHECK, post(check))
         .route(paths::PODS, get(pods))
         .route(paths::STATUS, get(status))
+        .layer(middleware::from_fn_with_state(book.clone(), around))
         .with_state(book)
+}
+
+/// What is the same for every path: notes the trace, and keeps an answer back where it shall.
+async fn around(State(book): State<Shared>, request: Request, next: Next) -> Response {
+    if let Some(value) = request.headers().get(TRACEPARENT) {
+        book.lock().unwrap().traces.push(value.to_str().unwrap().to_owned());
+    }
+    let path = request.uri().path().to_owned();
+    let answer = next.run(request).await;
+    let is_mute = book.lock().unwrap().mute == Some(path.as_str());
+    if is_mute {
+        std::future::pending::<()>().await;
+    }
+    answer
 }
 
 fn refuse<T>(error: ApiError) -> Reply<T> {
@@ -105,13 +151,35 @@ async fn allocate(State(book): State<Shared>, Json(request): Json<AllocateReques
     if let Some(error) = book.fail_allocate.take() {
         return refuse(error);
     }
-    book.given += 1;
-    let address = IpNet::from(IpAddr::V4(Ipv4Addr::new(10, 244, 0, book.given + 1)));
-    let host_ifname = netd_plan::host_veth_name(&id.network, &id.container_id, &id.ifname);
-    book.attachments.insert(id, (request, address, None));
+    if book.attachments.contains_key(&id) {
+        return refuse(ApiError::conflict(format!("attachment {id} exists already")));
+    }
+    let (addresses, host_ifname) = match &request.adopted {
+        // As netd keeps them: without their prefix lengths.
+        Some(link) => (link.addresses.iter().map(|net| IpNet::from(net.addr())).collect(), String::new()),
+        None => {
+            book.given += 1;
+            let last = book.given + 1;
+            let mut addresses = vec![IpNet::from(IpAddr::V4(Ipv4Addr::new(10, 244, 0, last)))];
+            if book.dual {
+                let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, last.into());
+                addresses.push(IpNet::from(IpAddr::V6(v6)));
+            }
+            (addresses, netd_plan::host_veth_name(&id.network, &id.container_id, &id.ifname))
+        }
+    };
+    let gateways = if request.adopted.is_some() { Vec::new() } else { gateways(&addresses) };
+    book.attachments.insert(id, Known { request, addresses: addresses.clone(), commit: None });
     let dns = DnsReply { nameservers: vec![Ipv4Addr::new(10, 96, 0, 10).into()], ..DnsReply::default() };
-    let gateway = Ipv4Addr::new(169, 254, 1, 1).into();
-    Ok(Json(AllocateReply { addresses: vec![address], gateway, mtu: MTU, host_ifname, dns }))
+    Ok(Json(AllocateReply { addresses, gateways, mtu: MTU, host_ifname, dns }))
+}
+
+fn gateways(addresses: &[IpNet]) -> Vec<IpAddr> {
+    let of = |net: &IpNet| match net {
+        IpNet::V4(_) => IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
+        IpNet::V6(_) => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+    };
+    addresses.iter().map(of).collect()
 }
 
 async fn commit(State(book): State<Shared>, Json(request): Json<CommitRequest>) -> Reply<Empty> {
@@ -121,7 +189,7 @@ async fn commit(State(book): State<Shared>, Json(request): Json<CommitRequest>) 
         return refuse(error);
     }
     let id = request.id();
-    book.attachments.get_mut(&id).unwrap().2 = Some(request);
+    book.attachments.get_mut(&id).unwrap().commit = Some(request);
     Ok(Json(Empty {}))
 }
 
@@ -136,23 +204,36 @@ async fn release(State(book): State<Shared>, Json(request): Json<ReleaseRequest>
 }
 
 async fn check(State(book): State<Shared>, Json(request): Json<CheckRequest>) -> Reply<CheckReply> {
-    let book = book.lock().unwrap();
-    let Some((_, address, committed)) = book.attachments.get(&request) else {
+    let mut book = book.lock().unwrap();
+    if let Some(error) = book.fail_check.take() {
+        return refuse(error);
+    }
+    let Some(known) = book.attachments.get(&request) else {
         return refuse(ApiError::not_found(format!("no attachment {request}")));
     };
+    let known = known.clone();
+    let adopted = known.request.adopted.is_some();
+    let mut differences = book.differences.clone();
+    if book.passing > 0 {
+        book.passing -= 1;
+        differences.push("the next pass repairs it".into());
+    }
+    let host_ifname = netd_plan::host_veth_name(&request.network, &request.container_id, &request.ifname);
     Ok(Json(CheckReply {
-        addresses: vec![*address],
-        gateway: Ipv4Addr::new(169, 254, 1, 1).into(),
-        host_ifname: netd_plan::host_veth_name(&request.network, &request.container_id, &request.ifname),
-        container_mac: committed.as_ref().map(|commit| commit.container_mac.clone()),
+        addresses: known.addresses.clone(),
+        gateways: if adopted { Vec::new() } else { gateways(&known.addresses) },
+        host_ifname: if adopted { String::new() } else { host_ifname },
+        container_mac: known.commit.as_ref().map(|commit| commit.container_mac.clone()),
         mtu: MTU,
-        attached: committed.is_some(),
+        attached: known.commit.is_some(),
+        adopted,
+        differences,
     }))
 }
 
 async fn pods(State(book): State<Shared>) -> Reply<Vec<PodInfo>> {
     let book = book.lock().unwrap();
-    let pods = book.attachments.iter().map(|(id, (_, address, _))| PodInfo {
+    let pods = book.attachments.iter().map(|(id, known)| PodInfo {
         namespace: "default".into(),
         name: id.container_id.clone(),
         node: "n1".into(),
@@ -160,10 +241,12 @@ async fn pods(State(book): State<Shared>) -> Reply<Vec<PodInfo>> {
         network: id.network.clone(),
         container_id: id.container_id.clone(),
         ifname: id.ifname.clone(),
-        ips: vec![address.addr()],
+        ips: known.addresses.iter().map(IpNet::addr).collect(),
         host_ifname: String::new(),
         labels: BTreeMap::new(),
+        aliases: Vec::new(),
         // By convention of these tests.
+        cgroup_path: None,
         local: !id.container_id.starts_with("elsewhere"),
     });
     Ok(Json(pods.collect()))

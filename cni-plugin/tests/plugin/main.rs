@@ -9,6 +9,10 @@
 //! weft-cni as a runtime sees it: the real binary, real namespaces, and a netd that only remembers.
 
 mod attachment;
+mod chain;
+mod check;
 mod fake;
+mod gone;
 mod protocol;
 mod runtime;
+mod wishes;

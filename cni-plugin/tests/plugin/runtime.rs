@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -37,6 +38,47 @@ impl Answer {
 
 /// Runs the binary in `netns` (or here) with exactly these variables.
 pub(crate) fn call(netns: Option<&Netns>, vars: &[(&str, &str)], stdin: &[u8]) -> Answer {
+    let mut child = command(netns, vars).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A plugin that stops before it has read everything closes the pipe.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let output = child.wait_with_output().unwrap();
+    Answer {
+        success: output.status.success(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// The same by a runtime that does not listen to the answer. Whether it succeeded.
+pub(crate) fn call_deaf(netns: Option<&Netns>, vars: &[(&str, &str)], stdin: &[u8]) -> bool {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = command(netns, vars).stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    child.wait().unwrap().success()
+}
+
+/// The same by a runtime that kills it as soon as `when` holds.
+pub(crate) fn call_killed(
+    netns: Option<&Netns>,
+    vars: &[(&str, &str)],
+    stdin: &[u8],
+    when: impl Fn() -> bool,
+) {
+    // nsenter becomes the plugin, so the child is the plugin.
+    let mut child = command(netns, vars).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(stdin).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !when() {
+        assert!(Instant::now() < deadline, "it never came that far");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn command(netns: Option<&Netns>, vars: &[(&str, &str)]) -> Command {
     let binary = env!("CARGO_BIN_EXE_weft-cni");
     let mut command = match netns {
         Some(netns) => {
@@ -48,16 +90,8 @@ pub(crate) fn call(netns: Option<&Netns>, vars: &[(&str, &str)], stdin: &[u8]) -
     };
     // nsenter itself needs to be found, the plugin needs nothing.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.envs(vars.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    // A plugin that stops before it has read everything closes the pipe.
-    let _ = child.stdin.take().unwrap().write_all(stdin);
-    let output = child.wait_with_output().unwrap();
-    Answer {
-        success: output.status.success(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    command.envs(vars.iter().copied()).stdin(Stdio::piped());
+    command
 }
 
 /// A network namespace of this test's own; gone when dropped.
@@ -141,15 +175,55 @@ impl Node {
         config: &Value,
         vars: &[(&str, &str)],
     ) -> Answer {
+        self.call_raw(verb, container, config.to_string().as_bytes(), vars)
+    }
+
+    /// The same with these bytes on stdin.
+    pub(crate) fn call_raw(
+        &self,
+        verb: &str,
+        container: &str,
+        stdin: &[u8],
+        vars: &[(&str, &str)],
+    ) -> Answer {
         let netns = self.pod.path();
-        let mut all = vec![
+        let mut all = self.vars(verb, container, &netns);
+        all.extend(vars);
+        call(Some(&self.host), &all, stdin)
+    }
+
+    /// The variables of a call.
+    pub(crate) fn vars<'a>(
+        &self,
+        verb: &'a str,
+        container: &'a str,
+        netns: &'a str,
+    ) -> Vec<(&'a str, &'a str)> {
+        vec![
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", container),
             ("CNI_IFNAME", "eth0"),
-            ("CNI_NETNS", &netns),
+            ("CNI_NETNS", netns),
             ("CNI_PATH", "/opt/cni/bin"),
-        ];
-        all.extend(vars);
-        call(Some(&self.host), &all, config.to_string().as_bytes())
+        ]
     }
+
+    /// ADD that has to succeed; the result.
+    pub(crate) fn add(&self, container: &str, config: &Value) -> Value {
+        let answer = self.call("ADD", container, config);
+        assert!(answer.success, "{answer:?}");
+        answer.json()
+    }
+
+    /// Nothing of a pod is left on the node.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.pod.links().is_empty() && self.host.links().is_empty()
+    }
+}
+
+/// The config with one more key.
+pub(crate) fn with(config: &Value, key: &str, value: impl Into<Value>) -> Value {
+    let mut config = config.clone();
+    config[key] = value.into();
+    config
 }

@@ -27,20 +27,22 @@ const RESERVED_KEYS: [&str; 10] = [
 ];
 
 /// Keys that weft-cni defines or uses itself.
-const OWN_KEYS: [&str; 4] = ["capabilities", "mtu", "socket", "type"];
+const OWN_KEYS: [&str; 7] = ["capabilities", "fastPath", "ipMasq", "mtu", "socket", "sticky", "type"];
 
 /// Keys with this prefix belong to the runtime.
 const RUNTIME_PREFIX: &str = "cni.dev/";
 
-/// Capabilities whose request we cannot fulfil: ignoring one would leave a port unpublished without a word.
-const UNSERVED_CAPABILITIES: [&str; 6] =
-    ["aliases", "bandwidth", "deviceID", "infinibandGUID", "ipRanges", "portMappings"];
+/// Capabilities whose request we cannot fulfil: a veth is no device of the host's.
+const UNSERVED_CAPABILITIES: [&str; 2] = ["deviceID", "infinibandGUID"];
 
 /// The smallest MTU accepted, in bytes: what every IPv4 host has to take (RFC 791).
 pub const MTU_MIN: u32 = 576;
 
 /// The largest MTU that a veth takes, in bytes (linux/if_ether.h, ETH_MAX_MTU).
 pub const MTU_MAX: u32 = 65_535;
+
+/// How much of a value goes into a message, in characters.
+const EXCERPT_CHARS_MAX: usize = 200;
 
 /// The longest socket path, in bytes: `sun_path` (linux/un.h) less the NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -105,38 +107,48 @@ impl NetworkConfig {
         };
         let socket = match object.get("socket") {
             None => None,
-            Some(Value::String(path)) if path.starts_with('/') && path.len() <= SOCKET_PATH_BYTES_MAX => {
-                Some(path.clone())
-            }
+            Some(Value::String(path)) if is_socket_path(path) => Some(path.clone()),
             Some(other) => {
                 let rule = format!("it must be an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes");
-                return Err(invalid(format!("socket is {other}: {rule}")));
+                return Err(invalid(format!("socket is {}: {rule}", excerpt(other))));
             }
         };
         Ok(Self { version, name, socket, object })
     }
 
-    /// Errors: code 2 naming key and value of the first key, or the first requested capability, that we do not serve.
-    /// For ADD; a DEL of what an older config made must not fail on it.
+    /// Errors: code 2 naming key and value of the first key, or the first requested capability, that we do not serve;
+    /// code 7 for a `type` that is no file name. For ADD; a DEL of what an older config made must not fail on it.
     pub fn refuse_unsupported(&self) -> Result<(), CniError> {
-        let known = |key: &str| {
-            RESERVED_KEYS.contains(&key) || OWN_KEYS.contains(&key) || key.starts_with(RUNTIME_PREFIX)
+        let refuse = |what: &str, value: &Value, why: &str| {
+            let msg = format!("network config {}: {what} (value {}); {why}", self.name, excerpt(value));
+            Err(CniError::new(Code::UNSUPPORTED_FIELD, msg))
         };
-        if let Some((key, value)) = self.object.iter().find(|(key, _)| !known(key)) {
-            let msg = format!(
-                "network config {}: weft-cni has no key {key:?} (value {value}); remove it",
-                self.name
-            );
-            return Err(CniError::new(Code::UNSUPPORTED_FIELD, msg));
+        for (key, value) in &self.object {
+            match key.as_str() {
+                // Go writes an unset one as an empty object.
+                "ipam" if is_empty(value) => {}
+                "ipam" => {
+                    let why = "weft has its own address management and calls no IPAM plugin; remove the key, and \
+                               give netd a pool";
+                    return refuse("ipam", value, why);
+                }
+                "ipMasq" if *value == Value::Bool(true) => {}
+                "ipMasq" => {
+                    let why = "netd masquerades what leaves the pod network, for every pod; remove the key";
+                    return refuse("ipMasq", value, why);
+                }
+                "type" if value.as_str().is_none_or(|name| name.is_empty() || name.contains(['/', '\\'])) => {
+                    return Err(invalid(format!("type is {}: it must be a file's name", excerpt(value))));
+                }
+                key if RESERVED_KEYS.contains(&key) || OWN_KEYS.contains(&key) => {}
+                key if key.starts_with(RUNTIME_PREFIX) => {}
+                key => return refuse(&format!("weft-cni has no key {key:?}"), value, "remove it"),
+            }
         }
         for capability in UNSERVED_CAPABILITIES {
-            if let Some(value) = self.runtime_config(capability).filter(|value| !is_empty(value)) {
-                let msg = format!(
-                    "network config {}: weft-cni does not serve the capability {capability:?} (value {value}); declare \
-                     it for a plugin that follows weft-cni in the conflist instead",
-                    self.name
-                );
-                return Err(CniError::new(Code::UNSUPPORTED_FIELD, msg));
+            if let Some(value) = self.capability(capability) {
+                let what = format!("weft-cni does not serve the capability {capability:?}");
+                return refuse(&what, value, "do not declare it for weft-cni");
             }
         }
         Ok(())
@@ -151,8 +163,19 @@ impl NetworkConfig {
                 Some(mtu) if (u64::from(MTU_MIN)..=u64::from(MTU_MAX)).contains(&mtu) => {
                     Ok(u32::try_from(mtu).ok())
                 }
-                _ => Err(invalid(format!("mtu is {value}: it must be 0 or {MTU_MIN} to {MTU_MAX}"))),
+                _ => {
+                    Err(invalid(format!("mtu is {}: it must be 0 or {MTU_MIN} to {MTU_MAX}", excerpt(value))))
+                }
             },
+        }
+    }
+
+    /// Whether packets of the network's pods may pass by the host's stack; yes where nobody says no. Errors: code 7.
+    pub fn fast_path(&self) -> Result<bool, CniError> {
+        match self.key("fastPath") {
+            None => Ok(true),
+            Some(Value::Bool(wanted)) => Ok(*wanted),
+            Some(other) => Err(invalid(format!("fastPath is {}: it must be true or false", excerpt(other)))),
         }
     }
 
@@ -180,14 +203,33 @@ impl NetworkConfig {
         self.object.get("dns").filter(|value| !is_empty(value))
     }
 
-    /// A value of `runtimeConfig`.
-    pub(crate) fn runtime_config(&self, key: &str) -> Option<&Value> {
-        self.object.get("runtimeConfig")?.get(key).filter(|value| !value.is_null())
+    /// A value of the plugin's section; null counts as none.
+    pub(crate) fn key(&self, key: &str) -> Option<&Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A value of `runtimeConfig`: what the runtime asks of a capability. Null, and nothing in it, count as none.
+    pub(crate) fn capability(&self, key: &str) -> Option<&Value> {
+        self.object.get("runtimeConfig")?.get(key).filter(|value| !is_empty(value))
     }
 
     /// A value of `args.cni`.
     pub(crate) fn cni_args(&self, key: &str) -> Option<&Value> {
         self.object.get("args")?.get("cni")?.get(key).filter(|value| !value.is_null())
+    }
+}
+
+/// Whether a path can be a socket's: absolute, and short enough.
+pub fn is_socket_path(path: &str) -> bool {
+    path.starts_with('/') && path.len() <= SOCKET_PATH_BYTES_MAX && !path.contains('\0')
+}
+
+/// A value for a message: JSON, cut where it is long.
+pub(crate) fn excerpt(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(EXCERPT_CHARS_MAX) {
+        None => text,
+        Some((cut, _)) => format!("{}…", &text[..cut]),
     }
 }
 

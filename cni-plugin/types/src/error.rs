@@ -37,6 +37,8 @@ impl Code {
     pub const POOL_EXHAUSTED: Self = Self(100);
     /// 101: the requested address, or the attachment itself, belongs to somebody already.
     pub const TAKEN: Self = Self(101);
+    /// 102: a port of the host that a port mapping asks for is another pod's.
+    pub const PORT_IN_USE: Self = Self(102);
     /// 103: the kernel lacks something that the datapath needs.
     pub const KERNEL_FEATURE: Self = Self(103);
 }
@@ -64,7 +66,7 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
-    /// The table from class to CNI code: the only one. Where a code says more than its class (100, 103), whoever
+    /// The table from class to CNI code: the only one. Where a code says more than its class (100, 102, 103), whoever
     /// makes the error names the code itself.
     pub const fn code(self) -> Code {
         match self {

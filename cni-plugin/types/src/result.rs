@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The result of ADD: kept in the newest shape, written in the caller's version, read from any version.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -33,19 +36,29 @@ pub struct Interface {
     /// Its name.
     pub name: String,
     /// Its MAC.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// Its MTU in bytes; since 1.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// The path of its netns; none on the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
     /// A socket file of the interface; since 1.1.0.
-    #[serde(default, rename = "socketPath", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "empty_is_none",
+        rename = "socketPath",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub socket_path: Option<String>,
     /// A PCI device; since 1.1.0.
-    #[serde(default, rename = "pciID", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "empty_is_none",
+        rename = "pciID",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub pci_id: Option<String>,
 }
 
@@ -55,10 +68,10 @@ pub struct IpConfig {
     /// Address and prefix length.
     pub address: IpNet,
     /// The gateway for this address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
-    /// Index into `interfaces`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Index into `interfaces`; a negative one says none, as in results of the first Go library.
+    #[serde(default, deserialize_with = "negative_is_none", skip_serializing_if = "Option::is_none")]
     pub interface: Option<usize>,
 }
 
@@ -68,7 +81,7 @@ pub struct Route {
     /// Destination.
     pub dst: IpNet,
     /// Next hop; the address's gateway where there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
     /// Path MTU in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,7 +107,7 @@ pub struct Dns {
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// The local domain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Search domains, preferred first.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
@@ -120,6 +133,10 @@ impl AddResult {
                 format!("prevResult is damaged: {reason}; it must be the result of ADD"),
             )
         };
+        // serde takes a list for a struct, too.
+        if !value.is_object() {
+            return Err(invalid("it is no JSON object".to_owned()));
+        }
         if let Some(version) = value.get("cniVersion") {
             version.as_str().unwrap_or_default().parse::<Version>().map_err(|error| invalid(error.msg))?;
         }
@@ -131,7 +148,12 @@ impl AddResult {
         }
     }
 
-    /// The result as the caller's version writes it.
+    /// The link of that name in a sandbox, and its place in `interfaces`.
+    pub fn sandbox_link(&self, ifname: &str) -> Option<(usize, &Interface)> {
+        self.interfaces.iter().enumerate().find(|(_, link)| link.name == ifname && link.sandbox.is_some())
+    }
+
+    /// The result as the caller's version writes it. What the version has no word for is left out.
     pub fn to_json(&self, version: Version) -> Result<Value, CniError> {
         let mut shaped = self.clone();
         if version < Version::V1_1_0 {
@@ -171,4 +193,22 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// To Go an empty text and an absent one are the same.
+fn empty_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error| D::Error::custom(format!("{text:?}: {error}")))
+}
+
+fn negative_is_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let index = Option::<i64>::deserialize(deserializer)?;
+    Ok(index.and_then(|index| usize::try_from(index).ok()))
 }

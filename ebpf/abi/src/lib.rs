@@ -6,7 +6,8 @@
 //! the struct on either side.
 //!
 //! * [`service`]: services, backends, slots, flows and counters of the socket load balancer;
-//! * [`pod`]: the pods of this node, what each pod link may send, and drop reasons;
+//! * [`pod`] and [`pod_address`]: the pods of this node, and what each pod link may send;
+//! * [`drop_reason`]: why a packet of a pod went nowhere;
 //! * [`limits`]: how large each map is;
 //! * [`names`]: what maps, programs and pins are called.
 //!
@@ -14,18 +15,22 @@
 //! machine's own order. The constructors hide that.
 //!
 //! A change to any layout, map size or meaning raises [`ABI_VERSION`], which is part of the pin path: programs of one
-//! version never see maps of another.
+//! version never see maps of another. A new map does not: who does not know it leaves it alone, and who does makes it.
 
 #![no_std]
 
+pub mod drop_reason;
 pub mod limits;
 pub mod names;
 pub mod pod;
+pub mod pod_address;
 pub mod service;
 #[cfg(feature = "user")]
 mod user;
 
-pub use pod::{DropReason, POD_REDIRECT, PodKey, PodLink, PodValue};
+pub use drop_reason::DropReason;
+pub use pod::{NO_IPV4, POD_IPV6, POD_REDIRECT, PodLink, PodValue};
+pub use pod_address::{Pod6Key, PodAddressKey, PodKey};
 pub use service::{
     BackendValue, FlowKey, FlowValue, PROTO_TCP, PROTO_UDP, PROTO_WILDCARD, Protocol, ServiceCounters,
     ServiceKey, ServiceValue,

@@ -17,11 +17,14 @@ pub const FLOWS_MAX: u32 = 65_536;
 /// Counters per frontend, indexed by service identifier: as many as there are frontends.
 pub const SERVICE_COUNTERS_MAX: u32 = SERVICES_MAX;
 
-/// Pods of this node: well above what a kubelet admits (110 to 500).
+/// Pods of this node, in each family: well above what a kubelet admits (110 to 500).
 pub const PODS_MAX: u32 = 4_096;
 
 /// Pod links of this node: one per pod and interface.
 pub const POD_LINKS_MAX: u32 = 4_096;
+
+/// Addresses of pod links: one of each family for each link.
+pub const POD_ADDRESSES_MAX: u32 = 2 * POD_LINKS_MAX;
 
 /// Drop counters: more than there are reasons, so that a new reason does not change the map.
 pub const DROPS_MAX: u32 = 16;

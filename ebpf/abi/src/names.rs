@@ -13,16 +13,31 @@ pub const FLOWS: &str = "FLOWS";
 pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
 /// [`PodKey`](crate::PodKey) to [`PodValue`](crate::PodValue), hash.
 pub const PODS: &str = "PODS";
+/// [`Pod6Key`](crate::Pod6Key) to [`PodValue`](crate::PodValue), hash.
+pub const PODS6: &str = "PODS6";
 /// Interface index of the host end to [`PodLink`](crate::PodLink), hash.
 pub const POD_LINKS: &str = "POD_LINKS";
+/// [`PodAddressKey`](crate::PodAddressKey) to a reserved `u32` of zero, hash.
+pub const POD_ADDRESSES: &str = "POD_ADDRESSES";
 /// [`DropReason`](crate::DropReason) to a packet count (`u64`), per-CPU array.
 pub const DROPS: &str = "DROPS";
 /// Array of one `u32`: interface index of the overlay device; 0 while there is none.
 pub const OVERLAY: &str = "OVERLAY";
 
 /// Every map of the datapath.
-pub const MAPS: [&str; 9] =
-    [SERVICES, BACKENDS, SLOTS, FLOWS, SERVICE_COUNTERS, PODS, POD_LINKS, DROPS, OVERLAY];
+pub const MAPS: [&str; 11] = [
+    SERVICES,
+    BACKENDS,
+    SLOTS,
+    FLOWS,
+    SERVICE_COUNTERS,
+    PODS,
+    PODS6,
+    POD_LINKS,
+    POD_ADDRESSES,
+    DROPS,
+    OVERLAY,
+];
 
 /// cgroup/connect4: translates a connection once, at the socket.
 pub const CONNECT4: &str = "weft_connect4";

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods of this node as the packet program sees them.
 
-use core::fmt;
 use core::net::Ipv4Addr;
 
 /// Flag of [`PodValue`] and [`PodLink`]: packets between this pod and others of the node that have it too go straight
@@ -9,25 +8,11 @@ use core::net::Ipv4Addr;
 /// host's stack. Both directions or none: half a connection would confuse the stack's conntrack.
 pub const POD_REDIRECT: u32 = 1;
 
-/// A pod's address. 4 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct PodKey {
-    /// Address, network order.
-    pub addr: [u8; 4],
-}
+/// Flag of [`PodLink`]: the link has an IPv6 address in POD_ADDRESSES; without it the pod may not send IPv6 at all.
+pub const POD_IPV6: u32 = 2;
 
-impl PodKey {
-    /// The pod with this address.
-    pub const fn new(address: Ipv4Addr) -> Self {
-        Self { addr: address.octets() }
-    }
-
-    /// The pod's address.
-    pub const fn address(&self) -> Ipv4Addr {
-        address(self.addr)
-    }
-}
+/// [`PodLink::addr`] of a link that may not send IPv4 or ARP.
+pub const NO_IPV4: [u8; 4] = [0; 4];
 
 /// How a pod of this node is reached. 20 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,88 +32,37 @@ pub struct PodValue {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct PodLink {
-    /// The only IPv4 source and ARP sender address, network order.
+    /// The first IPv4 source and ARP sender address, network order; [`NO_IPV4`] without one. Further addresses, and
+    /// those of IPv6, are in POD_ADDRESSES.
     pub addr: [u8; 4],
     /// The only source MAC and ARP sender hardware address.
     pub mac: [u8; 6],
     /// Zero.
     pub pad: [u8; 2],
-    /// [`POD_REDIRECT`] or 0.
+    /// Of [`POD_REDIRECT`] and [`POD_IPV6`].
     pub flags: u32,
 }
 
 impl PodLink {
-    /// A link that may send from `address` and `mac` only; `flags` is [`POD_REDIRECT`] or 0.
-    pub const fn new(address: Ipv4Addr, mac: [u8; 6], flags: u32) -> Self {
-        Self { addr: address.octets(), mac, pad: [0; 2], flags }
+    /// A link that may send from `mac` only, IPv4 and ARP first of all from `address`; `flags` is of [`POD_REDIRECT`]
+    /// and [`POD_IPV6`].
+    pub const fn new(address: Option<Ipv4Addr>, mac: [u8; 6], flags: u32) -> Self {
+        let addr = match address {
+            Some(address) => address.octets(),
+            None => NO_IPV4,
+        };
+        Self { addr, mac, pad: [0; 2], flags }
     }
 
-    /// The pod's address.
-    pub const fn address(&self) -> Ipv4Addr {
-        address(self.addr)
+    /// The first IPv4 address, when the pod has one.
+    pub const fn address(&self) -> Option<Ipv4Addr> {
+        let [a, b, c, d] = self.addr;
+        if a | b | c | d == 0 { None } else { Some(Ipv4Addr::new(a, b, c, d)) }
     }
-}
-
-/// Why the packet program dropped a packet; the number is the index in DROPS and never changes its meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u32)]
-pub enum DropReason {
-    /// The link has no entry in POD_LINKS: nothing says what it may send.
-    UnknownLink = 0,
-    /// Shorter than its headers, or an IPv4 header that is none.
-    Malformed = 1,
-    /// The source MAC is not the pod's.
-    SourceMac = 2,
-    /// The IPv4 source is not the pod's.
-    SourceAddress = 3,
-    /// An ARP sender address (hardware or IPv4) that is not the pod's.
-    ArpSender = 4,
-    /// Neither IPv4 nor ARP: nothing checks the source of those, so they do not leave the pod.
-    EtherType = 5,
-}
-
-impl DropReason {
-    /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
-        Self::UnknownLink,
-        Self::Malformed,
-        Self::SourceMac,
-        Self::SourceAddress,
-        Self::ArpSender,
-        Self::EtherType,
-    ];
-
-    /// The index in DROPS.
-    pub const fn index(self) -> u32 {
-        self as u32
-    }
-
-    /// A short name for logs and metric labels.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::UnknownLink => "unknown-link",
-            Self::Malformed => "malformed",
-            Self::SourceMac => "source-mac",
-            Self::SourceAddress => "source-address",
-            Self::ArpSender => "arp-sender",
-            Self::EtherType => "ether-type",
-        }
-    }
-}
-
-impl fmt::Display for DropReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-const fn address([a, b, c, d]: [u8; 4]) -> Ipv4Addr {
-    Ipv4Addr::new(a, b, c, d)
 }
 
 // The layouts are the ABI: a change here must fail to compile before it confuses a running program.
 const _: () = {
-    assert!(size_of::<PodKey>() == 4);
     assert!(size_of::<PodValue>() == 20);
     assert!(size_of::<PodLink>() == 16);
 };
@@ -138,10 +72,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_stand_at_their_own_index() {
-        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason.index() as usize, index);
-        }
-        assert!(DropReason::ALL.len() <= crate::limits::DROPS_MAX as usize);
+    fn a_link_without_ipv4_has_no_address() {
+        assert_eq!(PodLink::new(None, [2; 6], POD_IPV6).address(), None);
+        let address = Ipv4Addr::new(10, 244, 0, 7);
+        assert_eq!(PodLink::new(Some(address), [2; 6], 0).address(), Some(address));
     }
 }

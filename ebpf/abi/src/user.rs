@@ -4,7 +4,8 @@
 #![allow(unsafe_code, reason = "aya's Pod is an unsafe trait; the layouts are asserted beside the types")]
 
 use crate::{
-    BackendValue, FlowKey, FlowValue, PodKey, PodLink, PodValue, ServiceCounters, ServiceKey, ServiceValue,
+    BackendValue, FlowKey, FlowValue, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters,
+    ServiceKey, ServiceValue,
 };
 
 // SAFETY: repr(C), integers only, no implicit padding (sizes asserted): every bit pattern is a value.
@@ -21,6 +22,10 @@ unsafe impl aya::Pod for FlowValue {}
 unsafe impl aya::Pod for ServiceCounters {}
 // SAFETY: as above.
 unsafe impl aya::Pod for PodKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod6Key {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PodAddressKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for PodValue {}
 // SAFETY: as above.

@@ -29,13 +29,13 @@ pub fn remove_all(pin_dir: &Path) -> Result<Removed, CleanError> {
     for index in pod_links(pin_dir) {
         // A filter that cannot be removed goes with its interface.
         if let Some(interface) = clsact::interface_name(index)
-            && clsact::detach(names::POD_INGRESS, &interface).is_ok()
+            && clsact::detach(&interface).is_ok_and(|was_there| was_there)
         {
             removed.filters += 1;
         }
     }
     if let Some(interface) = overlay(pin_dir).and_then(clsact::interface_name)
-        && clsact::detach(names::OVERLAY_INGRESS, &interface).is_ok()
+        && clsact::detach(&interface).is_ok_and(|was_there| was_there)
     {
         removed.filters += 1;
     }

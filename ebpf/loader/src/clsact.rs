@@ -5,12 +5,13 @@ use crate::{error::AttachError, link::Attached};
 use aya::{
     Ebpf,
     programs::{
-        SchedClassifier, TcAttachType,
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+        ProgramError, SchedClassifier, TcAttachType,
+        links::Link as _,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
 
-/// Our filter's place: the same number that marks our routes.
+/// Our filter's place: the same number that marks our routes. What has a lower one sees packets before they are checked.
 const PRIORITY: u16 = 157;
 /// With the priority it names our filter, so that a later run replaces it.
 const HANDLE: TcHandle = TcHandle::new(0, 1);
@@ -47,22 +48,24 @@ pub(crate) fn attach(ebpf: &mut Ebpf, name: &'static str, interface: &str) -> Re
     Ok(outcome)
 }
 
-/// Removes our filter; absent is fine, as are a qdisc or interface that is gone.
-pub(crate) fn detach(name: &'static str, interface: &str) -> Result<(), AttachError> {
-    match tc::qdisc_detach_program(interface, TcAttachType::Ingress, name) {
-        Ok(()) => Ok(()),
-        Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(TcError::IoError(error)) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        Err(TcError::NetlinkError(error))
+/// Removes our filter, by its place: filters of others on the same qdisc stay, whatever they are. `false` when there was none,
+/// or no qdisc or interface (any more).
+pub(crate) fn detach(interface: &str) -> Result<bool, AttachError> {
+    let failed =
+        |reason: String| AttachError::Clsact { action: "remove", interface: interface.to_owned(), reason };
+    let link = match SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None) {
+        Ok(link) => link,
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    match link.detach() {
+        Ok(()) => Ok(true),
+        Err(ProgramError::NetlinkError(error))
             if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::EINVAL)) =>
         {
-            Ok(())
+            Ok(false)
         }
-        Err(error) => Err(AttachError::Clsact {
-            action: "remove",
-            interface: interface.to_owned(),
-            reason: error.to_string(),
-        }),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
 

@@ -2,8 +2,9 @@
 //! The datapath of one node: its maps and programs, loaded or adopted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
+    net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -14,8 +15,8 @@ use aya::{
     programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier},
 };
 use ebpf_abi::{
-    BackendValue, PodKey, PodLink, PodValue, ServiceCounters, ServiceKey, ServiceValue, limits::SLOTS_MAX,
-    names,
+    BackendValue, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters, ServiceKey,
+    ServiceValue, limits::SLOTS_MAX, names,
 };
 use lb::Image;
 
@@ -65,11 +66,16 @@ pub struct Datapath {
     pub(crate) slots: Slots,
     pub(crate) counters: PerCpuArray<MapData, ServiceCounters>,
     pub(crate) pods: HashMap<MapData, PodKey, PodValue>,
+    pub(crate) pods6: HashMap<MapData, Pod6Key, PodValue>,
     pub(crate) pod_links: HashMap<MapData, u32, PodLink>,
+    pub(crate) pod_addresses: HashMap<MapData, PodAddressKey, u32>,
     pub(crate) drops: PerCpuArray<MapData, u64>,
     pub(crate) overlay: Array<MapData, u32>,
     /// What the maps hold as far as we know: written differences are computed against it.
     pub(crate) programmed: Image,
+    /// Addresses of pods in any of the maps, by interface index, as far as we know: an attachment removes those that it
+    /// does not list, without a walk through all maps.
+    pub(crate) known_addresses: BTreeMap<u32, BTreeSet<IpAddr>>,
 }
 
 impl Datapath {
@@ -110,15 +116,20 @@ impl Datapath {
             slots,
             counters: take(&mut ebpf, names::SERVICE_COUNTERS, PerCpuArray::try_from)?,
             pods: take(&mut ebpf, names::PODS, HashMap::try_from)?,
+            pods6: take(&mut ebpf, names::PODS6, HashMap::try_from)?,
             pod_links: take(&mut ebpf, names::POD_LINKS, HashMap::try_from)?,
+            pod_addresses: take(&mut ebpf, names::POD_ADDRESSES, HashMap::try_from)?,
             drops: take(&mut ebpf, names::DROPS, PerCpuArray::try_from)?,
             overlay: take(&mut ebpf, names::OVERLAY, Array::try_from)?,
             programmed: Image::default(),
+            known_addresses: BTreeMap::new(),
             ebpf,
             config,
         };
         pod::sweep_dead_pins(&links_dir);
         datapath.observed_image()?;
+        datapath.known_addresses =
+            datapath.pods()?.into_iter().map(|(index, pod)| (index, pod.addresses)).collect();
         tracing::info!(
             pin_dir = %datapath.config.pin_dir.display(),
             services = datapath.programmed.services.len(),

@@ -16,7 +16,7 @@
 //!
 //! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs;
 //! * `image.rs`: the service image, read back and written as a difference;
-//! * `cgroup.rs`, `pod.rs`, `overlay.rs`: attachments; `link.rs` is what both share, `clsact.rs` is for kernels without TCX;
+//! * `cgroup.rs`, `pod.rs`, `overlay.rs`: attachments; `pod_maps.rs` is what the maps say of a pod; `link.rs` is what both share, `clsact.rs` is for kernels without TCX;
 //! * [`probe()`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
 //! * [`remove_all`]: `netd clean`;
 //! * `sys`: bpf(2) and mmap(2), the only `unsafe`.
@@ -33,6 +33,7 @@ pub mod mounts;
 mod object;
 mod overlay;
 mod pod;
+mod pod_maps;
 mod probe;
 mod sys;
 

@@ -32,7 +32,7 @@ impl Datapath {
             let outcome =
                 link::ensure(names::OVERLAY_INGRESS, program, target, BPF_TCX_INGRESS as u32, &pin)?;
             // From the time of another attach mode. One that stays finds nothing left to do.
-            if let Err(error) = clsact::detach(names::OVERLAY_INGRESS, device) {
+            if let Err(error) = clsact::detach(device) {
                 tracing::warn!(%error, "an old filter stays");
             }
             outcome
@@ -51,7 +51,7 @@ impl Datapath {
         self.overlay.set(ENTRY, NO_DEVICE, 0).map_err(MapAccessError::of(names::OVERLAY))?;
         unpin(&self.link_pin(PIN))?;
         if let Some(device) = index.and_then(clsact::interface_name) {
-            clsact::detach(names::OVERLAY_INGRESS, &device)?;
+            clsact::detach(&device)?;
         }
         Ok(())
     }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-//! The BPF programs of the datapath, IPv4, TCP and UDP.
+//! The BPF programs of the datapath: services over IPv4 (TCP and UDP), pod links over IPv4 and IPv6.
 //!
 //! * [`service`] picks a backend for a frontend; pure apart from the maps;
 //! * [`socket`] is what the four cgroup programs do to a socket's address;
-//! * [`pod`] is what happens to a packet that a pod sends, [`overlay`] to one that another node's pod sent;
+//! * [`pod`] and [`pod6`] are what happens to a packet that a pod sends, [`neighbour`] is about what it says in ICMPv6,
+//!   [`overlay`] about packets that another node's pod sent;
 //! * [`maps`] and [`packet`] are the only places with `unsafe`: maps, context fields, helpers.
 //!
 //! Names, layouts and sizes come from `ebpf-abi`; the loader is `ebpf-loader`.
@@ -11,10 +12,13 @@
 #![no_std]
 #![no_main]
 
+mod extension;
 mod maps;
+mod neighbour;
 mod overlay;
 mod packet;
 mod pod;
+mod pod6;
 mod service;
 mod socket;
 

@@ -6,11 +6,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use ebpf_abi::{
-    BackendValue, DropReason, FlowKey, FlowValue, PodKey, PodLink, PodValue, ServiceCounters, ServiceKey,
-    ServiceValue,
+    BackendValue, DropReason, FlowKey, FlowValue, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue,
+    ServiceCounters, ServiceKey, ServiceValue,
     limits::{
-        BACKENDS_MAX, DROPS_MAX, FLOWS_MAX, POD_LINKS_MAX, PODS_MAX, SERVICE_COUNTERS_MAX, SERVICES_MAX,
-        SLOTS_MAX,
+        BACKENDS_MAX, DROPS_MAX, FLOWS_MAX, POD_ADDRESSES_MAX, POD_LINKS_MAX, PODS_MAX, SERVICE_COUNTERS_MAX,
+        SERVICES_MAX, SLOTS_MAX,
     },
 };
 
@@ -33,7 +33,11 @@ static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> =
 #[map]
 static PODS: HashMap<PodKey, PodValue> = HashMap::with_max_entries(PODS_MAX, 0);
 #[map]
+static PODS6: HashMap<Pod6Key, PodValue> = HashMap::with_max_entries(PODS_MAX, 0);
+#[map]
 static POD_LINKS: HashMap<u32, PodLink> = HashMap::with_max_entries(POD_LINKS_MAX, 0);
+#[map]
+static POD_ADDRESSES: HashMap<PodAddressKey, u32> = HashMap::with_max_entries(POD_ADDRESSES_MAX, 0);
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROPS_MAX, 0);
 #[map]
@@ -111,11 +115,24 @@ pub(crate) fn pod(key: &PodKey) -> Option<PodValue> {
     PODS.get_ptr(key).map(|value| unsafe { value.read() })
 }
 
+/// How to reach a pod of this node by IPv6.
+#[inline(always)]
+pub(crate) fn pod6(key: &Pod6Key) -> Option<PodValue> {
+    // SAFETY: as above.
+    PODS6.get_ptr(key).map(|value| unsafe { value.read() })
+}
+
 /// What a pod link may send.
 #[inline(always)]
 pub(crate) fn pod_link(ifindex: u32) -> Option<PodLink> {
     // SAFETY: as above.
     POD_LINKS.get_ptr(ifindex).map(|value| unsafe { value.read() })
+}
+
+/// Whether a pod link may send from this address.
+#[inline(always)]
+pub(crate) fn may_send_from(ifindex: u32, addr: [u8; 16]) -> bool {
+    POD_ADDRESSES.get_ptr(PodAddressKey { ifindex, addr }).is_some()
 }
 
 /// Interface index of the overlay device, while there is one.

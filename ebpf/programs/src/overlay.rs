@@ -3,25 +3,47 @@
 //! that is all. Packets of the nodes themselves, of pods without [`POD_REDIRECT`], and whatever the routes do not know take
 //! the stack as before.
 
-use ebpf_abi::{POD_REDIRECT, PodKey};
+use ebpf_abi::{POD_REDIRECT, Pod6Key, PodKey, PodValue};
 
 use crate::{
     maps,
-    packet::{ETHER_IPV4, Head, Hop, Packet},
+    packet::{ETHER_IPV4, ETHER_IPV6, Head, Head6, Hop, Packet},
     pod::TTL_LAST,
+    pod6,
 };
 
 /// Where a packet from another node goes: the host end of the pod it is for, when that pod allows it.
 #[inline(always)]
 pub(crate) fn ingress(packet: &Packet) -> Option<u32> {
     let head = packet.head()?;
+    match head.ether_type {
+        ETHER_IPV4 => ingress4(packet, &head),
+        ETHER_IPV6 => ingress6(packet),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn ingress4(packet: &Packet, head: &Head) -> Option<u32> {
     let [version, _, _, _, _, _, _, _, ttl, _, _, _, _, _, _, _, d0, d1, d2, d3] = head.body;
-    if head.ether_type != ETHER_IPV4 || version >> 4 != 4 || version & 0x0f < 5 || ttl <= TTL_LAST {
+    if version >> 4 != 4 || version & 0x0f < 5 || ttl <= TTL_LAST {
         return None;
     }
     let pod = maps::pod(&PodKey { addr: [d0, d1, d2, d3] })?;
-    let hop = Hop { dst: pod.mac, src: pod.host_mac };
-    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(&head, &hop) {
+    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &hop_to(&pod)) {
+        return None;
+    }
+    Some(pod.ifindex)
+}
+
+#[inline(always)]
+fn ingress6(packet: &Packet) -> Option<u32> {
+    let head = packet.head6()?;
+    if !pod6::is_plain(&head) {
+        return None;
+    }
+    let pod = maps::pod6(&Pod6Key { addr: head.dst })?;
+    if pod.flags & POD_REDIRECT == 0 || !packet.readdress6(&head, &hop_to(&pod)) {
         return None;
     }
     Some(pod.ifindex)
@@ -37,4 +59,21 @@ pub(crate) fn egress(packet: &Packet, head: &Head, src: [u8; 4], dst: [u8; 4]) -
         return None;
     }
     Some(overlay)
+}
+
+/// The same for IPv6.
+#[inline(always)]
+pub(crate) fn egress6(packet: &Packet, head: &Head6) -> Option<u32> {
+    let overlay = maps::overlay()?;
+    let (ifindex, hop) = packet.route6(head.src, head.dst)?;
+    if ifindex != overlay || !packet.readdress6(head, &hop) {
+        return None;
+    }
+    Some(overlay)
+}
+
+/// The last hop to a pod of this node.
+#[inline(always)]
+pub(crate) fn hop_to(pod: &PodValue) -> Hop {
+    Hop { dst: pod.mac, src: pod.host_mac }
 }

@@ -1,24 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //! What happens to a packet that a pod sends.
 //!
-//! 1. It must be the pod's own: source MAC, IPv4 source, ARP sender. Anything else is dropped and counted by reason.
+//! 1. It must be the pod's own: source MAC, IP source, ARP sender; neighbour discovery is in [`neighbour`](crate::neighbour).
+//!    Anything else is dropped and counted by reason.
 //! 2. To a pod of this node it goes straight into that pod's netns, when both allow that.
 //! 3. To a pod of another node it goes straight to the overlay device, when the host's routes say so.
-//! 4. The rest is the host stack's.
+//! 4. The rest is the host stack's: the next program and the qdisc's filters see it, too.
+//!
+//! IPv4 and ARP are here, IPv6 is in [`pod6`].
 
-use ebpf_abi::{DropReason, POD_REDIRECT, PodKey, PodLink};
+use ebpf_abi::{DropReason, NO_IPV4, POD_IPV6, POD_REDIRECT, PodKey, PodLink, pod_address::mapped};
 
 use crate::{
     maps, overlay,
-    packet::{ETHER_ARP, ETHER_IPV4, Head, Hop, Packet},
+    packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Head, Packet},
+    pod6,
 };
 
 /// Hardware type 1 (Ethernet), protocol type IPv4, lengths 6 and 4 (RFC 826).
 const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 /// The sender of an address probe (RFC 5227): claims nothing, so a pod may send it.
 const ARP_PROBE_SENDER: [u8; 4] = [0; 4];
-/// From this TTL on a packet ends at this hop; the host's stack says so to the sender.
+/// From this TTL (or hop limit) on a packet ends at this hop; the host's stack says so to the sender.
 pub(crate) const TTL_LAST: u8 = 1;
+
+/// First byte of 127.0.0.0/8 (RFC 1122 section 3.2.1.3).
+const LOOPBACK_NET: u8 = 127;
 
 /// Where the packet goes.
 pub(crate) enum Verdict {
@@ -43,20 +50,21 @@ pub(crate) fn ingress(packet: &Packet) -> Verdict {
         return Verdict::Drop(DropReason::EtherType);
     }
     match head.ether_type {
-        ETHER_ARP => arp(&link, &head),
-        ETHER_IPV4 => ipv4(packet, &link, &head),
+        ETHER_ARP if link.addr != NO_IPV4 => arp(packet, &link, &head),
+        ETHER_IPV4 if link.addr != NO_IPV4 => ipv4(packet, &link, &head),
+        ETHER_IPV6 if link.flags & POD_IPV6 != 0 => pod6::ingress(packet, &link),
         _ => Verdict::Drop(DropReason::EtherType),
     }
 }
 
 #[inline(always)]
-fn arp(link: &PodLink, head: &Head) -> Verdict {
+fn arp(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
     let [h0, h1, p0, p1, hl, pl, _, _, m0, m1, m2, m3, m4, m5, a0, a1, a2, a3, ..] = head.body;
     if [h0, h1, p0, p1, hl, pl] != ARP_ETHERNET_IPV4 {
         return Verdict::Drop(DropReason::Malformed);
     }
     let sender = [a0, a1, a2, a3];
-    if [m0, m1, m2, m3, m4, m5] != link.mac || (sender != link.addr && sender != ARP_PROBE_SENDER) {
+    if [m0, m1, m2, m3, m4, m5] != link.mac || (sender != ARP_PROBE_SENDER && !is_own(packet, link, sender)) {
         return Verdict::Drop(DropReason::ArpSender);
     }
     Verdict::Continue
@@ -69,8 +77,13 @@ fn ipv4(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
     if version >> 4 != 4 || version & 0x0f < 5 {
         return Verdict::Drop(DropReason::Malformed);
     }
-    if [s0, s1, s2, s3] != link.addr {
+    let src = [s0, s1, s2, s3];
+    if !is_own(packet, link, src) {
         return Verdict::Drop(DropReason::SourceAddress);
+    }
+    // Mapped ports open the pod's link for the node's loopback addresses (route_localnet); not for the pod.
+    if d0 == LOOPBACK_NET {
+        return Verdict::Drop(DropReason::LoopbackAddress);
     }
     // Both ends must allow it: a connection with one direction past the host's stack confuses its conntrack.
     if link.flags & POD_REDIRECT == 0 || ttl <= TTL_LAST {
@@ -78,13 +91,19 @@ fn ipv4(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
     }
     let dst = [d0, d1, d2, d3];
     let Some(pod) = maps::pod(&PodKey { addr: dst }) else {
-        return match overlay::egress(packet, head, link.addr, dst) {
+        return match overlay::egress(packet, head, src, dst) {
             Some(ifindex) => Verdict::Forward { ifindex },
             None => Verdict::Continue,
         };
     };
-    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &Hop { dst: pod.mac, src: pod.host_mac }) {
+    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &overlay::hop_to(&pod)) {
         return Verdict::Continue;
     }
     Verdict::Deliver { ifindex: pod.ifindex }
+}
+
+/// Whether the pod may send from this IPv4 address; nearly always it is the link's first.
+#[inline(always)]
+fn is_own(packet: &Packet, link: &PodLink, addr: [u8; 4]) -> bool {
+    addr == link.addr || maps::may_send_from(packet.ifindex(), mapped(addr))
 }

@@ -57,9 +57,114 @@ pub struct AllocateRequest {
     /// The pod's labels (args.cni.labels).
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Addresses that the caller wants; empty for any.
+    /// Addresses that the caller wants, one of a family at most; empty for any.
     #[serde(default)]
     pub requested_ips: Vec<IpAddr>,
+    /// Capability ipRanges: each set stands for one address of its family, from any range in it; empty for any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ip_ranges: Vec<Vec<IpRange>>,
+    /// The name whose addresses this attachment gets again, wherever it runs; none for ordinary addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<String>,
+    /// Capability aliases: further names of the pod in its namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Capability portMappings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// Capability bandwidth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    /// Capability cgroupPath, as the runtime gave it; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_path: Option<String>,
+    /// Whether packets of this pod may pass by the host's stack; no where another plugin of the chain works there.
+    #[serde(default = "yes")]
+    pub fast_path: bool,
+    /// The link that an earlier plugin of the chain made: netd gives no addresses and touches no link, it publishes the pod
+    /// with these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<AdoptedLink>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A range of addresses (CNI capability ipRanges), both ends in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpRange {
+    /// The prefix that the range lies in.
+    pub subnet: IpNet,
+    /// First address; that of the subnet where none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<IpAddr>,
+    /// Last address; that of the subnet where none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<IpAddr>,
+}
+
+/// A port of the host that leads to one of the pod (CNI capability portMappings).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// The host's address; none for every address of the host in the pod's families.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+    /// The host's port, never 0.
+    pub host_port: u16,
+    /// The pod's port, never 0.
+    pub container_port: u16,
+    /// The transport.
+    pub protocol: PortProtocol,
+}
+
+/// Transport protocol of a port mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortProtocol {
+    /// SCTP (RFC 9260)
+    Sctp,
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+impl std::fmt::Display for PortProtocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sctp => "sctp",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Limits of a pod's traffic (CNI capability bandwidth), as the pod sees it. A rate of 0 means no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// To the pod, in bits per second.
+    #[serde(default)]
+    pub ingress_rate: u64,
+    /// Burst to the pod, in bits.
+    #[serde(default)]
+    pub ingress_burst: u64,
+    /// From the pod, in bits per second.
+    #[serde(default)]
+    pub egress_rate: u64,
+    /// Burst from the pod, in bits.
+    #[serde(default)]
+    pub egress_burst: u64,
+}
+
+/// A link that another plugin made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedLink {
+    /// Its addresses, as that plugin's result has them.
+    pub addresses: Vec<IpNet>,
+    /// Its MAC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
 }
 
 /// What the pod's link shall look like.
@@ -67,11 +172,11 @@ pub struct AllocateRequest {
 pub struct AllocateReply {
     /// The pod's addresses, each with its full-length prefix (/32, /128).
     pub addresses: Vec<IpNet>,
-    /// The pod's gateway: link-local, reached on link.
-    pub gateway: IpAddr,
+    /// The pod's gateways, one of each family: link-local, reached on link. None for an adopted link.
+    pub gateways: Vec<IpAddr>,
     /// MTU of both ends of the veth, in bytes.
     pub mtu: u32,
-    /// The veth's host end.
+    /// The veth's host end; empty for an adopted link.
     pub host_ifname: String,
     /// What the pod's resolv.conf shall say.
     #[serde(default)]
@@ -119,17 +224,23 @@ pub struct CommitRequest {
 pub struct CheckReply {
     /// The pod's addresses, each with its full-length prefix.
     pub addresses: Vec<IpNet>,
-    /// The pod's gateway.
-    pub gateway: IpAddr,
-    /// The veth's host end.
+    /// The pod's gateways, one of each family; none for an adopted link.
+    pub gateways: Vec<IpAddr>,
+    /// The veth's host end; empty for an adopted link.
     pub host_ifname: String,
     /// MAC of the container end; nothing before the commit.
     #[serde(default)]
     pub container_mac: Option<String>,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
-    /// Whether the datapath programs are attached to the host end now.
+    /// Whether the datapath programs are attached to the host end now; true for an adopted link, which has none.
     pub attached: bool,
+    /// Whether an earlier plugin of the chain made the link.
+    #[serde(default)]
+    pub adopted: bool,
+    /// What netd itself finds wrong: a missing rule of a mapped port, a missing limit, an address it has no record of.
+    #[serde(default)]
+    pub differences: Vec<String>,
 }
 
 /// One entry of GET [`crate::paths::PODS`].
@@ -156,6 +267,12 @@ pub struct PodInfo {
     /// The pod's labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Further names of the pod in its namespace.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Its control group, as the runtime named it; told by its own node only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_path: Option<String>,
     /// Whether it runs on the node that answers.
     pub local: bool,
 }

@@ -15,6 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
+use crate::admin::{
+    IpamCheckReply, NodeRemoveReply, NodeRemoveRequest, PodLabelReply, PodLabelRequest, PoolAddRequest,
+    PoolRequest, StickyRequest,
+};
 use crate::attachment::{
     AllocateReply, AllocateRequest, CheckReply, CheckRequest, CommitRequest, Empty, PodInfo, ReleaseRequest,
 };
@@ -27,6 +31,9 @@ use crate::{ApiError, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, paths};
 /// How long a request may take when the caller has no opinion: netd itself waits at most 5 s for the store.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The header that carries a trace (W3C Trace Context).
+pub const TRACEPARENT: &str = "traceparent";
+
 /// How much of an answer that is not ours goes into an error message, in characters.
 const EXCERPT_CHARS_MAX: usize = 200;
 
@@ -36,6 +43,7 @@ const EXCERPT_CHARS_MAX: usize = 200;
 pub struct Client {
     socket: PathBuf,
     timeout: Duration,
+    traceparent: Option<String>,
 }
 
 /// Why a request failed.
@@ -119,7 +127,15 @@ impl ClientError {
 impl Client {
     /// A client for `socket`; `timeout` bounds each request from connect to the last byte.
     pub fn new(socket: PathBuf, timeout: Duration) -> Self {
-        Self { socket, timeout }
+        Self { socket, timeout, traceparent: None }
+    }
+
+    /// The same client, whose requests belong to a trace: netd's span becomes a child of `traceparent` (W3C Trace Context,
+    /// `00-<trace id>-<span id>-<flags>`). A value that cannot be a header is left out.
+    #[must_use]
+    pub fn in_trace(mut self, traceparent: Option<String>) -> Self {
+        self.traceparent = traceparent;
+        self
     }
 
     /// The socket.
@@ -175,6 +191,51 @@ impl Client {
     /// Pools, blocks and this node's addresses.
     pub async fn ipam(&self) -> Result<IpamInfo, ClientError> {
         self.fetch(paths::IPAM).await
+    }
+
+    /// Compares all witnesses of the addresses.
+    pub async fn ipam_check(&self) -> Result<IpamCheckReply, ClientError> {
+        self.fetch(paths::IPAM_CHECK).await
+    }
+
+    /// Mends what the check has proven.
+    pub async fn ipam_repair(&self) -> Result<IpamCheckReply, ClientError> {
+        self.post(paths::IPAM_REPAIR, &Empty {}).await
+    }
+
+    /// Adds a pool.
+    pub async fn pool_add(&self, request: &PoolAddRequest) -> Result<Empty, ClientError> {
+        self.post(paths::POOL_ADD, request).await
+    }
+
+    /// Stops a pool from giving anything new.
+    pub async fn pool_drain(&self, request: &PoolRequest) -> Result<Empty, ClientError> {
+        self.post(paths::POOL_DRAIN, request).await
+    }
+
+    /// Takes a drained pool into use again.
+    pub async fn pool_undrain(&self, request: &PoolRequest) -> Result<Empty, ClientError> {
+        self.post(paths::POOL_UNDRAIN, request).await
+    }
+
+    /// Removes an empty pool.
+    pub async fn pool_remove(&self, request: &PoolRequest) -> Result<Empty, ClientError> {
+        self.post(paths::POOL_REMOVE, request).await
+    }
+
+    /// Makes a sticky name give its addresses up.
+    pub async fn sticky_remove(&self, request: &StickyRequest) -> Result<Empty, ClientError> {
+        self.post(paths::STICKY_REMOVE, request).await
+    }
+
+    /// Removes a node for good; ask again until the answer says done.
+    pub async fn node_remove(&self, request: &NodeRemoveRequest) -> Result<NodeRemoveReply, ClientError> {
+        self.post(paths::NODE_REMOVE, request).await
+    }
+
+    /// Sets and drops labels of a pod on this node.
+    pub async fn pod_label(&self, request: &PodLabelRequest) -> Result<PodLabelReply, ClientError> {
+        self.post(paths::POD_LABEL, request).await
     }
 
     /// Creates or changes objects.
@@ -236,14 +297,18 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "netd")
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::CONNECTION, "close")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| self.protocol(path, error))?;
+            .header(header::CONNECTION, "close");
+        let trace = self.traceparent.as_deref().map(header::HeaderValue::from_str);
+        if let Some(Ok(value)) = trace {
+            request = request.header(TRACEPARENT, value);
+        }
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| self.protocol(path, error))?;
 
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unconnected(source))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

@@ -19,6 +19,21 @@ pub struct IpamInfo {
     /// The allocations in this node's blocks.
     #[serde(default)]
     pub addresses: Vec<AddressInfo>,
+    /// Names whose addresses follow them from node to node.
+    #[serde(default)]
+    pub sticky: Vec<StickyInfo>,
+}
+
+/// A sticky name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StickyInfo {
+    /// The name.
+    pub name: String,
+    /// Its addresses, one of a family.
+    pub addresses: Vec<IpAddr>,
+    /// The name of the node where an attachment has them now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// A pool and how full it is. Counts are u64 and saturate (an IPv6 pool has more addresses than that).
@@ -36,6 +51,15 @@ pub struct PoolInfo {
     pub blocks_claimed: u64,
     /// Addresses in use in claimed blocks.
     pub used: u64,
+    /// `active` or `draining`.
+    #[serde(default)]
+    pub state: String,
+    /// Labels that a node must have to claim from it.
+    #[serde(default)]
+    pub node_selector: std::collections::BTreeMap<String, String>,
+    /// When the last block will be claimed at the pace of late, in seconds from now; none where it grows too little to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_in_secs: Option<u64>,
 }
 
 /// A claimed block.

@@ -10,12 +10,17 @@
 //! | GET [`paths::STATUS`] | | [`Status`] | weft-cni STATUS, `weft status` |
 //! | GET [`paths::NODES`], [`paths::PODS`], [`paths::SERVICES`], [`paths::IPAM`] | | lists | `weft` |
 //! | GET [`paths::service`] | | [`ServiceDetail`] | `weft service get` |
+//! | GET [`paths::IPAM_CHECK`], POST [`paths::IPAM_REPAIR`] | | [`IpamCheckReply`] | `weft ipam check`, `weft ipam repair` |
+//! | POST [`paths::POOL_ADD`] and so on | [`PoolAddRequest`], [`PoolRequest`], [`StickyRequest`] | `{}` | `weft ipam pool`, `weft ipam sticky` |
+//! | POST [`paths::NODE_REMOVE`] | [`NodeRemoveRequest`] | [`NodeRemoveReply`] | `weft node rm` |
+//! | POST [`paths::POD_LABEL`] | [`PodLabelRequest`] | [`PodLabelReply`] | `weft pod label` |
 //! | POST [`paths::APPLY`], [`paths::DELETE`] | [`ApplyRequest`], [`DeleteRequest`] | [`ApplyReply`], [`DeleteReply`] | `weft apply`, `weft delete` |
 //!
 //! A failure is a 4xx or 5xx status with an [`ApiError`]. Unknown fields are ignored on both sides and new fields
 //! have defaults, so that a client of version N talks to a netd of version N−1 and the other way round.
 //! [`deferred`] is the queue of DELs that found no netd: the only part of the API that is files.
 
+mod admin;
 mod attachment;
 mod client;
 pub mod deferred;
@@ -26,14 +31,18 @@ pub mod paths;
 mod service;
 mod status;
 
-pub use attachment::{
-    AllocateReply, AllocateRequest, AttachmentId, CheckReply, CheckRequest, CommitRequest, DnsReply, Empty,
-    PodIdentity, PodInfo, ReleaseRequest,
+pub use admin::{
+    IpamCheckReply, IpamFinding, NodeRemoveReply, NodeRemoveRequest, PodLabelReply, PodLabelRequest,
+    PoolAddRequest, PoolRequest, StickyRequest,
 };
-pub use client::{Client, ClientError, DEFAULT_TIMEOUT};
+pub use attachment::{
+    AdoptedLink, AllocateReply, AllocateRequest, AttachmentId, Bandwidth, CheckReply, CheckRequest,
+    CommitRequest, DnsReply, Empty, IpRange, PodIdentity, PodInfo, PortMapping, PortProtocol, ReleaseRequest,
+};
+pub use client::{Client, ClientError, DEFAULT_TIMEOUT, TRACEPARENT};
 pub use cni_types::{Code, ErrorClass};
 pub use error::ApiError;
-pub use ipam::{AddressInfo, BlockInfo, IpamInfo, PoolInfo};
+pub use ipam::{AddressInfo, BlockInfo, IpamInfo, PoolInfo, StickyInfo};
 pub use object::{ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest};
 pub use service::{BackendInfo, FrontendInfo, PortInfo, ServiceDetail, ServiceInfo};
 pub use status::{BadValue, NodeInfo, OverlayStatus, PeerInfo, PendingItem, Status, StoreStatus};

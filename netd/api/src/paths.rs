@@ -27,6 +27,24 @@ pub const APPLY: &str = "/v1/apply";
 pub const DELETE: &str = "/v1/delete";
 /// GET: pools, blocks and this node's addresses.
 pub const IPAM: &str = "/v1/ipam";
+/// GET: compare all witnesses of the addresses on this node and in the store.
+pub const IPAM_CHECK: &str = "/v1/ipam/check";
+/// POST: mend what the check has proven.
+pub const IPAM_REPAIR: &str = "/v1/ipam/repair";
+/// POST: add a pool.
+pub const POOL_ADD: &str = "/v1/ipam/pools/add";
+/// POST: nothing new comes from a pool.
+pub const POOL_DRAIN: &str = "/v1/ipam/pools/drain";
+/// POST: a drained pool is used again.
+pub const POOL_UNDRAIN: &str = "/v1/ipam/pools/undrain";
+/// POST: remove an empty pool.
+pub const POOL_REMOVE: &str = "/v1/ipam/pools/remove";
+/// POST: a sticky name gives its addresses up.
+pub const STICKY_REMOVE: &str = "/v1/ipam/sticky/remove";
+/// POST: a node leaves the cluster for good.
+pub const NODE_REMOVE: &str = "/v1/nodes/remove";
+/// POST: set and drop labels of a pod on this node.
+pub const POD_LABEL: &str = "/v1/pods/label";
 
 /// The path of one service. Bytes that a path segment may not hold (RFC 3986 section 3.3) are percent-encoded.
 pub fn service(namespace: &str, name: &str) -> String {

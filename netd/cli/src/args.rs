@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line.
 
+mod ipam;
+mod values;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+
+pub(crate) use ipam::{IpamVerb, PoolAddArgs, PoolVerb, StickyVerb};
+pub(crate) use values::{DEFAULT_NAMESPACE, LabelChange, ObjectName};
 
 /// netd's socket where none is named.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/weft/netd.sock";
@@ -26,10 +33,10 @@ pub(crate) struct Args {
 pub(crate) enum Verb {
     /// Whether this node is ready, and if not, why
     Status,
-    /// The cluster's nodes
+    /// The cluster's nodes; take one out for good
     #[command(subcommand)]
     Node(NodeVerb),
-    /// The cluster's pods
+    /// The cluster's pods; label one
     #[command(subcommand)]
     Pod(PodVerb),
     /// Services and their backends
@@ -39,7 +46,7 @@ pub(crate) enum Verb {
     Apply(FileArgs),
     /// Delete the objects in a file, or one object by its name
     Delete(DeleteArgs),
-    /// Address pools, blocks and their use
+    /// Address pools, blocks and their use; find and mend what does not agree
     #[command(subcommand)]
     Ipam(IpamVerb),
 }
@@ -49,6 +56,11 @@ pub(crate) enum NodeVerb {
     /// List the nodes
     #[command(visible_alias = "list")]
     Ls,
+    /// Take a node out of the cluster for good: its pods' addresses become free for others
+    ///
+    /// Every other node first stops sending to it, and the node itself says that it has stopped. Then its blocks are
+    /// free. The command waits for that; it may be broken off and repeated.
+    Rm(NodeRmArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +68,15 @@ pub(crate) enum PodVerb {
     /// List the pods of all nodes
     #[command(visible_alias = "list")]
     Ls,
+    /// Set and drop labels of a pod of this node; they last until the pod goes
+    Label {
+        /// NAMESPACE/NAME; a name alone means the namespace `default`
+        #[arg(value_name = "NS/NAME")]
+        name: ObjectName,
+        /// KEY=VALUE sets a label, KEY- drops it
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        changes: Vec<LabelChange>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -71,10 +92,17 @@ pub(crate) enum ServiceVerb {
     },
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum IpamVerb {
-    /// Pools and blocks with their use
-    Show,
+#[derive(Debug, ClapArgs)]
+pub(crate) struct NodeRmArgs {
+    /// The node's name or UUID
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+    /// The machine is off and stays off: do not wait for its own word. The other nodes' is waited for all the same
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long to wait until its blocks are free
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration)]
+    pub(crate) wait: Duration,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -98,28 +126,6 @@ pub(crate) struct DeleteArgs {
     pub(crate) name: Option<ObjectName>,
 }
 
-/// A namespaced name as typed: `NS/NAME` or `NAME`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ObjectName {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-}
-
-/// The namespace of an object that names none.
-pub(crate) const DEFAULT_NAMESPACE: &str = "default";
-
-impl std::str::FromStr for ObjectName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (namespace, name) = text.split_once('/').unwrap_or((DEFAULT_NAMESPACE, text));
-        if namespace.is_empty() || name.is_empty() || name.contains('/') {
-            return Err("expected NAMESPACE/NAME or NAME".to_owned());
-        }
-        Ok(ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
-    }
-}
-
 /// The kinds that can be deleted by name, with the short forms people type.
 fn parse_kind(text: &str) -> Result<String, String> {
     match text.to_ascii_lowercase().as_str() {
@@ -139,17 +145,6 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_namespace_is_in_default() {
-        let name: ObjectName = "web".parse().unwrap();
-        assert_eq!((name.namespace.as_str(), name.name.as_str()), ("default", "web"));
-        let name: ObjectName = "shop/web".parse().unwrap();
-        assert_eq!((name.namespace.as_str(), name.name.as_str()), ("shop", "web"));
-        for wrong in ["", "/web", "shop/", "a/b/c"] {
-            assert!(wrong.parse::<ObjectName>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn delete_takes_a_file_or_a_name_but_not_both() {
         let parse = |line: &str| Args::try_parse_from(line.split(' '));
         assert!(parse("weft delete service shop/web").is_ok());
@@ -166,5 +161,27 @@ mod tests {
         let args = Args::try_parse_from("weft node ls --json --socket /tmp/s".split(' ')).unwrap();
         assert!(args.json);
         assert_eq!(args.socket, PathBuf::from("/tmp/s"));
+    }
+    #[test]
+    fn labels_are_set_and_dropped_in_one_line() {
+        let args = Args::try_parse_from("weft pod label shop/web app=web tier- --json".split(' ')).unwrap();
+        let Verb::Pod(PodVerb::Label { name, changes }) = args.verb else { panic!("{:?}", args.verb) };
+        assert_eq!((name.namespace.as_str(), name.name.as_str()), ("shop", "web"));
+        assert_eq!(changes.len(), 2);
+        assert!(args.json, "an option after the labels is an option");
+        assert!(Args::try_parse_from("weft pod label shop/web".split(' ')).is_err());
+    }
+
+    #[test]
+    fn a_removal_waits_a_minute_unless_told_otherwise() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' '));
+        let wait = |line: &str| match parse(line).unwrap().verb {
+            Verb::Node(NodeVerb::Rm(args)) => (args.wait.as_secs(), args.force),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wait("weft node rm n3"), (60, false));
+        assert_eq!(wait("weft node rm n3 --force --wait 2m"), (120, true));
+        assert!(parse("weft node rm").is_err());
+        assert!(parse("weft node rm n3 --wait soon").is_err());
     }
 }

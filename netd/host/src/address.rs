@@ -1,19 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Addresses, marked as ours with IFA_PROTO (Linux 5.18), which `ip address` shows as `proto`.
+//!
+//! IPv6 ones are there at once, without asking the link for duplicates (RFC 4862 allows that): nobody else is on it.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
-use netd_plan::AddressSpec;
+use netd_plan::{AddressSpec, pods};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage, AddressProtocol, AddressScope},
+    address::{
+        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
+        CacheInfo,
+    },
 };
 use nix::errno::Errno;
 
-use crate::{Host, HostError, ROUTE_PROTOCOL, error::absent_is_fine, link::LinkTable};
+use crate::{
+    Host, HostError, Link, ROUTE_PROTOCOL,
+    error::absent_is_fine,
+    link::{LinkTable, sysctl_error},
+    sysctl,
+};
+
+/// INFINITY_LIFE_TIME of include/net/addrconf.h.
+const LIFETIME_INFINITE: u32 = u32::MAX;
 
 /// An address as the kernel has it.
 #[derive(Clone, Debug)]
@@ -21,6 +34,8 @@ pub(crate) struct Address {
     pub(crate) index: u32,
     pub(crate) net: IpNet,
     pub(crate) scope: AddressScope,
+    /// IPv6: the kernel takes it as a source only where a socket asks for it.
+    is_deprecated: bool,
     has_own_protocol: bool,
 }
 
@@ -45,7 +60,7 @@ impl Host {
             is_own(address, device.is_own()).then(|| AddressSpec {
                 device: device.name.clone(),
                 address: address.net,
-                scope_host: address.scope == AddressScope::Host,
+                scope_host: address.is_no_source(),
             })
         };
         Ok(addresses.iter().filter_map(spec).collect())
@@ -53,23 +68,42 @@ impl Host {
 
     pub(crate) async fn set_address(&self, spec: &AddressSpec) -> Result<(), HostError> {
         let link = self.existing_link(&spec.device).await?;
-        let message = || RouteNetlinkMessage::NewAddress(message(spec, link.index));
-        let what = format!("add address {} to {}", spec.address, spec.device);
-        match self.socket.request(&what, message(), NLM_F_CREATE | NLM_F_EXCL).await {
-            Err(error) if error.errno() == Some(Errno::EEXIST) => {}
-            other => return other,
+        let added = match self.add_address(spec, link.index).await {
+            // IPv6 is off on the link: one that an earlier version made, or that somebody changed.
+            Err(error)
+                if error.errno() == Some(Errno::EACCES) && link.is_own() && spec.address.addr().is_ipv6() =>
+            {
+                sysctl::open_for_ipv6(&link.name).map_err(sysctl_error)?;
+                self.add_address(spec, link.index).await
+            }
+            other => other,
+        };
+        match added {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => self.replace_address(spec, &link).await,
+            other => other,
         }
+    }
+
+    /// # Errors
+    /// EEXIST where the address is there, ours or not.
+    pub(crate) async fn add_address(&self, spec: &AddressSpec, index: u32) -> Result<(), HostError> {
+        let what = format!("add address {} to {}", spec.address, spec.device);
+        let message = RouteNetlinkMessage::NewAddress(message(spec, index));
+        self.socket.request(&what, message, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    async fn replace_address(&self, spec: &AddressSpec, link: &Link) -> Result<(), HostError> {
         let Some(present) = self.find_address(spec, link.index).await? else { return Ok(()) };
         if !is_own(&present, link.is_own()) {
             let object = format!("address {} on {}", spec.address, spec.device);
             return Err(HostError::Foreign { object, found: "it has no mark of ours".to_owned() });
         }
-        if (present.scope == AddressScope::Host) == spec.scope_host {
+        if present.is_no_source() == spec.scope_host {
             return Ok(());
         }
         // The kernel cannot change an address's scope.
         self.remove_address(spec).await?;
-        self.socket.request(&what, message(), NLM_F_CREATE | NLM_F_EXCL).await
+        self.add_address(spec, link.index).await
     }
 
     /// An address that is not ours is left alone, and counts as absent.
@@ -90,9 +124,18 @@ impl Host {
     }
 }
 
+impl Address {
+    /// Whether the kernel takes it for packets to others only when asked to.
+    fn is_no_source(&self) -> bool {
+        self.scope == AddressScope::Host || self.is_deprecated
+    }
+}
+
+/// On links of ours everything is, but for the link-local addresses that the kernel gives itself.
 fn is_own(address: &Address, is_own_link: bool) -> bool {
-    let is_link_local = matches!(address.net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-    address.has_own_protocol || (is_own_link && !is_link_local)
+    let is_of_kernel = matches!(address.net.addr(), IpAddr::V6(ip)
+        if ip.is_unicast_link_local() && ip != pods::POD_GATEWAY_V6);
+    address.has_own_protocol || (is_own_link && !is_of_kernel)
 }
 
 fn message(spec: &AddressSpec, index: u32) -> AddressMessage {
@@ -107,6 +150,20 @@ fn message(spec: &AddressSpec, index: u32) -> AddressMessage {
         AddressAttribute::Address(ip),
         AddressAttribute::Protocol(AddressProtocol::Other(ROUTE_PROTOCOL)),
     ];
+    if ip.is_ipv6() {
+        let mut flags = AddressFlags::Nodad;
+        if spec.address.prefix_len() == spec.address.max_prefix_len() {
+            // The address's own route is in the table `local`.
+            flags |= AddressFlags::Noprefixroute;
+        }
+        message.attributes.push(AddressAttribute::Flags(flags));
+    }
+    if ip.is_ipv6() && spec.scope_host {
+        let mut lifetimes = CacheInfo::default();
+        lifetimes.ifa_preferred = 0;
+        lifetimes.ifa_valid = LIFETIME_INFINITE;
+        message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+    }
     message
 }
 
@@ -131,6 +188,7 @@ fn parse(reply: &RouteNetlinkMessage, family: AddressFamily) -> Option<Address> 
         index: header.index,
         net,
         scope: header.scope,
+        is_deprecated: header.flags.contains(AddressHeaderFlags::Deprecated),
         has_own_protocol,
     })
 }

@@ -17,21 +17,20 @@ use tokio::sync::watch;
 
 use crate::{
     Host, HostError, ROUTE_PROTOCOL,
-    link::parse_link,
+    link::{LOOPBACK_INDEX, parse_link},
     socket::{Task, current_runtime},
 };
 
 /// The kinds of objects that we have.
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Tc,
 ];
-/// Number of `lo` in every netns.
-const LOOPBACK_INDEX: u32 = 1;
 
 /// A subscription to changes of our kinds of objects.
 #[derive(Debug)]
@@ -112,6 +111,12 @@ impl Filter {
             }
             RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
                 self.own.contains(&entry.header.ifindex)
+            }
+            RouteNetlinkMessage::NewQueueDiscipline(entry)
+            | RouteNetlinkMessage::DelQueueDiscipline(entry)
+            | RouteNetlinkMessage::NewTrafficFilter(entry)
+            | RouteNetlinkMessage::DelTrafficFilter(entry) => {
+                u32::try_from(entry.header.index).is_ok_and(|index| self.own.contains(&index))
             }
             _ => false,
         }

@@ -65,6 +65,11 @@ impl Forward {
         process::find("iptables").map(Self::with_program)
     }
 
+    /// The same for IPv6: `ip6tables`.
+    pub fn find_v6() -> Option<Self> {
+        process::find("ip6tables").map(|program| Self { program, is_ipv6: true })
+    }
+
     /// Uses the iptables at this path, for IPv4.
     pub fn with_program(program: impl Into<PathBuf>) -> Self {
         Self { program: program.into(), is_ipv6: false }

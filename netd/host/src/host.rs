@@ -28,9 +28,10 @@ impl Host {
         Ok(Self { socket: Socket::open_in(netns)? })
     }
 
-    /// What the kernel has of ours: VXLAN devices named `weft…`; addresses on devices named `weft…` (not the kernel's
-    /// own link-local ones) and addresses anywhere with our protocol mark; routes of [`crate::ROUTE_PROTOCOL`] in any
-    /// table; permanent neighbours on devices named `weft…`; permanent FDB entries of our VXLAN devices.
+    /// What the kernel has of ours: VXLAN and IFB devices named `weft…`; addresses on devices named `weft…` (not the
+    /// kernel's own link-local ones) and addresses anywhere with our protocol mark; routes of [`crate::ROUTE_PROTOCOL`] in
+    /// any table; permanent neighbours on devices named `weft…`; permanent FDB entries of our VXLAN devices; token buckets
+    /// with our handle and redirections with our priority on devices named `weft…` ([`crate::traffic`]).
     ///
     /// A device of ours that is down or learns addresses is left out, so that applying it repairs it.
     pub async fn observe(&self) -> Result<HostObjects, HostError> {
@@ -45,6 +46,9 @@ impl Host {
         for link in links.own_vxlans() {
             objects.fdb.extend(self.fdb_entries(link).await?);
         }
+        let traffic = self.own_traffic(&links).await?;
+        objects.queues = traffic.queues;
+        objects.redirects = traffic.redirects;
         Ok(objects)
     }
 
@@ -61,13 +65,17 @@ impl Host {
                 HostObject::Fdb(key, spec) => self.set_fdb(key, spec).await,
                 HostObject::Link(name, spec) => self.set_link(name, spec).await,
                 HostObject::Neighbour(key, spec) => self.set_neighbour(key, spec).await,
+                HostObject::Queue(device, bucket) => self.set_queue(device, bucket).await,
+                HostObject::Redirect(device, to) => self.set_redirect(device, to).await,
                 HostObject::Route(key, spec) => self.set_route(key, spec).await,
             },
             HostOp::Remove(object) => match object {
                 HostObject::Address(spec) => self.remove_address(spec).await,
                 HostObject::Fdb(key, _) => self.remove_fdb(key).await,
-                HostObject::Link(name, _) => self.remove_vxlan(name).await,
+                HostObject::Link(name, _) => self.remove_device(name).await,
                 HostObject::Neighbour(key, _) => self.remove_neighbour(key).await,
+                HostObject::Queue(device, _) => self.remove_queue(device).await,
+                HostObject::Redirect(device, _) => self.remove_redirect(device).await,
                 HostObject::Route(key, _) => self.remove_route(key).await,
             },
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Links: look-ups, and the VXLAN device (`drivers/net/vxlan` through RTM_NEWLINK).
+//! Links: look-ups, and the devices of ours: VXLAN (`drivers/net/vxlan`) and IFB (`drivers/net/ifb.c`).
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -42,6 +42,8 @@ pub struct Link {
 /// The driver of a link, as far as we care.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {
+    /// An intermediate functional block.
+    Ifb,
     /// Something else, or a physical device.
     Other(String),
     /// One end of a veth pair.
@@ -65,9 +67,15 @@ impl Link {
         self.name.starts_with(LINK_PREFIX)
     }
 
-    /// As the plan describes it; `None` where it is not a VXLAN device, or not one in working order.
+    /// Whether it is of a kind that netd makes, with our prefix.
+    fn is_own_device(&self) -> bool {
+        self.is_own() && matches!(self.kind, LinkKind::Ifb | LinkKind::Vxlan { .. })
+    }
+
+    /// As the plan describes it; `None` where it is of no kind that netd makes, or not in working order.
     fn spec(&self) -> Option<LinkSpec> {
         match (&self.kind, self.mac) {
+            (LinkKind::Ifb, _) if self.is_up => Some(LinkSpec::Ifb),
             (&LinkKind::Vxlan { vni, port, local: Some(local), is_learning: false }, Some(mac))
                 if self.is_up =>
             {
@@ -77,6 +85,9 @@ impl Link {
         }
     }
 }
+
+/// Number of `lo` in every netns: LOOPBACK_IFINDEX of include/net/flow.h.
+pub(crate) const LOOPBACK_INDEX: u32 = 1;
 
 /// Interface index of the link with this name in the calling thread's netns; `None` where there is none.
 pub fn interface_index(name: &str) -> Option<u32> {
@@ -123,14 +134,13 @@ impl Host {
     }
 
     /// Brings a link up.
-    pub(crate) async fn set_up(&self, link: &Link) -> Result<(), HostError> {
+    pub(crate) async fn set_up(&self, index: u32, name: &str) -> Result<(), HostError> {
         let mut message = LinkMessage::default();
-        message.header.index = link.index;
+        message.header.index = index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        self.socket
-            .request(&format!("bring up link {}", link.name), RouteNetlinkMessage::SetLink(message), 0)
-            .await
+        let request = RouteNetlinkMessage::SetLink(message);
+        self.socket.request(&format!("bring up link {name}"), request, 0).await
     }
 
     /// Deletes a link by number, so that a new one of the same name is never hit; absent is fine.
@@ -142,32 +152,33 @@ impl Host {
     }
 
     pub(crate) async fn set_link(&self, name: &str, spec: &LinkSpec) -> Result<(), HostError> {
-        let LinkSpec::Vxlan { vni, port, local, mac, mtu } = spec;
         if !name.starts_with(LINK_PREFIX) {
             let reason = format!("does not begin with `{LINK_PREFIX}`; it would not be known as ours");
             return Err(HostError::Invalid { what: format!("link name {name}"), reason });
         }
-        let wanted = LinkKind::Vxlan { vni: *vni, port: *port, local: Some(*local), is_learning: false };
         let link = match self.link(name).await? {
-            Some(link) if link.kind == wanted => link,
+            Some(link) if link.kind == kind_of(spec) => link,
             Some(link) => {
-                self.own_vxlan(&link)?;
+                own_device(&link)?;
                 self.delete_link(&link).await?;
-                self.create_vxlan(name, spec).await?
+                self.create_device(name, spec).await?
             }
-            None => self.create_vxlan(name, spec).await?,
+            None => self.create_device(name, spec).await?,
         };
         // Before it comes up, so that it never has a link-local address of the kernel's.
-        sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").map_err(sysctl_error)?;
+        match spec {
+            LinkSpec::Ifb => sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
+            LinkSpec::Vxlan { .. } => sysctl::open_for_ipv6(name),
+        }
+        .map_err(sysctl_error)?;
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        if link.mtu != *mtu {
-            message.attributes.push(LinkAttribute::Mtu(*mtu));
-        }
-        if link.mac != Some(*mac) {
-            message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        if let LinkSpec::Vxlan { mac, mtu, .. } = spec {
+            message.attributes.extend((link.mtu != *mtu).then_some(LinkAttribute::Mtu(*mtu)));
+            let other_mac = link.mac != Some(*mac);
+            message.attributes.extend(other_mac.then(|| LinkAttribute::Address(mac.0.to_vec())));
         }
         if link.is_up && message.attributes.is_empty() {
             return Ok(());
@@ -175,55 +186,71 @@ impl Host {
         self.socket.request(&format!("configure link {name}"), RouteNetlinkMessage::SetLink(message), 0).await
     }
 
-    pub(crate) async fn remove_vxlan(&self, name: &str) -> Result<(), HostError> {
+    pub(crate) async fn remove_device(&self, name: &str) -> Result<(), HostError> {
         match self.link(name).await? {
             None => Ok(()),
             Some(link) => {
-                self.own_vxlan(&link)?;
+                own_device(&link)?;
                 self.delete_link(&link).await
             }
         }
     }
 
-    /// Refuses links that netd did not make.
-    fn own_vxlan(&self, link: &Link) -> Result<(), HostError> {
-        match &link.kind {
-            LinkKind::Vxlan { .. } if link.is_own() => Ok(()),
-            kind => {
-                Err(HostError::Foreign { object: format!("link {}", link.name), found: format!("{kind:?}") })
-            }
-        }
-    }
-
-    async fn create_vxlan(&self, name: &str, spec: &LinkSpec) -> Result<Link, HostError> {
-        let LinkSpec::Vxlan { vni, port, local, mac, mtu } = spec;
-        let source = match local {
-            IpAddr::V4(address) => InfoVxlan::Local(*address),
-            IpAddr::V6(address) => InfoVxlan::Local6(*address),
-        };
-        // UDP checksums and TTL stay at the kernel's defaults, as for a device made by `ip link add`.
-        let data = vec![InfoVxlan::Id(*vni), source, InfoVxlan::Port(*port), InfoVxlan::Learning(false)];
+    async fn create_device(&self, name: &str, spec: &LinkSpec) -> Result<Link, HostError> {
         let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Mtu(*mtu),
-            LinkAttribute::Address(mac.0.to_vec()),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Vxlan),
-                LinkInfo::Data(InfoData::Vxlan(data)),
-            ]),
-        ];
-        let what = format!("create VXLAN device {name} (VNI {vni}, port {port}, local {local})");
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let what = match spec {
+            LinkSpec::Ifb => {
+                let infos = vec![LinkInfo::Kind(InfoKind::Ifb)];
+                message.attributes.push(LinkAttribute::LinkInfo(infos));
+                format!("create IFB device {name} (bandwidth needs the kernel's ifb module)")
+            }
+            LinkSpec::Vxlan { vni, port, local, mac, mtu } => {
+                let source = match local {
+                    IpAddr::V4(address) => InfoVxlan::Local(*address),
+                    IpAddr::V6(address) => InfoVxlan::Local6(*address),
+                };
+                // UDP checksums and TTL stay at the kernel's defaults, as for a device made by `ip link add`.
+                let data =
+                    vec![InfoVxlan::Id(*vni), source, InfoVxlan::Port(*port), InfoVxlan::Learning(false)];
+                message.attributes.extend([
+                    LinkAttribute::Mtu(*mtu),
+                    LinkAttribute::Address(mac.0.to_vec()),
+                    LinkAttribute::LinkInfo(vec![
+                        LinkInfo::Kind(InfoKind::Vxlan),
+                        LinkInfo::Data(InfoData::Vxlan(data)),
+                    ]),
+                ]);
+                format!("create VXLAN device {name} (VNI {vni}, port {port}, local {local})")
+            }
+        };
         let request = RouteNetlinkMessage::NewLink(message);
-        match self.socket.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await {
-            Ok(()) => self.existing_link(name).await,
-            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+        match (self.socket.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await, spec) {
+            (Ok(()), _) => self.existing_link(name).await,
+            (Err(error), LinkSpec::Vxlan { vni, port, .. }) if error.errno() == Some(Errno::EEXIST) => {
                 let found = format!("another VXLAN device here has VNI {vni} and port {port}");
                 Err(HostError::Foreign { object: format!("link {name}"), found })
             }
-            Err(error) => Err(error),
+            (Err(error), _) => Err(error),
         }
     }
+}
+
+fn kind_of(spec: &LinkSpec) -> LinkKind {
+    match spec {
+        LinkSpec::Ifb => LinkKind::Ifb,
+        LinkSpec::Vxlan { vni, port, local, .. } => {
+            LinkKind::Vxlan { vni: *vni, port: *port, local: Some(*local), is_learning: false }
+        }
+    }
+}
+
+/// Refuses links that netd did not make.
+fn own_device(link: &Link) -> Result<(), HostError> {
+    if link.is_own_device() {
+        return Ok(());
+    }
+    Err(HostError::Foreign { object: format!("link {}", link.name), found: format!("{:?}", link.kind) })
 }
 
 /// Links by number, for naming the devices of other objects.
@@ -248,7 +275,8 @@ impl LinkTable {
     }
 
     pub(crate) fn own_specs(&self) -> BTreeMap<String, LinkSpec> {
-        self.own_vxlans().filter_map(|link| Some((link.name.clone(), link.spec()?))).collect()
+        let own = self.iter().filter(|link| link.is_own_device());
+        own.filter_map(|link| Some((link.name.clone(), link.spec()?))).collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Link> {
@@ -299,6 +327,7 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
         _ => None,
     });
     let named = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Ifb) => Some(LinkKind::Ifb),
         LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::Veth),
         LinkInfo::Kind(other) => Some(LinkKind::Other(other.to_string())),
         _ => None,

@@ -64,6 +64,16 @@ impl Host {
         spec: &NeighbourSpec,
     ) -> Result<(), HostError> {
         let index = self.link_index(&key.device).await?;
+        self.set_neighbour_on(index, key, spec).await
+    }
+
+    /// The same where the link's number is known.
+    pub(crate) async fn set_neighbour_on(
+        &self,
+        index: u32,
+        key: &NeighbourKey,
+        spec: &NeighbourSpec,
+    ) -> Result<(), HostError> {
         let mut message = neighbour_message(key, index);
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(spec.mac.0.to_vec()));
         let what = format!("set neighbour {} at {} on {}", key.ip, spec.mac, key.device);

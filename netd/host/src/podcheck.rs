@@ -7,7 +7,12 @@ use std::fmt::{self, Display};
 use ipnet::IpNet;
 use netd_plan::{Mac, RouteKey};
 
-use crate::{Host, HostError, link::LinkTable, veth::PodLinkSpec};
+use crate::{
+    Host, HostError,
+    link::LinkTable,
+    veth::PodLinkSpec,
+    wiring::{default_route, host_address},
+};
 
 /// One way in which a pod's link differs from what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +53,15 @@ async fn compare(spec: &PodLinkSpec<'_>, differences: &mut Vec<Difference>) -> R
         list.route(&host, address);
         list.neighbour(&host, address, container_mac);
     }
-    if pod.index.is_some() {
-        list.route(&pod, &IpNet::from(spec.gateway));
-        list.route(&pod, &IpNet::new_assert(std::net::Ipv4Addr::UNSPECIFIED.into(), 0));
-        list.neighbour(&pod, &IpNet::from(spec.gateway), host_mac);
+    for gateway in &spec.gateways {
+        if gateway.is_ipv4() {
+            list.route(&pod, &IpNet::from(*gateway));
+        } else {
+            let address = host_address(*gateway);
+            list.present(&host, &format!("address {address}"), host.has_address(&address));
+        }
+        list.route(&pod, &default_route(*gateway));
+        list.neighbour(&pod, &IpNet::from(*gateway), host_mac);
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use crate::{Host, HostError, address::family_of, error::absent_is_fine, link::LinkTable};
+use crate::{Host, HostError, Link, address::family_of, error::absent_is_fine, link::LinkTable};
 
 /// The protocol number of our routes and addresses: their ownership mark (DESIGN: route protocol 157).
 pub const ROUTE_PROTOCOL: u8 = 157;
@@ -62,28 +62,97 @@ impl Host {
     }
 
     pub(crate) async fn set_route(&self, key: &RouteKey, spec: &RouteSpec) -> Result<(), HostError> {
-        let device = match &spec.device {
-            Some(name) => Some(self.link_index(name).await?),
+        let link = match &spec.device {
+            Some(name) => Some(self.existing_link(name).await?),
             None => None,
         };
-        let what = format!("add route {} (metric {}, table {})", key.dst, key.metric, key.table);
-        let message = || RouteNetlinkMessage::NewRoute(message(key, spec, device));
         // Not replaced at once: the kernel's replace takes any route of that key, whoever made it.
-        match self.socket.request(&what, message(), NLM_F_CREATE | NLM_F_EXCL).await {
-            Err(error) if error.errno() == Some(Errno::EEXIST) => {}
-            other => return other,
+        match self.add_route(key, spec, link.as_ref().map(|link| link.index)).await {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => self.replace_route(key, spec, link).await,
+            Err(error) if is_refused_hop(&error, key) => self.replace_route(key, spec, link).await,
+            other => other,
         }
-        let links = LinkTable::new(self.links().await?);
-        let present = self.routes(&links, None).await?.into_iter().filter(|route| route.key == *key);
-        let foreign = present.clone().find(|route| route.protocol != own_protocol());
-        if let Some(route) = foreign {
+    }
+
+    /// # Errors
+    /// EEXIST where a route of that key is there, ours or not.
+    pub(crate) async fn add_route(
+        &self,
+        key: &RouteKey,
+        spec: &RouteSpec,
+        device: Option<u32>,
+    ) -> Result<(), HostError> {
+        let request = RouteNetlinkMessage::NewRoute(message(key, spec, device));
+        self.socket.request(&adding(key), request, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    async fn replace_route(
+        &self,
+        key: &RouteKey,
+        spec: &RouteSpec,
+        link: Option<Link>,
+    ) -> Result<(), HostError> {
+        let device = link.as_ref().map(|link| link.index);
+        let present = self.present_routes(key, link).await?;
+        if let Some(route) = present.iter().find(|route| route.protocol != own_protocol()) {
             let found = format!("a route of protocol {}", route.protocol);
             return Err(HostError::Foreign { object: format!("route {}", key.dst), found });
         }
-        if present.clone().any(|route| route.spec.as_ref() == Some(spec)) {
+        if present.iter().any(|route| route.spec.as_ref() == Some(spec)) {
             return Ok(());
         }
-        self.socket.request(&what, message(), NLM_F_CREATE | NLM_F_REPLACE).await
+        let request = || RouteNetlinkMessage::NewRoute(message(key, spec, device));
+        match self.socket.request(&adding(key), request(), NLM_F_CREATE | NLM_F_REPLACE).await {
+            // The old route to the next hop itself is in the way. Without it the pool's barrier stands for a moment.
+            Err(error) if is_refused_hop(&error, key) && !present.is_empty() => {
+                self.remove_route(key).await?;
+                self.socket.request(&adding(key), request(), NLM_F_CREATE | NLM_F_REPLACE).await
+            }
+            other => other,
+        }
+    }
+
+    /// Routes of that key. Most stand on the device where they are wanted; a host may have a million on others.
+    async fn present_routes(&self, key: &RouteKey, link: Option<Link>) -> Result<Vec<Route>, HostError> {
+        let of_key = |routes: Vec<Route>| -> Vec<Route> {
+            routes.into_iter().filter(|route| route.key == *key).collect()
+        };
+        if let Some(link) = link {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family_of(key.dst.addr());
+            message.attributes.push(RouteAttribute::Oif(link.index));
+            let replies = self.socket.dump("list routes", RouteNetlinkMessage::GetRoute(message)).await?;
+            let links = LinkTable::new(vec![link]);
+            let family = family_of(key.dst.addr());
+            let found = of_key(replies.iter().filter_map(|reply| parse(reply, family, &links)).collect());
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        let links = LinkTable::new(self.links().await?);
+        Ok(of_key(self.routes(&links, None).await?))
+    }
+
+    /// The route that the kernel takes towards `destination`; `None` where there is none.
+    pub(crate) async fn route_to(&self, destination: IpAddr) -> Result<Option<RouteMessage>, HostError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(destination);
+        message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        let what = format!("look up the route to {destination}");
+        match self.socket.get(&what, RouteNetlinkMessage::GetRoute(message)).await {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Some(route)),
+            // No route is an answer.
+            Ok(_) | Err(HostError::Netlink { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether packets to this address of the netns are taken in. The kernel puts the route for that beside an IPv6
+    /// address a little after it has acknowledged the address (addrconf_dad_start of net/ipv6/addrconf.c).
+    pub(crate) async fn takes_in(&self, address: IpAddr) -> Result<bool, HostError> {
+        let route = self.route_to(address).await?;
+        Ok(route.is_some_and(|route| route.header.kind == RouteType::Local))
     }
 
     /// A route of another protocol is left alone, and counts as absent.
@@ -95,6 +164,16 @@ impl Host {
         let what = format!("remove route {} (metric {}, table {})", key.dst, key.metric, key.table);
         absent_is_fine(self.socket.request(&what, RouteNetlinkMessage::DelRoute(message), 0).await)
     }
+}
+
+fn adding(key: &RouteKey) -> String {
+    format!("add route {} (metric {}, table {})", key.dst, key.metric, key.table)
+}
+
+/// IPv6 takes no `onlink` next hop to which a route over another device leads (ip6_route_check_nh_onlink of
+/// net/ipv6/route.c), as after a change of the overlay's backend, when the old route to a block leads to the block's node.
+fn is_refused_hop(error: &HostError, key: &RouteKey) -> bool {
+    key.dst.addr().is_ipv6() && error.errno() == Some(Errno::EINVAL)
 }
 
 fn own_protocol() -> RouteProtocol {
@@ -167,6 +246,10 @@ fn parse(reply: &RouteNetlinkMessage, family: AddressFamily, links: &LinkTable) 
         RouteType::Unreachable => Some(RouteKind::Unreachable),
         _ => None,
     };
+    if kind.is_some_and(|kind| kind != RouteKind::Unicast) {
+        // IPv6 puts them on `lo`.
+        spec.device = None;
+    }
     let dst = IpNet::new(dst, header.destination_prefix_length).ok()?;
     let spec = kind.map(|kind| RouteSpec { kind, ..spec });
     Some(Route { key: RouteKey { dst, table, metric }, spec, protocol: header.protocol })

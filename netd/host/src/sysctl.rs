@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub const RECORD_FILE: &str = "sysctls.json";
 /// Version of the record's layout.
 const SCHEMA: u32 = 1;
-const ROOT: &str = "/proc/sys";
+pub(crate) const ROOT: &str = "/proc/sys";
 
 /// The sysctls that we set, and their record.
 #[derive(Debug)]
@@ -169,10 +169,30 @@ pub(crate) fn write(key: &str, value: &str) -> Result<(), SysctlError> {
     fs::write(&path, value).map_err(|source| SysctlError::Io { path, source })
 }
 
-/// As [`write()`], where the sysctl exists.
+/// As [`write()`], where the sysctl exists. What has the value already is not written: many of IPv6's take the kernel's one
+/// lock over all links.
 pub(crate) fn write_if_present(key: &str, value: &str) -> Result<(), SysctlError> {
-    if file_of(key)?.exists() { write(key, value) } else { Ok(()) }
+    match read(key) {
+        Ok(known) if known == value => Ok(()),
+        Err(SysctlError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => write(key, value),
+    }
 }
+
+/// Makes a link of ours ready for IPv6 addresses of ours and no others: none of the kernel's, none that a router
+/// advertises, and no search for duplicates.
+pub(crate) fn open_for_ipv6(link: &str) -> Result<(), SysctlError> {
+    // The order matters: once IPv6 is on, the kernel gives a link that is up its own address.
+    for (name, value) in
+        [("addr_gen_mode", ADDR_GEN_NONE), ("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")]
+    {
+        write_if_present(&format!("net/ipv6/conf/{link}/{name}"), value)?;
+    }
+    Ok(())
+}
+
+/// IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h.
+const ADDR_GEN_NONE: &str = "1";
 
 fn file_of(key: &str) -> Result<PathBuf, SysctlError> {
     let path = canonical(key);

@@ -5,15 +5,11 @@
 use std::net::IpAddr;
 
 use netd_plan::RouteKind;
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    address::AddressScope,
-    route::{RouteAttribute, RouteMessage},
-};
+use netlink_packet_route::{address::AddressScope, route::RouteAttribute};
 
 use crate::{
     Host, HostError, Link,
-    address::{Address, family_of},
+    address::Address,
     link::LinkTable,
     route::{Route, ip_of},
 };
@@ -80,19 +76,8 @@ impl Host {
 
     /// The source address that the kernel takes towards `destination`.
     async fn source_towards(&self, destination: IpAddr) -> Result<Option<IpAddr>, HostError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family_of(destination);
-        message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(destination.into()));
-        let what = format!("look up the route to {destination}");
-        let reply = match self.socket.get(&what, RouteNetlinkMessage::GetRoute(message)).await {
-            Ok(reply) => reply,
-            // No route is an answer.
-            Err(HostError::Netlink { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let Some(RouteNetlinkMessage::NewRoute(route)) = reply else { return Ok(None) };
-        Ok(route.attributes.iter().find_map(|attribute| match attribute {
+        let route = self.route_to(destination).await?;
+        Ok(route.iter().flat_map(|route| &route.attributes).find_map(|attribute| match attribute {
             RouteAttribute::PrefSource(ip) => ip_of(ip),
             _ => None,
         }))

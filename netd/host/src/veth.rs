@@ -3,18 +3,18 @@
 //! A pod's link: a veth pair from the pod's netns to the netns of the calling thread, routed, no bridge.
 //!
 //! The container end is made inside the pod's netns by the one request that makes the pair, so a half-made `eth0` is
-//! never seen elsewhere. The pod's only neighbour is its gateway, a link-local address that no link has: a permanent
-//! entry points it at the host end, and the host has a permanent entry for the pod. No ARP is needed either way.
+//! never seen elsewhere. The pod's only neighbour is its gateway, link-local addresses that no link has (IPv4) or the host
+//! end (IPv6): permanent entries point them at the host end, and the host has permanent entries for the pod. Neither ARP
+//! nor ND is needed either way.
 
 use std::{
     net::IpAddr,
     os::fd::{AsFd, AsRawFd},
-    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 use netd_plan::{
-    AddressSpec, Mac, NeighbourKey, NeighbourSpec, RouteKey, RouteSpec,
+    Mac, ifb_name,
     links::{LINK_NAME_BYTES_MAX, LINK_PREFIX},
 };
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -23,19 +23,11 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
 };
 use nix::errno::Errno;
-use tokio::time;
 
 pub use crate::podcheck::{Difference, check_pod_link};
 use crate::{
-    Host, HostError, Link, LinkKind, Netns,
-    link::{LinkTable, sysctl_error},
-    netns, sysctl,
+    Host, HostError, Link, LinkKind, Netns, interface_index, link::sysctl_error, sysctl, wiring::wire,
 };
-
-/// Longest wait for the carrier: the link watch runs at least once a second.
-const CARRIER_WAIT_MAX: Duration = Duration::from_millis(2_500);
-/// Between two looks at it; a look costs some 20 microseconds.
-const CARRIER_POLL: Duration = Duration::from_millis(2);
 
 /// How a pod's link should be.
 #[derive(Clone, Debug)]
@@ -50,10 +42,11 @@ pub struct PodLinkSpec<'a> {
     pub mac: Option<Mac>,
     /// MTU of both ends in bytes.
     pub mtu: u32,
-    /// The pod's addresses, each a full-length prefix. IPv4 only so far.
+    /// The pod's addresses, each a full-length prefix; at most one per family.
     pub addresses: Vec<IpNet>,
-    /// The pod's gateway, a link-local address.
-    pub gateway: IpAddr,
+    /// The pod's gateways, link-local addresses: one for each family that it has an address of
+    /// ([`netd_plan::pods::POD_GATEWAY_V4`] and its like). That of IPv6 is put on the host end.
+    pub gateways: Vec<IpAddr>,
 }
 
 /// A pod's link as made.
@@ -93,14 +86,7 @@ pub async fn create_pod_link(spec: &PodLinkSpec<'_>) -> Result<PodLink, HostErro
     }
     let host = Host::open()?;
     let pod = Host::open_in(spec.netns)?;
-    if pod.link(&spec.ifname).await?.is_some() {
-        let object = format!("link `{}` in netns {}", spec.ifname, spec.netns.path().display());
-        return Err(HostError::AlreadyExists { object });
-    }
-    if host.link(&spec.host_ifname).await?.is_some() {
-        return Err(HostError::AlreadyExists { object: format!("host link `{}`", spec.host_ifname) });
-    }
-    create_pair(&host, spec).await?;
+    create_pair(&host, &pod, spec).await?;
     let wired = wire(&host, &pod, spec).await;
     if wired.is_err()
         && let Err(error) = delete_host_link(&spec.host_ifname).await
@@ -110,28 +96,47 @@ pub async fn create_pod_link(spec: &PodLinkSpec<'_>) -> Result<PodLink, HostErro
     wired
 }
 
-/// Deletes the host end of a pod's link, and with it the container end and the routes; absent is fine.
+/// Deletes the host end of a pod's link, and with it the container end, the routes, its limits and their IFB device; absent
+/// is fine. An IFB device of ours goes too where `name` is one's.
 ///
 /// # Errors
 /// [`HostError::Foreign`] where the link of that name is no veth with our prefix.
 pub async fn delete_host_link(name: &str) -> Result<(), HostError> {
     let host = Host::open()?;
     match host.link(name).await? {
-        None => Ok(()),
-        Some(link) if link.is_own() && link.kind == LinkKind::Veth => host.delete_link(&link).await,
+        None => {}
+        Some(link) if link.is_own() && matches!(link.kind, LinkKind::Ifb | LinkKind::Veth) => {
+            host.delete_link(&link).await?;
+        }
         Some(link) => {
-            Err(HostError::Foreign { object: format!("link {name}"), found: format!("{:?}", link.kind) })
+            let found = format!("{:?}", link.kind);
+            return Err(HostError::Foreign { object: format!("link {name}"), found });
         }
     }
+    let ifb = ifb_name(name);
+    // Most pods have none: no reason for another request.
+    if name.starts_with(LINK_PREFIX) && interface_index(&ifb).is_some() {
+        host.remove_device(&ifb).await?;
+    }
+    Ok(())
+}
+
+/// Lets packets to and from 127.0.0.0/8 pass a pod's veth, so that mapped ports work on the node's loopback addresses too.
+/// The nft table keeps pods from reaching what listens there: load it first. Idempotent, and gone with the link.
+///
+/// # Errors
+/// [`HostError::Io`] where there is no such link.
+pub fn open_for_loopback(host_ifname: &str) -> Result<(), HostError> {
+    sysctl::write(&format!("net/ipv4/conf/{host_ifname}/route_localnet"), "1").map_err(sysctl_error)
 }
 
 /// The link of that name in the pod's netns; `None` where there is none.
 pub async fn container_link(netns: &Netns, ifname: &str) -> Result<Option<ContainerLink>, HostError> {
     let pod = Host::open_in(netns)?;
     let Some(link) = pod.link(ifname).await? else { return Ok(None) };
-    let is_link_local = |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let is_of_kernel = |net: &IpNet| net.addr().is_ipv6() && is_link_local(&net.addr());
     let addresses = pod.addresses().await?.into_iter().filter(|address| address.index == link.index);
-    let addresses = addresses.map(|address| address.net).filter(|net| !is_link_local(net)).collect();
+    let addresses = addresses.map(|address| address.net).filter(|net| !is_of_kernel(net)).collect();
     Ok(Some(ContainerLink { link, addresses }))
 }
 
@@ -165,12 +170,22 @@ fn validate(spec: &PodLinkSpec<'_>) -> Result<(), HostError> {
         if address.prefix_len() != address.max_prefix_len() {
             return invalid(
                 format!("address {address}"),
-                "pods are routed: give it with its full length (/32)",
+                "pods are routed: give it with its full length (/32 or /128)",
             );
         }
-        if !address.addr().is_ipv4() || !spec.gateway.is_ipv4() {
-            return invalid(format!("address {address}"), "only IPv4 is wired so far");
+    }
+    for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
+        let addresses = spec.addresses.iter().filter(|address| address.addr().is_ipv4() == is_v4).count();
+        let gateways = spec.gateways.iter().filter(|gateway| gateway.is_ipv4() == is_v4).count();
+        if addresses.min(1) != gateways {
+            return invalid(
+                format!("{gateways} {family} gateways for {addresses} addresses"),
+                "a pod has one gateway for each family that it has addresses of",
+            );
         }
+    }
+    if let Some(gateway) = spec.gateways.iter().find(|gateway| !is_link_local(gateway)) {
+        return invalid(format!("gateway {gateway}"), "not link-local (169.254.0.0/16, fe80::/10)");
     }
     if spec.mac.is_some_and(|mac| !mac.is_station()) {
         return invalid("mac".to_owned(), "a group or zero address cannot be a link's own");
@@ -178,7 +193,14 @@ fn validate(spec: &PodLinkSpec<'_>) -> Result<(), HostError> {
     Ok(())
 }
 
-async fn create_pair(host: &Host, spec: &PodLinkSpec<'_>) -> Result<(), HostError> {
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+async fn create_pair(host: &Host, pod: &Host, spec: &PodLinkSpec<'_>) -> Result<(), HostError> {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(spec.ifname.clone()),
@@ -198,87 +220,14 @@ async fn create_pair(host: &Host, spec: &PodLinkSpec<'_>) -> Result<(), HostErro
     let what = format!("create the veth pair {} and {}", spec.host_ifname, spec.ifname);
     let request = RouteNetlinkMessage::NewLink(message);
     match host.socket.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await {
-        // Somebody else was faster than our look-ups.
-        Err(error) if error.errno() == Some(Errno::EEXIST) => Err(HostError::AlreadyExists {
-            object: format!("link `{}` or `{}`", spec.host_ifname, spec.ifname),
-        }),
+        // The kernel does not say which.
+        Err(error) if error.errno() == Some(Errno::EEXIST) => {
+            let object = match pod.link(&spec.ifname).await? {
+                Some(_) => format!("link `{}` in netns {}", spec.ifname, spec.netns.path().display()),
+                None => format!("host link `{}`", spec.host_ifname),
+            };
+            Err(HostError::AlreadyExists { object })
+        }
         other => other,
     }
-}
-
-async fn wire(host: &Host, pod: &Host, spec: &PodLinkSpec<'_>) -> Result<PodLink, HostError> {
-    let outer = host.existing_link(&spec.host_ifname).await?;
-    let inner = pod.existing_link(&spec.ifname).await?;
-    let (Some(host_mac), Some(container_mac)) = (outer.mac, inner.mac) else {
-        let reason = "the kernel gave it no Ethernet address".to_owned();
-        return Err(HostError::Invalid { what: format!("link {}", spec.host_ifname), reason });
-    };
-    set_sysctls(spec)?;
-    wire_pod(pod, spec, &inner, host_mac).await?;
-    host.set_up(&outer).await?;
-    for address in &spec.addresses {
-        let device = spec.host_ifname.clone();
-        let route = RouteSpec { device: Some(device.clone()), scope_link: true, ..RouteSpec::default() };
-        host.set_route(&RouteKey::main(*address), &route).await?;
-        let key = NeighbourKey { device, ip: address.addr() };
-        host.set_neighbour(&key, &NeighbourSpec { mac: container_mac }).await?;
-    }
-    await_carrier(host, pod, spec).await?;
-    Ok(PodLink { host_index: outer.index, host_mac, container_mac, container_index: inner.index })
-}
-
-/// Waits until packets pass. A veth drops what is sent before the kernel's link watch has seen both ends up, which it
-/// may put off for a second; the pod's first packet should not be the one that is lost.
-async fn await_carrier(host: &Host, pod: &Host, spec: &PodLinkSpec<'_>) -> Result<(), HostError> {
-    let start = Instant::now();
-    loop {
-        // Asking for one link makes kernels from 6.9 on run the link watch for it at once.
-        let outer = host.existing_link(&spec.host_ifname).await?;
-        let inner = pod.existing_link(&spec.ifname).await?;
-        if outer.is_running && inner.is_running {
-            return Ok(());
-        }
-        if start.elapsed() > CARRIER_WAIT_MAX {
-            tracing::warn!(link = %spec.host_ifname, "no carrier yet; the pod's first packets may be lost");
-            return Ok(());
-        }
-        time::sleep(CARRIER_POLL).await;
-    }
-}
-
-/// Before the links come up, so that neither has an address of the kernel's for a moment.
-fn set_sysctls(spec: &PodLinkSpec<'_>) -> Result<(), HostError> {
-    let name = &spec.host_ifname;
-    // Replies to a pod may take another way than its packets came.
-    sysctl::write(&format!("net/ipv4/conf/{name}/rp_filter"), "0").map_err(sysctl_error)?;
-    // The gateway is a permanent neighbour; the host must not answer for anything else either.
-    sysctl::write(&format!("net/ipv4/conf/{name}/proxy_arp"), "0").map_err(sysctl_error)?;
-    sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").map_err(sysctl_error)?;
-    let accept_ra = format!("net/ipv6/conf/{}/accept_ra", spec.ifname);
-    netns::run_in(spec.netns, || sysctl::write_if_present(&accept_ra, "0"))?.map_err(sysctl_error)
-}
-
-async fn wire_pod(pod: &Host, spec: &PodLinkSpec<'_>, link: &Link, host_mac: Mac) -> Result<(), HostError> {
-    let loopback = pod.existing_link("lo").await?;
-    pod.set_up(&loopback).await?;
-    for address in &spec.addresses {
-        let address = AddressSpec { device: link.name.clone(), address: *address, scope_host: false };
-        pod.set_address(&address).await?;
-    }
-    pod.set_up(link).await?;
-    let default = IpNet::new_assert(IpAddr::from([0, 0, 0, 0]), 0);
-    let links = LinkTable::new(pod.links().await?);
-    let taken = pod.routes(&links, None).await?;
-    let metric = match taken.iter().any(|route| route.key == RouteKey::main(default)) {
-        true => link.index,
-        false => 0,
-    };
-    let device = Some(link.name.clone());
-    let to_gateway = RouteSpec { device: device.clone(), scope_link: true, ..RouteSpec::default() };
-    let key = RouteKey { metric, ..RouteKey::main(IpNet::from(spec.gateway)) };
-    pod.set_route(&key, &to_gateway).await?;
-    let through = RouteSpec { device, gateway: Some(spec.gateway), onlink: true, ..RouteSpec::default() };
-    pod.set_route(&RouteKey { metric, ..RouteKey::main(default) }, &through).await?;
-    let key = NeighbourKey { device: link.name.clone(), ip: spec.gateway };
-    pod.set_neighbour(&key, &NeighbourSpec { mac: host_mac }).await
 }

@@ -12,9 +12,15 @@
 
 #[path = "host/ground.rs"]
 mod ground;
+#[path = "host/limits.rs"]
+mod limits;
 #[path = "host/objects.rs"]
 mod objects;
 #[path = "host/pod.rs"]
 mod pod;
+#[path = "host/ports.rs"]
+mod ports;
 #[path = "host/settings.rs"]
 mod settings;
+#[path = "host/talk.rs"]
+mod talk;

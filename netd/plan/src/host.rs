@@ -11,9 +11,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::Mac;
+use crate::shape::TokenBucket;
 
 /// The kernel's main routing table, `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 pub const TABLE_MAIN: u32 = 254;
+
+/// What the kernel makes of an IPv6 route without a metric: `IP6_RT_PRIO_USER` of `linux/ipv6_route.h`.
+pub const METRIC_V6: u32 = 1024;
 
 /// A set of kernel objects: all that a node should have (desired), or all of ours that it has (observed).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,11 +32,18 @@ pub struct HostObjects {
     pub neighbours: BTreeMap<NeighbourKey, NeighbourSpec>,
     /// Permanent forwarding entries of our VXLAN devices.
     pub fdb: BTreeMap<FdbKey, FdbSpec>,
+    /// Limits of what leaves by a device, by device: a token bucket as its root queueing discipline.
+    pub queues: BTreeMap<String, TokenBucket>,
+    /// Devices whose arriving packets all pass through another one first (an IFB, where they wait their turn).
+    pub redirects: BTreeMap<String, String>,
 }
 
-/// A device that netd owns. Pod veths belong to weft-cni; only their routes and neighbours are desired here.
+/// A device that netd owns. Pod veths belong to weft-cni; only what stands on them is desired here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LinkSpec {
+    /// An intermediate functional block: packets that are redirected to it pass its queue and go on as if nothing had
+    /// been (`drivers/net/ifb.c`).
+    Ifb,
     /// A VXLAN device without learning and without a default destination (RFC 7348).
     Vxlan {
         /// VXLAN network identifier, 24 bits.
@@ -55,7 +66,8 @@ pub struct AddressSpec {
     pub device: String,
     /// Address with its prefix length.
     pub address: IpNet,
-    /// `RT_SCOPE_HOST` where true (never used as a source towards others), else global.
+    /// Not a source towards others where true: `RT_SCOPE_HOST`. IPv6 has no such scope for an address of this kind; there
+    /// it is a deprecated one, preferred for no time, which the kernel takes only for a socket that asks for it.
     pub scope_host: bool,
 }
 
@@ -151,6 +163,10 @@ pub enum ObjectKey {
     Neighbour(NeighbourKey),
     /// A forwarding entry.
     Fdb(FdbKey),
+    /// The queue of a device.
+    Queue(String),
+    /// The redirection of what arrives at a device.
+    Redirect(String),
 }
 
 /// One object with its value.
@@ -166,6 +182,10 @@ pub enum HostObject {
     Neighbour(NeighbourKey, NeighbourSpec),
     /// A forwarding entry.
     Fdb(FdbKey, FdbSpec),
+    /// The queue of a device.
+    Queue(String, TokenBucket),
+    /// What arrives at the first device passes through the second.
+    Redirect(String, String),
 }
 
 /// One change to the kernel. Each is idempotent in `netd-host`.
@@ -181,9 +201,10 @@ pub enum HostOp {
 }
 
 impl RouteKey {
-    /// The route to `dst` in the main table with metric 0.
+    /// The route to `dst` in the main table with the metric that is the kernel's default: 0, for IPv6 [`METRIC_V6`].
     pub fn main(dst: IpNet) -> Self {
-        RouteKey { dst, table: TABLE_MAIN, metric: 0 }
+        let metric = if dst.addr().is_ipv4() { 0 } else { METRIC_V6 };
+        RouteKey { dst, table: TABLE_MAIN, metric }
     }
 }
 
@@ -191,9 +212,14 @@ impl LinkSpec {
     /// Whether a link that looks like `self` can become `wanted` without being made anew. Everything on a link that
     /// is made anew (addresses, routes, neighbours, FDB) goes with the old one.
     pub fn changes_in_place(&self, wanted: &LinkSpec) -> bool {
-        let LinkSpec::Vxlan { vni, port, local, mac: _, mtu: _ } = self;
-        let LinkSpec::Vxlan { vni: to_vni, port: to_port, local: to_local, mac: _, mtu: _ } = wanted;
-        vni == to_vni && port == to_port && local == to_local
+        match (self, wanted) {
+            (LinkSpec::Ifb, LinkSpec::Ifb) => true,
+            (
+                LinkSpec::Vxlan { vni, port, local, .. },
+                LinkSpec::Vxlan { vni: to_vni, port: to_port, local: to_local, .. },
+            ) => vni == to_vni && port == to_port && local == to_local,
+            (LinkSpec::Ifb, LinkSpec::Vxlan { .. }) | (LinkSpec::Vxlan { .. }, LinkSpec::Ifb) => false,
+        }
     }
 }
 
@@ -210,6 +236,8 @@ impl HostObjects {
         self.routes.extend(other.routes);
         self.neighbours.extend(other.neighbours);
         self.fdb.extend(other.fdb);
+        self.queues.extend(other.queues);
+        self.redirects.extend(other.redirects);
     }
 
     /// All objects by key, as the delta tracker wants them.
@@ -225,12 +253,16 @@ impl HostObjects {
         let neighbours =
             self.neighbours.iter().map(|(key, spec)| HostObject::Neighbour(key.clone(), spec.clone()));
         let fdb = self.fdb.iter().map(|(key, spec)| HostObject::Fdb(key.clone(), spec.clone()));
-        links.chain(addresses).chain(routes).chain(neighbours).chain(fdb)
+        let queues = self.queues.iter().map(|(device, bucket)| HostObject::Queue(device.clone(), *bucket));
+        let redirects =
+            self.redirects.iter().map(|(device, to)| HostObject::Redirect(device.clone(), to.clone()));
+        links.chain(addresses).chain(routes).chain(neighbours).chain(fdb).chain(queues).chain(redirects)
     }
 
     /// How many objects there are.
     pub fn len(&self) -> usize {
-        self.links.len() + self.addresses.len() + self.routes.len() + self.neighbours.len() + self.fdb.len()
+        let on_ip = self.addresses.len() + self.routes.len() + self.neighbours.len();
+        self.links.len() + on_ip + self.fdb.len() + self.queues.len() + self.redirects.len()
     }
 
     /// Whether there is no object.
@@ -255,6 +287,8 @@ impl HostObjects {
             HostObject::Route(key, spec) => drop(self.routes.insert(key, spec)),
             HostObject::Neighbour(key, spec) => drop(self.neighbours.insert(key, spec)),
             HostObject::Fdb(key, spec) => drop(self.fdb.insert(key, spec)),
+            HostObject::Queue(device, bucket) => drop(self.queues.insert(device, bucket)),
+            HostObject::Redirect(device, to) => drop(self.redirects.insert(device, to)),
         }
     }
 
@@ -268,6 +302,8 @@ impl HostObjects {
             ObjectKey::Route(key) => drop(self.routes.remove(key)),
             ObjectKey::Neighbour(key) => drop(self.neighbours.remove(key)),
             ObjectKey::Fdb(key) => drop(self.fdb.remove(key)),
+            ObjectKey::Queue(device) => drop(self.queues.remove(device)),
+            ObjectKey::Redirect(device) => drop(self.redirects.remove(device)),
         }
     }
 }
@@ -283,6 +319,8 @@ impl HostObject {
             HostObject::Route(key, _) => ObjectKey::Route(key.clone()),
             HostObject::Neighbour(key, _) => ObjectKey::Neighbour(key.clone()),
             HostObject::Fdb(key, _) => ObjectKey::Fdb(key.clone()),
+            HostObject::Queue(device, _) => ObjectKey::Queue(device.clone()),
+            HostObject::Redirect(device, _) => ObjectKey::Redirect(device.clone()),
         }
     }
 
@@ -295,6 +333,7 @@ impl HostObject {
             HostObject::Route(_, spec) => spec.device.as_deref(),
             HostObject::Neighbour(key, _) => Some(&key.device),
             HostObject::Fdb(key, _) => Some(&key.device),
+            HostObject::Queue(device, _) | HostObject::Redirect(device, _) => Some(device),
         }
     }
 }
@@ -341,6 +380,8 @@ impl fmt::Display for ObjectKey {
             }
             ObjectKey::Neighbour(key) => write!(f, "neighbour {} on {}", key.ip, key.device),
             ObjectKey::Fdb(key) => write!(f, "FDB entry {} on {}", key.mac, key.device),
+            ObjectKey::Queue(device) => write!(f, "rate limit on {device}"),
+            ObjectKey::Redirect(device) => write!(f, "redirection of what arrives at {device}"),
         }
     }
 }

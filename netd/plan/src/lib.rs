@@ -4,7 +4,8 @@
 //! Pure: no clock, no sockets, no environment, no threads. Facts go in, kernel objects come out, and `netd-host`
 //! makes the kernel match. The path of a change is
 //!
-//! 1. [`overlay_objects`], [`pod_objects`] and [`node_dns_objects`] compute the desired [`HostObjects`];
+//! 1. [`overlay_objects`], [`pod_objects`], [`shape_objects`] and [`node_dns_objects`] compute the desired
+//!    [`HostObjects`];
 //! 2. `netd-host` reads the observed [`HostObjects`] back;
 //! 3. [`plan`] compares both and returns [`HostOp`]s, each after what it depends on;
 //! 4. what fails waits in a [`Backoff`] and is tried again.
@@ -20,6 +21,8 @@ pub mod nft;
 pub mod order;
 pub mod overlay;
 pub mod pods;
+pub mod ports;
+pub mod shape;
 
 pub use backoff::Backoff;
 pub use delta::DeltaTracker;
@@ -27,9 +30,11 @@ pub use host::{
     AddressSpec, FdbKey, FdbSpec, HostObject, HostObjects, HostOp, LinkSpec, NeighbourKey, NeighbourSpec,
     ObjectKey, RouteKey, RouteKind, RouteSpec,
 };
-pub use links::host_veth_name;
+pub use links::{host_veth_name, ifb_name};
 pub use mac::{Mac, MacError};
 pub use nft::{NftConfig, TABLE as NFT_TABLE, render as render_nft};
 pub use order::{Step, ordered, plan};
 pub use overlay::{Backend, NodeFacts, VxlanConfig, overlay_objects, vtep_mac, vxlan_mtu};
 pub use pods::{PodWiring, node_dns_objects, pod_objects};
+pub use ports::{HostPort, PortProtocol};
+pub use shape::{Bandwidth, BandwidthError, Rate, TokenBucket, shape_objects};

@@ -9,6 +9,9 @@ pub const LINK_PREFIX: &str = "weft";
 /// Name of the VXLAN device.
 pub const VXLAN_DEVICE: &str = "weft.vxlan";
 
+/// What names of IFB devices begin with. No host veth's does: `q` is no hex digit.
+pub const IFB_PREFIX: &str = "weftq";
+
 /// Longest link name in bytes: `IFNAMSIZ` less the final zero (`linux/if.h`).
 pub const LINK_NAME_BYTES_MAX: usize = 15;
 
@@ -25,6 +28,15 @@ pub fn host_veth_name(network: &str, container_id: &str, ifname: &str) -> String
     format!("{LINK_PREFIX}{hex}")
 }
 
+/// Name of the IFB device through which what a pod sends passes: `weftq` and the first 10 digits of the hash in its host
+/// veth's name, so that people find one from the other.
+pub fn ifb_name(host_ifname: &str) -> String {
+    let hash = host_ifname.strip_prefix(LINK_PREFIX).unwrap_or(host_ifname);
+    let mut name = IFB_PREFIX.to_owned();
+    name.extend(hash.chars().filter(char::is_ascii).take(LINK_NAME_BYTES_MAX - IFB_PREFIX.len()));
+    name
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,6 +47,12 @@ mod tests {
         assert_eq!(name, host_veth_name("weft", "c0ffee", "eth0"));
         assert_eq!(name.len(), LINK_NAME_BYTES_MAX);
         assert!(name.starts_with(LINK_PREFIX));
+    }
+
+    #[test]
+    fn ifb_is_known_by_its_veth() {
+        assert_eq!(ifb_name("weft0123456789a"), "weftq0123456789");
+        assert_eq!(ifb_name("weftéa"), "weftqa", "bytes are counted");
     }
 
     #[test]

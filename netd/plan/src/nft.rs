@@ -2,8 +2,12 @@
 //! The text of our nft table: masquerade, what never leaves or enters by an uplink, and conntrack's exceptions.
 //!
 //! The rules hold while netd is dead. Named counters say what was dropped: `clear_out` (pod to pod in the clear),
-//! `outside_in` (a connection from outside to a pod), `overlay_port` (a pod that speaks to the overlay's port) and
-//! `spoofed_in` (a packet from an uplink with a pod's source address).
+//! `loopback_in` (a pod that speaks to or as the host's loopback), `outside_in` (a connection from outside to a pod),
+//! `overlay_port` (a pod that speaks to the overlay's port) and `spoofed_in` (a packet from an uplink with a pod's source
+//! address).
+//!
+//! The base chains run where everyone's run (raw, filter, srcnat; those of mapped ports: [`crate::ports`]). An accept in one
+//! table does not end the others' say, a drop does: a host firewall that drops forwarded packets wins over this table.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -12,6 +16,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::links::LINK_PREFIX;
+use crate::ports::{self, HostPort};
 
 /// Family and name of our table.
 pub const TABLE: &str = "inet weft";
@@ -27,8 +32,10 @@ pub struct NftConfig {
     pub no_masquerade_cidrs: Vec<IpNet>,
     /// Sources outside the cluster that may open connections to pods.
     pub trusted_cidrs: Vec<IpNet>,
-    /// Address of the node's DNS, not tracked by conntrack.
-    pub node_dns: Option<IpAddr>,
+    /// Addresses of the node's DNS, not tracked by conntrack.
+    pub node_dns: Vec<IpAddr>,
+    /// Ports of the host that lead to pods.
+    pub host_ports: Vec<HostPort>,
     /// UDP ports of the overlay, where pods must not send: a pod could forge another pod's packets there.
     pub overlay_ports: Vec<u16>,
     /// What names of our own links begin with.
@@ -44,7 +51,8 @@ impl Default for NftConfig {
             service_cidrs: Vec::new(),
             no_masquerade_cidrs: Vec::new(),
             trusted_cidrs: Vec::new(),
-            node_dns: None,
+            node_dns: Vec::new(),
+            host_ports: Vec::new(),
             overlay_ports: Vec::new(),
             own_link_prefix: LINK_PREFIX.to_owned(),
             pods_in_clear: false,
@@ -59,7 +67,7 @@ pub fn render(config: &NftConfig) -> String {
     let mut text = String::new();
     // Declared first, so that deleting it never fails.
     let _ = writeln!(text, "table {TABLE} {{}}\ndelete table {TABLE}\n\ntable {TABLE} {{");
-    for counter in ["clear_out", "outside_in", "overlay_port", "spoofed_in"] {
+    for counter in ["clear_out", "loopback_in", "outside_in", "overlay_port", "spoofed_in"] {
         let _ = writeln!(text, "\tcounter {counter} {{}}");
     }
     set(&mut text, "pods", &config.pod_cidrs);
@@ -75,17 +83,24 @@ pub fn render(config: &NftConfig) -> String {
     input(&mut text, config, &links);
     forward(&mut text, config, &links);
     postrouting(&mut text, config, &links);
-    masquerade(&mut text, &links);
+    ports::render(&mut text, &config.host_ports);
+    masquerade(&mut text, config, &links);
     text.push_str("}\n");
     text
 }
 
-/// Packets as they arrive: those of the node's DNS pass conntrack by, and no uplink brings packets of a pod.
+/// Packets as they arrive: those of the node's DNS pass conntrack by, no uplink brings packets of a pod, and no pod reaches
+/// the host's loopback: the kernel refuses that itself, but not on veths that were opened for mapped ports (route_localnet).
+/// Answers to translated connections still have the address that they were translated to here.
 fn prerouting(text: &mut String, config: &NftConfig, links: &str) {
-    let mut rules = notrack(config.node_dns);
+    let mut rules = notrack(&config.node_dns);
+    rules.extend(
+        ["saddr", "daddr"]
+            .map(|side| format!("iifname {links} ip {side} 127.0.0.0/8 counter name loopback_in drop")),
+    );
     if !config.pods_in_clear {
         rules.extend(FAMILIES.map(|family| {
-            let Family { ip, suffix } = family;
+            let Family { ip, suffix, .. } = family;
             format!(
                 "iifname != \"lo\" iifname != {links} {ip} saddr @pods_{suffix} counter name spoofed_in drop"
             )
@@ -97,7 +112,7 @@ fn prerouting(text: &mut String, config: &NftConfig, links: &str) {
 
 /// Packets of this node's own processes: those of its DNS and of the tunnel pass conntrack by.
 fn output(text: &mut String, config: &NftConfig) {
-    let mut rules = notrack(config.node_dns);
+    let mut rules = notrack(&config.node_dns);
     rules.extend(tunnel(&config.overlay_ports));
     chain(text, "output", "type filter hook output priority raw", &rules);
 }
@@ -122,10 +137,11 @@ fn forward(text: &mut String, config: &NftConfig, links: &str) {
     rules.push(format!("iifname {links} accept"));
     rules.push("ct state established,related accept".to_owned());
     rules.push("ct status dnat accept".to_owned());
-    rules.extend(FAMILIES.map(|Family { ip, suffix }| format!("{ip} saddr @trusted_{suffix} accept")));
+    rules.extend(FAMILIES.map(|Family { ip, suffix, .. }| format!("{ip} saddr @trusted_{suffix} accept")));
     rules.extend(
-        FAMILIES
-            .map(|Family { ip, suffix }| format!("{ip} daddr @pods_{suffix} counter name outside_in drop")),
+        FAMILIES.map(|Family { ip, suffix, .. }| {
+            format!("{ip} daddr @pods_{suffix} counter name outside_in drop")
+        }),
     );
     chain(text, "forward", "type filter hook forward priority filter", &rules);
 }
@@ -136,7 +152,7 @@ fn postrouting(text: &mut String, config: &NftConfig, links: &str) {
     if config.pods_in_clear {
         return;
     }
-    let rules = FAMILIES.map(|Family { ip, suffix }| {
+    let rules = FAMILIES.map(|Family { ip, suffix, .. }| {
         format!(
             "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr @pods_{suffix} \
              counter name clear_out drop"
@@ -147,24 +163,28 @@ fn postrouting(text: &mut String, config: &NftConfig, links: &str) {
 
 /// Pods reach the world under the node's address. Random ports, because two connections that race for one port
 /// otherwise lose a packet (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
-fn masquerade(text: &mut String, links: &str) {
-    let rules = FAMILIES.map(|Family { ip, suffix }| {
+fn masquerade(text: &mut String, config: &NftConfig, links: &str) {
+    let to_world = FAMILIES.map(|Family { ip, suffix, .. }| {
         format!(
             "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr != @inside_{suffix} \
              masquerade fully-random"
         )
     });
+    let mut rules = ports::masquerade(&config.host_ports, links);
+    rules.extend(to_world);
     chain(text, "source_nat", "type nat hook postrouting priority srcnat", &rules);
 }
 
 /// Queries to the node's DNS and its answers, in either hook: pods' queries arrive and answers leave, and the node's
 /// own queries do both.
-fn notrack(node_dns: Option<IpAddr>) -> Vec<String> {
-    let Some(address) = node_dns else { return Vec::new() };
-    let ip = if address.is_ipv4() { "ip" } else { "ip6" };
-    [("daddr", "dport"), ("saddr", "sport")]
-        .map(|(addr, port)| format!("{ip} {addr} {address} meta l4proto {{ tcp, udp }} th {port} 53 notrack"))
-        .into()
+fn notrack(node_dns: &[IpAddr]) -> Vec<String> {
+    let rules = |address: &IpAddr| {
+        let ip = if address.is_ipv4() { "ip" } else { "ip6" };
+        [("daddr", "dport"), ("saddr", "sport")].map(|(addr, port)| {
+            format!("{ip} {addr} {address} meta l4proto {{ tcp, udp }} th {port} 53 notrack")
+        })
+    };
+    node_dns.iter().flat_map(rules).collect()
 }
 
 /// The tunnel's own packets: conntrack has nothing to say about them, and costs each of them a look-up.
@@ -173,14 +193,28 @@ fn tunnel(overlay_ports: &[u16]) -> Option<String> {
 }
 
 /// How the two families are written.
-struct Family {
-    ip: &'static str,
-    suffix: &'static str,
+pub(crate) struct Family {
+    pub(crate) ip: &'static str,
+    pub(crate) nfproto: &'static str,
+    pub(crate) suffix: &'static str,
 }
 
-const FAMILIES: [Family; 2] = [Family { ip: "ip", suffix: "v4" }, Family { ip: "ip6", suffix: "v6" }];
+impl Family {
+    /// Whether the address is of this family.
+    pub(crate) fn has(&self, ip: &IpAddr) -> bool {
+        ip.is_ipv4() == (self.suffix == "v4")
+    }
 
-fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
+    /// The type of its addresses in sets and maps.
+    pub(crate) fn address_type(&self) -> String {
+        format!("{}_addr", self.nfproto)
+    }
+}
+
+pub(crate) const FAMILIES: [Family; 2] =
+    [Family { ip: "ip", nfproto: "ipv4", suffix: "v4" }, Family { ip: "ip6", nfproto: "ipv6", suffix: "v6" }];
+
+pub(crate) fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
     let _ = writeln!(text, "\n\tchain {name} {{\n\t\t{hook}; policy accept;");
     for rule in rules {
         let _ = writeln!(text, "\t\t{rule}");
@@ -193,9 +227,10 @@ fn set(text: &mut String, name: &str, cidrs: &[IpNet]) {
     let cidrs: Vec<IpNet> = cidrs.iter().map(IpNet::trunc).collect();
     let mut joined = IpNet::aggregate(&cidrs);
     joined.sort();
-    for (suffix, kind, is_v4) in [("v4", "ipv4_addr", true), ("v6", "ipv6_addr", false)] {
+    for family in FAMILIES {
+        let (suffix, kind) = (family.suffix, family.address_type());
         let members: Vec<String> =
-            joined.iter().filter(|net| net.addr().is_ipv4() == is_v4).map(IpNet::to_string).collect();
+            joined.iter().filter(|net| family.has(&net.addr())).map(IpNet::to_string).collect();
         let _ = write!(text, "\n\tset {name}_{suffix} {{\n\t\ttype {kind}; flags interval;\n");
         if !members.is_empty() {
             let _ = writeln!(text, "\t\telements = {{ {} }}", members.join(", "));

@@ -17,6 +17,10 @@ pub enum Step {
     RemoveConflictingLinks,
     /// Devices.
     AddLinks,
+    /// Queues, before packets are sent through them.
+    AddQueues,
+    /// Redirections to devices with a queue.
+    AddRedirects,
     /// Addresses: sources of routes.
     AddAddresses,
     /// Unreachable and blackhole routes.
@@ -31,6 +35,10 @@ pub enum Step {
     AddGatewayRoutes,
     /// The reverse begins.
     RemoveGatewayRoutes,
+    /// Redirections.
+    RemoveRedirects,
+    /// Queues.
+    RemoveQueues,
     /// Routes to what is on the link.
     RemoveLinkRoutes,
     /// Forwarding entries.
@@ -113,6 +121,8 @@ fn step(op: &HostOp, new_links: &[LinkSpec]) -> Step {
             HostObject::Address(_) => Step::AddAddresses,
             HostObject::Neighbour(..) => Step::AddNeighbours,
             HostObject::Fdb(..) => Step::AddFdb,
+            HostObject::Queue(..) => Step::AddQueues,
+            HostObject::Redirect(..) => Step::AddRedirects,
             HostObject::Route(_, spec) if is_barrier(spec) => Step::AddBarrierRoutes,
             HostObject::Route(_, spec) if spec.gateway.is_none() => Step::AddLinkRoutes,
             HostObject::Route(..) => Step::AddGatewayRoutes,
@@ -125,6 +135,8 @@ fn step(op: &HostOp, new_links: &[LinkSpec]) -> Step {
             HostObject::Address(_) => Step::RemoveAddresses,
             HostObject::Neighbour(..) => Step::RemoveNeighbours,
             HostObject::Fdb(..) => Step::RemoveFdb,
+            HostObject::Queue(..) => Step::RemoveQueues,
+            HostObject::Redirect(..) => Step::RemoveRedirects,
             HostObject::Route(_, spec) if is_barrier(spec) => Step::RemoveBarrierRoutes,
             HostObject::Route(_, spec) if spec.gateway.is_none() => Step::RemoveLinkRoutes,
             HostObject::Route(..) => Step::RemoveGatewayRoutes,
@@ -137,7 +149,10 @@ fn is_barrier(route: &RouteSpec) -> bool {
 }
 
 fn same_tunnel(new: &LinkSpec, old: &LinkSpec) -> bool {
-    let LinkSpec::Vxlan { vni, port, .. } = new;
-    let LinkSpec::Vxlan { vni: old_vni, port: old_port, .. } = old;
-    vni == old_vni && port == old_port
+    match (new, old) {
+        (LinkSpec::Vxlan { vni, port, .. }, LinkSpec::Vxlan { vni: old_vni, port: old_port, .. }) => {
+            vni == old_vni && port == old_port
+        }
+        (LinkSpec::Ifb, _) | (_, LinkSpec::Ifb) => false,
+    }
 }

@@ -4,6 +4,10 @@
 //! Nothing is learnt from packets and nothing is flooded: each peer's overlay address has a permanent neighbour, and
 //! that Ethernet address a forwarding entry. An unreachable route stands under every pool, so that traffic to a
 //! block without a peer is refused instead of leaving by the default route in the clear.
+//!
+//! IPv4 and IPv6 are alike and apart: a block goes by an overlay address of its own family. What a node is reached by on
+//! the underlay may be of either family for VXLAN; plain routes (`native`) want the block's own, because no IPv6 route has
+//! an IPv4 next hop.
 
 use std::net::IpAddr;
 
@@ -35,12 +39,19 @@ pub struct NodeFacts {
     pub name: String,
     /// Its address on the underlay.
     pub underlay: IpAddr,
-    /// Its address inside the overlay; `None` until it owns a block.
-    pub overlay: Option<IpAddr>,
+    /// Its addresses inside the overlay, one of a family at most; none of a family until it owns a block there.
+    pub overlays: Vec<IpAddr>,
     /// Ethernet address of its VXLAN device, see [`vtep_mac`].
     pub vtep_mac: Mac,
-    /// Blocks that it owns.
+    /// Blocks that it owns, and single addresses out of others' blocks that moved to it.
     pub blocks: Vec<IpNet>,
+}
+
+impl NodeFacts {
+    /// Its overlay address of the family of `ip`; of several the first.
+    fn overlay_like(&self, ip: IpAddr) -> Option<IpAddr> {
+        self.overlays.iter().copied().find(|overlay| overlay.is_ipv4() == ip.is_ipv4())
+    }
 }
 
 /// How pod traffic travels between nodes.
@@ -89,7 +100,10 @@ pub fn vtep_mac(node: Uuid) -> Mac {
 ///
 /// `pools` are the pod CIDRs and `service_cidrs` the CIDRs of virtual addresses; both get an unreachable route.
 /// A peer's block outside all pools is passed over, so that a bad record cannot draw other traffic into the overlay;
-/// so is a block that this node owns. Where two peers name one block, the lower UUID has it.
+/// so is a block that this node owns. A single address is another matter: it moved to the peer out of a block, and wins
+/// over that block, also where the block is this node's own. Where two peers name one block, the lower UUID has it.
+///
+/// Merge [`crate::pod_objects`] over the result: an address that a local pod has stays local whatever a record says.
 pub fn overlay_objects(
     backend: &Backend,
     own: &NodeFacts,
@@ -112,12 +126,13 @@ pub fn overlay_objects(
         };
         objects.links.insert(config.device.clone(), link);
     }
-    if let Some(overlay) = own.overlay {
-        let device = match backend {
-            Backend::Native => "lo".to_owned(),
-            Backend::Vxlan(config) => config.device.clone(),
-        };
-        let address = AddressSpec { device, address: IpNet::from(overlay), scope_host: false };
+    let device = match backend {
+        Backend::Native => "lo",
+        Backend::Vxlan(config) => &config.device,
+    };
+    for overlay in own.overlays.iter().filter(|ip| own.overlay_like(**ip) == Some(**ip)) {
+        let address =
+            AddressSpec { device: device.to_owned(), address: IpNet::from(*overlay), scope_host: false };
         objects.addresses.insert(address);
     }
     let mut peers: Vec<&NodeFacts> = peers.iter().filter(|peer| is_other_node(own, peer)).collect();
@@ -132,15 +147,16 @@ pub fn overlay_objects(
 }
 
 fn is_other_node(own: &NodeFacts, peer: &NodeFacts) -> bool {
-    let same_overlay = own.overlay.is_some() && own.overlay == peer.overlay;
+    let same_overlay = own.overlays.iter().any(|overlay| peer.overlays.contains(overlay));
     peer.uuid != own.uuid && peer.underlay != own.underlay && !same_overlay
 }
 
 fn native_peer(objects: &mut HostObjects, own: &NodeFacts, peer: &NodeFacts, pools: &[IpNet]) {
-    for dst in destinations(own, peer, pools) {
+    let reachable = |dst: &IpNet| dst.addr().is_ipv4() == peer.underlay.is_ipv4();
+    for dst in destinations(own, peer, pools).into_iter().filter(reachable) {
         let route = RouteSpec {
             gateway: Some(peer.underlay),
-            source: own.overlay.filter(|source| source.is_ipv4() == dst.addr().is_ipv4()),
+            source: own.overlay_like(dst.addr()),
             ..RouteSpec::default()
         };
         objects.routes.entry(RouteKey::main(dst)).or_insert(route);
@@ -154,50 +170,69 @@ fn vxlan_peer(
     peer: &NodeFacts,
     pools: &[IpNet],
 ) {
-    // Without an overlay address there is no next hop; the pool's unreachable route answers until there is one.
-    let Some(overlay) = peer.overlay.filter(|overlay| pools.iter().any(|pool| pool.contains(overlay))) else {
-        return;
-    };
     let fdb = FdbKey { device: config.device.clone(), mac: peer.vtep_mac };
     if !peer.vtep_mac.is_station() || peer.vtep_mac == own.vtep_mac || objects.fdb.contains_key(&fdb) {
         return;
     }
-    let neighbour = NeighbourKey { device: config.device.clone(), ip: overlay };
-    if objects.neighbours.contains_key(&neighbour) {
+    let mut hops = Vec::new();
+    for overlay in peer.overlays.iter().filter(|ip| peer.overlay_like(**ip) == Some(**ip)) {
+        let neighbour = NeighbourKey { device: config.device.clone(), ip: *overlay };
+        if contains(pools, overlay) && !objects.neighbours.contains_key(&neighbour) {
+            objects.neighbours.insert(neighbour, NeighbourSpec { mac: peer.vtep_mac });
+            hops.push(*overlay);
+        }
+    }
+    // Without an overlay address there is no next hop; the pool's unreachable route answers until there is one.
+    if hops.is_empty() {
         return;
     }
     objects.fdb.insert(fdb, FdbSpec { dst: peer.underlay });
-    objects.neighbours.insert(neighbour, NeighbourSpec { mac: peer.vtep_mac });
     for dst in destinations(own, peer, pools) {
-        if dst.addr().is_ipv4() != overlay.is_ipv4() {
+        let Some(hop) = hops.iter().copied().find(|hop| hop.is_ipv4() == dst.addr().is_ipv4()) else {
             continue;
-        }
+        };
         let route = RouteSpec {
             device: Some(config.device.clone()),
-            gateway: Some(overlay),
+            gateway: Some(hop),
             onlink: true,
-            source: own.overlay.filter(|source| source.is_ipv4() == dst.addr().is_ipv4()),
+            source: own.overlay_like(dst.addr()),
             ..RouteSpec::default()
         };
         objects.routes.entry(RouteKey::main(dst)).or_insert(route);
     }
 }
 
-/// The peer's blocks inside the pools, and its overlay address where no block covers it.
+/// The peer's blocks and single addresses inside the pools, and its overlay addresses where no block covers them.
 fn destinations(own: &NodeFacts, peer: &NodeFacts, pools: &[IpNet]) -> Vec<IpNet> {
     let mut destinations: Vec<IpNet> = peer
         .blocks
         .iter()
         .map(IpNet::trunc)
         .filter(|block| pools.iter().any(|pool| pool.contains(block)))
-        .filter(|block| !own.blocks.iter().any(|mine| mine.contains(block) || block.contains(mine)))
+        .filter(|block| !own.overlays.iter().any(|ip| IpNet::from(*ip) == *block))
+        .filter(|block| !own.blocks.iter().any(|mine| is_same_claim(mine, block)))
         .collect();
-    if let Some(overlay) = peer.overlay {
-        let covered = destinations.iter().any(|block| block.contains(&overlay));
-        let foreign = own.blocks.iter().any(|mine| mine.contains(&overlay));
-        if !covered && !foreign && pools.iter().any(|pool| pool.contains(&overlay)) {
-            destinations.push(IpNet::from(overlay));
+    for overlay in &peer.overlays {
+        let covered = destinations.iter().any(|block| block.contains(overlay));
+        if !covered && !contains(&own.blocks, overlay) && contains(pools, overlay) {
+            destinations.push(IpNet::from(*overlay));
         }
     }
     destinations
+}
+
+/// Whether both cannot be true. A single address and a block around it can: the address moved.
+fn is_same_claim(mine: &IpNet, theirs: &IpNet) -> bool {
+    match is_single(mine) || is_single(theirs) {
+        true => mine == theirs,
+        false => mine.contains(theirs) || theirs.contains(mine),
+    }
+}
+
+fn is_single(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+fn contains(nets: &[IpNet], ip: &IpAddr) -> bool {
+    nets.iter().any(|net| net.contains(ip))
 }

@@ -13,3 +13,5 @@ mod nft;
 mod order;
 #[path = "plan/overlay.rs"]
 mod overlay;
+#[path = "plan/shape.rs"]
+mod shape;

@@ -1,13 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Taking what only one may have: blocks by nodes, ClusterIPs by services. Every take is one transaction.
+//! Taking what only one may have: blocks by nodes, addresses outside own blocks, sticky names, ClusterIPs by services; and
+//! taking a removed node's share from it. Every step is one transaction.
 
+mod address;
 mod block;
+mod cas;
 mod config;
+mod removal;
 mod service;
+mod sticky;
 
-pub use block::{ClaimError, claim_block, release_block};
+pub use address::{AddressClaimError, deny_address, grant_address, release_address, request_address};
+pub use block::{ClaimError, claim_block, claim_block_containing, release_block};
+pub use cas::ChangeError;
 pub use config::ensure_config;
+pub use removal::{Progress, acknowledge_removal, confirm_fence, finish_removal, remove_node};
 pub use service::{
     ServiceClaimError, ServiceClaims, ServiceRange, StoredService, claim_service_ip, claim_service_ip_among,
     delete_service,
 };
+pub use sticky::{StickyError, StickyHolder, give_back_sticky, remove_sticky, take_sticky};

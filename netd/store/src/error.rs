@@ -47,6 +47,19 @@ pub enum StoreError {
         /// The oldest revision that still can be watched.
         revision: u64,
     },
+    /// A file of the store does not hold what was written, or a newer version wrote it.
+    #[error(
+        "the store's {}, line {line}, cannot be used: {reason}; restore the file from a backup, or move it away and \
+         apply the services again: the store then starts empty", path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The store refuses who we are or what we may do.
     #[error(
         "the store refuses access: {reason}; check the user, its password, its roles and the client certificate"
@@ -76,6 +89,17 @@ pub enum StoreError {
     /// The lease has expired or was revoked; its keys are gone.
     #[error("lease {0} has expired or was revoked")]
     LeaseNotFound(LeaseId),
+    /// Another process has the store's files.
+    #[error(
+        "the store in {} is in use by {}: stop that one first, or set another state directory", dir.display(),
+        pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    Locked {
+        /// The store's directory.
+        dir: PathBuf,
+        /// Who has it, where it has said so.
+        pid: Option<u32>,
+    },
     /// The store did not answer in time. A transaction may or may not have been applied.
     #[error("the store did not answer {operation} within {after:?} ({endpoint})")]
     Timeout {
@@ -112,7 +136,7 @@ impl StoreError {
             | Self::Disconnected { .. }
             | Self::Timeout { .. }
             | Self::Unavailable { .. } => Class::Retry,
-            Self::Denied { .. } => Class::Fatal,
+            Self::Damaged { .. } | Self::Denied { .. } | Self::Locked { .. } => Class::Fatal,
             Self::InvalidConfig { .. } | Self::InvalidRequest { .. } | Self::UnreadableFile { .. } => {
                 Class::Invalid
             }

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 pub use config::{DEFAULT_REQUEST_TIMEOUT, EtcdConfig};
 use session::Sessions;
 
+use crate::state::lease_secs;
 use crate::transaction::check_key;
 use crate::{KeyValue, Lease, LeaseId, Listing, Store, StoreError, Transacted, Transaction, Watch};
 
@@ -205,7 +206,7 @@ impl Store for Etcd {
     }
 
     async fn lease_grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
-        let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
+        let seconds = to_wire(lease_secs(ttl))?;
         let reply = self
             .request("lease grant", async move |mut client: Client| client.lease_grant(seconds, None).await)
             .await?;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipam::AttachmentKey;
+use ipam::owner::{escape_part, unescape_part};
 use ipnet::IpNet;
 use uuid::Uuid;
 
@@ -28,6 +29,8 @@ pub struct KeysError(pub String);
 /// What a key stands for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
+    /// `ipam/addresses/<ip>`: [`crate::records::AddressRecord`].
+    Address(IpAddr),
     /// `alive/<uuid>`: there while the node's lease lives.
     Alive(Uuid),
     /// `ipam/blocks/<cidr>`: [`ipam::BlockRecord`].
@@ -52,7 +55,7 @@ pub enum Key {
         /// Which interface of which container.
         attachment: AttachmentKey,
     },
-    /// `ipam/pools/<name>`: [`ipam::Pool`].
+    /// `ipam/pools/<name>`: [`ipam::Pool`]; wins over a pool of that name in the configuration.
     Pool(String),
     /// `services/<ns>/<name>`: [`lb::Service`].
     Service {
@@ -63,6 +66,10 @@ pub enum Key {
     },
     /// `ipam/services/<ip>`: [`crate::records::ServiceIpRecord`].
     ServiceIp(IpAddr),
+    /// `ipam/sticky/<name>`: [`crate::records::StickyRecord`].
+    Sticky(String),
+    /// `tombstones/<uuid>`: [`crate::records::Tombstone`].
+    Tombstone(Uuid),
 }
 
 impl Keys {
@@ -141,6 +148,36 @@ impl Keys {
         self.key(format_args!("ipam/blocks/{}-{}", cidr.network(), cidr.prefix_len()))
     }
 
+    /// Prefix of the addresses that are used outside the node that owns their block.
+    pub fn addresses(&self) -> String {
+        self.key("ipam/addresses/")
+    }
+
+    /// An address that is used outside the node that owns its block.
+    pub fn address(&self, ip: IpAddr) -> String {
+        self.key(format_args!("ipam/addresses/{ip}"))
+    }
+
+    /// Prefix of the sticky names.
+    pub fn stickies(&self) -> String {
+        self.key("ipam/sticky/")
+    }
+
+    /// A sticky name; written as the parts of an attachment are.
+    pub fn sticky(&self, name: &str) -> String {
+        self.key(format_args!("ipam/sticky/{}", escape_part(name)))
+    }
+
+    /// Prefix of the tombstones.
+    pub fn tombstones(&self) -> String {
+        self.key("tombstones/")
+    }
+
+    /// A removed node.
+    pub fn tombstone(&self, node: Uuid) -> String {
+        self.key(format_args!("tombstones/{node}"))
+    }
+
     /// Prefix of the claimed ClusterIPs.
     pub fn service_ips(&self) -> String {
         self.key("ipam/services/")
@@ -191,6 +228,9 @@ impl Keys {
             }
             ["ipam", "pools", name] => Key::Pool(name.to_owned()),
             ["ipam", "blocks", cidr] => Key::Block(parse_block(cidr)?),
+            ["ipam", "addresses", ip] => Key::Address(parse_ip(ip)?),
+            ["ipam", "sticky", name] => Key::Sticky(unescape_part(name)?),
+            ["tombstones", node] => Key::Tombstone(parse_uuid(node)?),
             ["ipam", "services", ip] => Key::ServiceIp(parse_ip(ip)?),
             ["services", namespace, name] => Key::Service { namespace: namespace.into(), name: name.into() },
             ["endpoints", namespace, name, source] => {
@@ -240,6 +280,7 @@ mod tests {
         assert_eq!(keys.node(node), "/weft/v1/weft/nodes/00000000-0000-0000-0000-000000000007");
         assert_eq!(keys.block("10.244.0.64/26".parse().unwrap()), "/weft/v1/weft/ipam/blocks/10.244.0.64-26");
         assert_eq!(keys.block("fd00::/122".parse().unwrap()), "/weft/v1/weft/ipam/blocks/fd00::-122");
+        assert_eq!(keys.sticky("default/db-0"), "/weft/v1/weft/ipam/sticky/default%2fdb-0");
         assert_eq!(keys.endpoint("default", "web", "n1"), "/weft/v1/weft/endpoints/default/web/n1");
     }
 
@@ -261,6 +302,9 @@ mod tests {
             (keys.pool("default"), Key::Pool("default".into())),
             (keys.block(block), Key::Block(block)),
             (keys.service_ip(ip), Key::ServiceIp(ip)),
+            (keys.address(ip), Key::Address(ip)),
+            (keys.sticky("default/db-0.x"), Key::Sticky("default/db-0.x".into())),
+            (keys.tombstone(node), Key::Tombstone(node)),
             (
                 keys.service("default", "web"),
                 Key::Service { namespace: namespace.clone(), name: service.clone() },
@@ -290,6 +334,9 @@ mod tests {
             "/weft/v1/weft/ipam/blocks/10.244.0.64-+26",
             "/weft/v1/weft/ipam/blocks/10.244.0.64-33",
             "/weft/v1/weft/ipam/services/fd00:0::1",
+            "/weft/v1/weft/ipam/addresses/10.0.0.01",
+            "/weft/v1/weft/ipam/sticky/db.0",
+            "/weft/v1/weft/tombstones/n1",
             "/weft/v1/weft/services//web",
             "/weft/v1/weft/services/a/b/c",
         ] {

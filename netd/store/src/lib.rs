@@ -2,8 +2,8 @@
 //! The store: what the cluster wishes and what the nodes tell each other.
 //!
 //! - [`Store`] is the seam: get, list at one revision, watch from a revision, compare-and-swap transactions, leases.
-//!   [`Etcd`] is what clusters run; [`Memory`] is the deterministic twin for tests, with injected faults. Both pass one
-//!   contract battery (`tests/store`).
+//!   [`Etcd`] is what clusters run; [`FileStore`] is for one host without etcd; [`Memory`] is the deterministic twin for
+//!   tests, with injected faults. All pass one contract battery (`tests/store`).
 //! - [`Keys`] is the only place that knows how keys look; [`records`] says what the values are.
 //! - [`Tail`] keeps a [`Mirror`] of a prefix in step and publishes it; there is one code path for the first listing, a
 //!   lost connection, compaction and an asked-for resync.
@@ -15,10 +15,12 @@
 pub mod claim;
 mod error;
 mod etcd;
+mod file;
 mod keys;
 mod memory;
 mod mirror;
 pub mod records;
+mod state;
 mod store;
 mod tail;
 mod transaction;
@@ -26,6 +28,7 @@ mod watch;
 
 pub use error::{Class, StoreError};
 pub use etcd::{DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdConfig};
+pub use file::FileStore;
 pub use keys::{Key, Keys, KeysError};
 pub use memory::{Faults, Memory};
 pub use mirror::{Applied, Mirror};

@@ -5,7 +5,6 @@
 //! compacted, leases (whose time passes only by [`Memory::advance`]).
 
 mod faults;
-mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,8 +14,8 @@ use tokio::sync::watch;
 
 use faults::FaultPlan;
 pub use faults::Faults;
-use state::State;
 
+use crate::state::State;
 use crate::transaction::check_key;
 use crate::watch::WatchSource;
 use crate::{
@@ -64,7 +63,14 @@ impl Memory {
 
     /// Lets time pass for the leases; those whose time is over end and take their keys with them.
     pub fn advance(&self, by: Duration) {
-        self.shared.lock().state.advance(by);
+        {
+            let state = &mut self.shared.lock().state;
+            state.now = state.now.saturating_add(by);
+            while let Some(id) = state.lease_over() {
+                // Cannot fail: the lease was just seen.
+                let _ = state.lease_revoke(id);
+            }
+        }
         self.shared.wake();
     }
 

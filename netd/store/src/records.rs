@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
-use ipam::{AttachmentKey, Pool};
+use ipam::{AttachmentKey, Owner, Pool};
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ impl Default for ClusterConfig {
     fn default() -> Self {
         Self {
             schema: SCHEMA,
-            pools: vec![Pool { name: "default".into(), cidr: v4(10, 244, 16), block_prefix: 26 }],
+            pools: vec![Pool::new("default", v4(10, 244, 16), None)],
             service_cidr: v4(10, 96, 16),
             dns_zone: "cluster.local".into(),
             dns_vip: Ipv4Addr::new(10, 96, 0, 10).into(),
@@ -100,9 +100,15 @@ pub struct NodeRecord {
     pub name: String,
     /// Where other nodes reach it.
     pub underlay: IpAddr,
-    /// The first address of its first block; `None` until it has one.
+    /// The first address of its first block, the IPv4 one where there are two; `None` until it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<IpAddr>,
+    /// The IPv6 one, where the cluster has both families.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay6: Option<IpAddr>,
+    /// Its labels; pools select nodes by them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Its VTEP's MAC, `02:00:…`.
     #[serde(default)]
     pub vtep_mac: String,
@@ -133,6 +139,9 @@ pub struct PodRecord {
     /// Its labels, the implied ones among them.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Further names of the pod in its namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// The veth's end on the node.
@@ -144,6 +153,80 @@ pub struct PodRecord {
     /// It is going away: no new connections while others can serve.
     #[serde(default)]
     pub terminating: bool,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// An address that is used outside the node that owns its block, at `ipam/addresses/<ip>`. Other nodes route it by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The address; the same as in the key.
+    pub ip: IpAddr,
+    /// Who has it.
+    pub owner: Owner,
+    /// The node where it is in use; `None` while a sticky name keeps it unused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Uuid>,
+    /// The block's owner keeps the address out of its own use; before that it must not be used.
+    #[serde(default)]
+    pub granted: bool,
+    /// The node that owns the block.
+    pub block_owner: Uuid,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A name whose addresses follow it, at `ipam/sticky/<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StickyRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The name; the same as in the key.
+    pub name: String,
+    /// Its addresses, one of a family.
+    pub ips: Vec<IpAddr>,
+    /// The node where they are in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Uuid>,
+    /// The attachment that uses them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<AttachmentKey>,
+    /// When they were last taken or given back, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub since_ms: u64,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A node that an operator removed, at `tombstones/<uuid>`. It stays: a machine that comes back finds it.
+/// Times are in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The node; the same as in the key.
+    pub uuid: Uuid,
+    /// Its name, for people.
+    pub name: String,
+    /// When it was removed.
+    pub at_ms: u64,
+    /// The operator states that the machine is off: its acknowledgement is not waited for.
+    #[serde(default)]
+    pub forced: bool,
+    /// When the node itself stopped using its addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged_ms: Option<u64>,
+    /// Nodes that dropped peer, FDB entries and routes of it, with the time.
+    #[serde(default)]
+    pub fenced: BTreeMap<Uuid, u64>,
+    /// When its blocks became free and its records went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_ms: Option<u64>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub extra: Extra,
@@ -209,6 +292,18 @@ mod tests {
         let again: Value = decode("/nodes/7", &encode("/nodes/7", &node).unwrap()).unwrap();
         assert_eq!(again["zone"]["a"], 1);
         assert_eq!(again["schema"], 2);
+    }
+
+    #[test]
+    fn a_tombstone_reads_back() {
+        let mut tombstone: Tombstone = decode(
+            "/t",
+            br#"{"schema":1,"uuid":"00000000-0000-0000-0000-000000000007","name":"n1","at_ms":5}"#,
+        )
+        .unwrap();
+        tombstone.fenced.insert(Uuid::from_u128(8), 9);
+        tombstone.extra.insert("why".into(), Value::from("broken disk"));
+        assert_eq!(decode::<Tombstone>("/t", &encode("/t", &tombstone).unwrap()), Ok(tombstone));
     }
 
     #[test]

@@ -58,6 +58,16 @@ pub(crate) fn pod(node: &str, name: &str, label: &str) -> Result<IpAddr> {
         .context("not an address")
 }
 
+/// A node's network namespace, and what weft-cni gets on standard input there.
+pub(crate) fn node(name: &str) -> Result<(String, Value)> {
+    let shown: Value = serde_json::from_slice(&weft_lab(&["show", "--json"])?)?;
+    let nodes = shown["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let node = nodes.iter().find(|node| node["name"] == name);
+    let node = node.with_context(|| format!("weft-lab shows no node {name}"))?;
+    let netns = node["netns"].as_str().context("a node without a namespace")?;
+    Ok((netns.to_owned(), node["cni_config"].clone()))
+}
+
 /// Applies objects and waits until both nodes have programmed them.
 pub(crate) fn apply(objects: &str) -> Result<()> {
     let file = std::env::temp_dir().join(format!("weft-bench-{}.yaml", std::process::id()));

@@ -3,6 +3,8 @@
 //! writes target/bench/report.json. Absolute figures of a shared machine mean little; a ratio of neighbours in time does.
 
 mod bare;
+mod cni;
+mod cni_rows;
 mod lab;
 mod pairs;
 mod rows;
@@ -85,6 +87,7 @@ fn bench(args: Args) -> Result<()> {
 fn clean_up() {
     worker::end_all();
     lab::down();
+    cni::remove();
     bare::remove();
 }
 

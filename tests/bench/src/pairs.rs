@@ -22,6 +22,12 @@ pub(crate) struct Pair {
     pub ratio: f64,
 }
 
+impl Pair {
+    pub(crate) fn new(weft: f64, baseline: f64) -> Self {
+        Self { weft, baseline, ratio: weft / baseline }
+    }
+}
+
 /// A measured row.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
@@ -55,7 +61,7 @@ pub(crate) fn measure(
                 let w = weft()?;
                 (w, baseline()?)
             };
-            Ok(Pair { weft: w, baseline: b, ratio: w / b })
+            Ok(Pair::new(w, b))
         })
         .collect()
 }
@@ -140,6 +146,14 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// The value below which this share (0 to 1) of them lies; not a number for none.
+pub(crate) fn at_share(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +162,9 @@ mod tests {
     fn medians_and_bounds() {
         assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        let hundred: Vec<f64> = (0..=100).rev().map(f64::from).collect();
+        assert!((at_share(&hundred, 0.99) - 99.0).abs() < 1e-9);
+        assert!(at_share(&[], 0.5).is_nan());
         let pairs = measure(4, || Ok(105.0), || Ok(100.0)).unwrap();
         let terms =
             Terms { unit: "µs", weft: "w", baseline: "b", bound: Bound::AtMost(1.10), by_best: false };

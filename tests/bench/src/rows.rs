@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::pairs::{Bound, Row, Terms, measure};
 use crate::worker::Place;
-use crate::{bare, lab};
+use crate::{bare, cni_rows, lab};
 
 /// The port of the answering server; the stream's sink is the one above it.
 const PORT: u16 = 7000;
@@ -33,7 +33,8 @@ pub(crate) struct Plan {
     pub report: PathBuf,
 }
 
-const ROWS: [&str; 4] = ["vxlan-throughput", "vxlan-latency", "vip-connect-1", "vip-connect-10000"];
+const ROWS: [&str; 5] =
+    ["vxlan-throughput", "vxlan-latency", "vip-connect-1", "cni-add", "vip-connect-10000"];
 
 /// Builds both sides, measures the wanted rows, prints the table, writes the report.
 pub(crate) fn run(plan: &Plan) -> Result<()> {
@@ -60,6 +61,10 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let mut rows = Vec::new();
     for name in wanted {
         say(&format!("measuring {name} ({} pairs)", plan.pairs));
+        if name == "cni-add" {
+            rows.extend(cni_rows::run(plan.pairs)?);
+            continue;
+        }
         rows.push(match name {
             "vxlan-throughput" => {
                 let port = PORT + 1;

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line of weft-lab: a contract, see the folder's README.
 
+mod pod;
+mod values;
+
+use crate::families::{Families, StoreKind};
 use crate::say::complain;
 use crate::usage::exit_code;
 use crate::verbs;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+pub(crate) use pod::PodVerb;
 
 /// A Weft cluster on one machine: nodes as network namespaces, real etcd, real netd, pods through the real weft-cni.
 ///
@@ -36,7 +42,7 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Add and remove pods, as a container runtime would
+    /// Add, check and remove pods, as a container runtime would
     #[command(subcommand)]
     Pod(PodVerb),
     /// Run a command in a node, a pod or the outside host, in place of this process
@@ -60,7 +66,7 @@ pub(crate) enum Verb {
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
         /// How long all of it may take
-        #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "TIME")]
+        #[arg(long, default_value = "60s", value_parser = values::duration, value_name = "TIME")]
         timeout: Duration,
         /// Return once the objects are stored
         #[arg(long)]
@@ -77,11 +83,7 @@ pub(crate) enum Verb {
     /// Take a lab down, whatever state it is in
     Down,
     /// Prove each promise with real traffic in a lab of its own
-    Demo {
-        /// Leave the lab running when a promise is not kept
-        #[arg(long)]
-        keep: bool,
-    },
+    Demo(DemoArgs),
     /// Become a command in a namespace, control group and mount namespace
     #[command(hide = true)]
     Enter {
@@ -115,7 +117,7 @@ pub(crate) enum Verb {
     Stream {
         #[arg(long)]
         to: String,
-        #[arg(long = "for", default_value = "10s", value_parser = parse_duration)]
+        #[arg(long = "for", default_value = "10s", value_parser = values::duration)]
         duration: Duration,
     },
     /// One DNS question, the answer as JSON
@@ -126,31 +128,35 @@ pub(crate) enum Verb {
         kind: String,
         #[arg(long)]
         server: Option<SocketAddr>,
-        #[arg(long, default_value = "3s", value_parser = parse_duration)]
+        #[arg(long, default_value = "3s", value_parser = values::duration)]
         timeout: Duration,
     },
     /// The outside host's servers
     #[command(hide = true)]
-    ServeOutside,
+    ServeOutside {
+        /// Names have an IPv6 address, too
+        #[arg(long)]
+        v6: bool,
+    },
 }
 
 /// What lab to bring up.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpArgs {
-    /// How many nodes
-    #[arg(long, default_value_t = 3)]
-    pub(crate) nodes: u16,
+    /// How many nodes [default: 3; with `--store file` 1]
+    #[arg(long)]
+    pub(crate) nodes: Option<u16>,
     /// How packets travel between nodes
     #[arg(long, value_enum, default_value_t = Overlay::Vxlan)]
     pub(crate) overlay: Overlay,
     /// Address families of pods and services
-    #[arg(long, value_enum, default_value_t = Families::V4)]
+    #[arg(long, value_enum, default_value_t)]
     pub(crate) families: Families,
     /// Where the cluster's state lies
-    #[arg(long, value_enum, default_value_t = Store::Etcd)]
-    pub(crate) store: Store,
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) store: StoreKind,
     /// How many etcd members: 1 or 3
-    #[arg(long, default_value_t = 1, value_parser = parse_members)]
+    #[arg(long, default_value_t = 1, value_parser = values::members)]
     pub(crate) etcd_members: u16,
     /// Print what `show --json` prints
     #[arg(long)]
@@ -163,6 +169,27 @@ pub(crate) struct UpArgs {
     pub(crate) netd_arg: Vec<String>,
 }
 
+impl UpArgs {
+    /// How many nodes were asked for.
+    pub(crate) fn node_count(&self) -> u16 {
+        self.nodes.unwrap_or_else(|| default_nodes(self.store))
+    }
+}
+
+/// What demo to play.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// How many nodes: 1 or 3 [default: 3; with `--store file` 1]
+    #[arg(long, value_parser = values::members)]
+    pub(crate) nodes: Option<u16>,
+    /// Where the cluster's state lies
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) store: StoreKind,
+    /// Leave the lab running when a promise is not kept
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
 /// How packets travel between nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Overlay {
@@ -172,57 +199,6 @@ pub(crate) enum Overlay {
     Vxlan,
     /// WireGuard
     Wireguard,
-}
-
-/// Address families of pods and services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Families {
-    /// Both
-    Dual,
-    /// IPv4
-    V4,
-    /// IPv6
-    V6,
-}
-
-/// Where the cluster's state lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Store {
-    /// A real etcd
-    Etcd,
-    /// A file on each node
-    File,
-}
-
-/// Pods.
-#[derive(Debug, Subcommand)]
-pub(crate) enum PodVerb {
-    /// Add a pod and print the CNI result
-    Add {
-        /// The node it runs on
-        node: String,
-        /// Its name
-        pod: String,
-        /// Its Kubernetes namespace
-        #[arg(long, default_value = "default", value_name = "NS")]
-        namespace: String,
-        /// A label; may be repeated
-        #[arg(long = "label", value_parser = parse_label, value_name = "K=V")]
-        labels: Vec<(String, String)>,
-        /// A port of the node that leads to the pod; may be repeated
-        #[arg(long = "port", value_parser = parse_port, value_name = "HOST:CONTAINER[/udp]")]
-        ports: Vec<crate::pod::PortMapping>,
-        /// The address it asks for
-        #[arg(long)]
-        ip: Option<IpAddr>,
-    },
-    /// Remove a pod
-    Rm {
-        /// The node it runs on
-        node: String,
-        /// Its name
-        pod: String,
-    },
 }
 
 /// Nodes.
@@ -240,6 +216,11 @@ pub(crate) enum NodeVerb {
     },
     /// End every process of the node and its pods
     Crash {
+        /// The node
+        node: String,
+    },
+    /// Whether an ADD could work now: CNI STATUS
+    Status {
         /// The node
         node: String,
     },
@@ -295,10 +276,15 @@ pub(crate) struct ProbeArgs {
     pub(crate) udp: bool,
     #[arg(long, requires = "udp")]
     pub(crate) connected: bool,
-    #[arg(long, default_value = "2s", value_parser = parse_duration)]
+    #[arg(long, default_value = "2s", value_parser = values::duration)]
     pub(crate) timeout: Duration,
-    #[arg(long, default_value = "0ms", value_parser = parse_duration)]
+    #[arg(long, default_value = "0ms", value_parser = values::duration)]
     pub(crate) interval: Duration,
+}
+
+/// A file holds the state of one host.
+pub(crate) fn default_nodes(store: StoreKind) -> u16 {
+    if store == StoreKind::File { 1 } else { 3 }
 }
 
 /// Reads the command line and does what it says; the exit code.
@@ -310,44 +296,6 @@ pub fn run() -> ExitCode {
             complain(format!("weft-lab: {error:#}"));
             exit_code(&error).into()
         }
-    }
-}
-
-/// `60s`, `500ms`, `2m`; a bare number is seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "use a number with ms, s or m, such as 60s".to_owned())?;
-    match &text[digits.len()..] {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        unit => Err(format!("unknown unit {unit:?}: use ms, s or m")),
-    }
-}
-
-fn parse_members(text: &str) -> Result<u16, String> {
-    match text {
-        "1" => Ok(1),
-        "3" => Ok(3),
-        _ => Err("use 1 or 3".into()),
-    }
-}
-
-fn parse_label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
-        _ => Err("use KEY=VALUE".into()),
-    }
-}
-
-fn parse_port(text: &str) -> Result<crate::pod::PortMapping, String> {
-    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
-    match (ports.split_once(':').map(|(host, container)| (port(host), port(container))), protocol) {
-        (Some((Some(host), Some(container))), "tcp" | "udp") => {
-            Ok(crate::pod::PortMapping { host, container, protocol: protocol.into() })
-        }
-        _ => Err("use HOST:CONTAINER or HOST:CONTAINER/udp".into()),
     }
 }
 
@@ -377,15 +325,13 @@ mod tests {
     }
 
     #[test]
-    fn durations_labels_and_ports_are_read_as_people_write_them() {
-        assert_eq!(parse_duration("60s"), Ok(Duration::from_secs(60)));
-        assert_eq!(parse_duration("5"), Ok(Duration::from_secs(5)));
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(parse_duration("soon").is_err() && parse_duration("5h").is_err());
-        assert_eq!(parse_label("app=web"), Ok(("app".into(), "web".into())));
-        assert!(parse_label("=web").is_err() && parse_label("app").is_err());
-        let port = parse_port("8080:80/udp").unwrap();
-        assert_eq!((port.host, port.container, port.protocol.as_str()), (8080, 80, "udp"));
-        assert!(parse_port("80").is_err() && parse_port("0:80").is_err() && parse_port("1:2/sctp").is_err());
+    fn a_file_store_has_one_node_unless_told_otherwise() {
+        let up = |line: &str| match Args::try_parse_from(line.split(' ')).unwrap().verb {
+            Verb::Up(up) => (up.node_count(), up.store, up.families),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(up("weft-lab up"), (3, StoreKind::Etcd, Families::V4));
+        assert_eq!(up("weft-lab up --store file --families dual"), (1, StoreKind::File, Families::Dual));
+        assert_eq!(up("weft-lab up --store file --nodes 2"), (2, StoreKind::File, Families::V4));
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One call of weft-cni with every variable and the configuration open to be wrong: for stories of bad input.
 
+use crate::members::Node;
 use crate::place::in_netns;
 use crate::run::{Output, output, sibling};
-use crate::state::Node;
 use crate::{names, pod};
 use anyhow::Result;
 use serde_json::Value;

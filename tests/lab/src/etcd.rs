@@ -2,9 +2,10 @@
 //! The store of a lab: a real etcd in namespaces of its own.
 
 use crate::interrupt::wait_until;
+use crate::members::EtcdMember;
 use crate::place::{Place, in_netns};
 use crate::process::{self, Process, log_tail};
-use crate::state::{self, EtcdMember, State};
+use crate::state::{self, State};
 use crate::{cgroup, names};
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;

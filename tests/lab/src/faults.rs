@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can go wrong with a node's wires, on request: cut off, healed, another MTU.
 
+use crate::families::StoreKind;
 use crate::state::{self, State};
 use crate::topology;
 use crate::usage::usage;
@@ -13,6 +14,9 @@ const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65_535;
 pub(crate) fn partition(lab: &str, node: &str, from: &str) -> Result<()> {
     let state = state::edit(lab, |state| {
         state.node(node)?;
+        if from == "store" && state.store == StoreKind::File {
+            return Err(usage("the store is a file of the node: nothing cuts it off").into());
+        }
         if !matches!(from, "all" | "store") {
             state.node(from)?;
             if from == node {

@@ -4,6 +4,7 @@
 use crate::apply;
 use crate::cni_command::CniCall;
 use crate::maps::{self, Maps};
+use crate::members::Pod;
 use crate::node::{self, READY_LIMIT};
 use crate::place::Place;
 use crate::pod::{self, PodSpec};
@@ -12,7 +13,7 @@ use crate::run::{self, Output};
 use crate::running::{Capture, Running};
 use crate::say::complain;
 use crate::show::Show;
-use crate::state::{self, Pod, State};
+use crate::state::{self, State};
 use crate::up::{UpOptions, up};
 use crate::workers::probe::ProbeReport;
 use crate::workers::query::QueryReport;
@@ -82,6 +83,34 @@ impl Lab {
     pub fn pod_rm(&self, node: &str, pod: &str) -> Result<()> {
         let _held = state::hold(&self.name, false)?;
         pod::remove(&self.name, node, pod)
+    }
+
+    /// Removes one interface of a pod through weft-cni.
+    pub fn pod_rm_interface(&self, node: &str, pod: &str, ifname: &str) -> Result<()> {
+        let _held = state::hold(&self.name, false)?;
+        pod::remove_interface(&self.name, node, pod, ifname)
+    }
+
+    /// Makes a pod's namespace without any ADD; a later [`Lab::pod_add`] gives it an interface.
+    pub fn pod_bare(&self, node: &str, pod: &str) -> Result<Pod> {
+        let _held = state::hold(&self.name, false)?;
+        pod::bare(&self.name, &PodSpec::new(node, pod))
+    }
+
+    /// CHECK of each interface of a pod, with the results in the runtime's cache.
+    pub fn pod_check(&self, node: &str, pod: &str) -> Result<()> {
+        pod::check(&self.name, node, pod)
+    }
+
+    /// GC of each network of a node: valid is what the lab's pods have, save for those in `without`.
+    pub fn pod_gc(&self, node: &str, without: &[&str]) -> Result<()> {
+        let _held = state::hold(&self.name, false)?;
+        pod::gc(&self.name, node, without)
+    }
+
+    /// STATUS of a node, whatever its answer.
+    pub fn cni_status(&self, node: &str) -> Result<Output> {
+        pod::status(&self.name, node)
     }
 
     /// A pod of the lab.

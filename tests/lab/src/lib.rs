@@ -12,7 +12,8 @@
 //! let b1 = lab.pod_add(&PodSpec::new("n2", "b1").label("app", "web"))?;
 //! lab.pod_add(&PodSpec::new("n1", "c1"))?;
 //! let _server = lab.serve("b1", "b1", &[8080], &[])?;
-//! let report = lab.probe("c1", &["--to", &format!("{}:8080", b1.ips[0]), "--count", "10"])?;
+//! let to = std::net::SocketAddr::new(b1.ips[0], 8080).to_string();
+//! let report = lab.probe("c1", &["--to", &to, "--count", "10"])?;
 //! assert!(report.all_ok(), "{}", report.failures());
 //! # Ok(())
 //! # }
@@ -23,14 +24,16 @@ mod cgroup;
 pub mod cli;
 mod cni_command;
 mod demo;
-
 mod etcd;
+mod families;
 mod faults;
 mod interrupt;
 mod lab;
 mod maps;
+mod members;
 mod names;
 mod node;
+mod node_config;
 mod outside;
 mod place;
 mod pod;
@@ -49,19 +52,22 @@ mod verbs;
 mod workers;
 
 pub use cni_command::CniCall;
+pub use families::{Families, StoreKind};
 pub use interrupt::wait_until;
 pub use lab::Lab;
 pub use maps::Maps;
+pub use members::{Attachment, EtcdMember, Node, Outside, Pod};
 pub use names::{
-    BPF_DIR, LABS_DIR, NETNS_DIR, OUTSIDE_FAR_IP, OUTSIDE_IP, UNDERLAY_IF, lab_dir, netns, netns_path,
+    BPF_DIR, LABS_DIR, NETNS_DIR, OUTSIDE_FAR_IP, OUTSIDE_FAR_IP6, OUTSIDE_IP, OUTSIDE_IP6, UNDERLAY_IF,
+    lab_dir, netns, netns_path,
 };
 pub use place::{Place, in_netns};
-pub use pod::{NETWORK, PodSpec, PortMapping, cni, network_config, pod_cgroup};
+pub use pod::{Bandwidth, NETWORK, PodSpec, PortMapping, cni, network_config, pod_cgroup};
 pub use process::Process;
 pub use run::{Output, TOOL_LIMIT, output, output_always, sibling, tool};
 pub use running::{Capture, Packets, Running};
 pub use show::{Show, ShowNode, ShowOutside, ShowPod};
-pub use state::{EtcdMember, Node, Outside, Pod, State};
+pub use state::State;
 pub use teardown::{down, labs, remove_orphans};
 pub use up::{UpOptions, up};
 pub use usage::{Usage, exit_code};

@@ -7,14 +7,14 @@ use crate::state::State;
 use anyhow::{Context, Result};
 use ebpf_loader::{AttachMode, Datapath, DatapathConfig};
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 /// Addresses in a node's maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Maps {
     /// Of the node's pods, once for each entry.
-    pub pods: Vec<Ipv4Addr>,
+    pub pods: Vec<IpAddr>,
     /// Of backends, once for each entry.
     pub backends: Vec<Ipv4Addr>,
     /// Number of frontends.
@@ -36,7 +36,7 @@ pub(crate) fn read(state: &State, node: &str) -> Result<Maps> {
     let mut datapath = Datapath::open(DatapathConfig { pin_dir, cgroup_root, attach: AttachMode::Auto })?;
     let image = datapath.observed_image()?;
     Ok(Maps {
-        pods: datapath.pods()?.values().map(|pod| pod.ip).collect(),
+        pods: datapath.pods()?.into_values().flat_map(|pod| pod.addresses).collect(),
         backends: image.backends.values().map(|backend| backend.address()).collect(),
         frontends: image.services.len(),
     })

@@ -2,7 +2,7 @@
 //! Names and addresses of a lab: the only place that knows how they are made.
 
 use crate::usage::{Usage, usage};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 /// Where every lab keeps its directory.
@@ -15,10 +15,16 @@ pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 pub const BPF_DIR: &str = "/sys/fs/bpf/weft";
 /// The underlay of every lab, private inside its namespaces (RFC 1918 space).
 pub(crate) const UNDERLAY_PREFIX_LEN: u8 = 24;
+/// The same for IPv6, in labs that have it (RFC 4193 space).
+pub(crate) const UNDERLAY6_PREFIX_LEN: u8 = 64;
 /// The host that is no member: upstream DNS, TCP echo, the nodes' default gateway.
 pub const OUTSIDE_IP: Ipv4Addr = Ipv4Addr::new(172, 31, 77, 254);
 /// An address behind the outside host (RFC 5737 documentation range), what `*.example.test` answers.
 pub const OUTSIDE_FAR_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+/// The outside host over IPv6, in labs that have it.
+pub const OUTSIDE_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x254);
+/// An address behind the outside host over IPv6 (RFC 3849 documentation range).
+pub const OUTSIDE_FAR_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 /// The underlay interface in every member's namespace.
 pub const UNDERLAY_IF: &str = "eth0";
 /// The bridge in `weft-<lab>-net`.
@@ -55,6 +61,13 @@ pub(crate) fn node(index: u16) -> String {
 /// The underlay address of node number `index`, counted from 1.
 pub(crate) fn node_ip(index: u16) -> Ipv4Addr {
     Ipv4Addr::new(172, 31, 77, 10 + index.min(NODES_MAX) as u8)
+}
+
+/// The IPv6 underlay address of a member: its last group reads like the last octet of the IPv4 address.
+pub(crate) fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
+    let [.., octet] = ip.octets().map(u16::from);
+    let digits = (octet / 100 * 0x100) | (octet / 10 % 10 * 0x10) | (octet % 10);
+    Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, digits)
 }
 
 /// The underlay address of etcd member number `index`, counted from 1.
@@ -115,5 +128,10 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), count);
+        let mut all6: Vec<_> = all.into_iter().map(ip6_of).collect();
+        all6.dedup();
+        assert_eq!(all6.len(), count);
+        assert_eq!(ip6_of(OUTSIDE_IP), OUTSIDE_IP6);
+        assert_eq!(ip6_of(node_ip(1)).to_string(), "fd00:77::11");
     }
 }

@@ -2,11 +2,12 @@
 //! Nodes: a namespace, a control group, a directory and a real netd.
 
 use crate::interrupt::wait_until;
+use crate::members::Node;
 use crate::place::Place;
 use crate::process::{self, Process, log_tail};
 use crate::run::sibling;
-use crate::state::{self, Node, State};
-use crate::{cgroup, etcd, names};
+use crate::state::{self, State};
+use crate::{cgroup, node_config};
 use anyhow::{Context, Result, anyhow, bail};
 use netd_api::{Client, ClientError, Status};
 use nix::sys::signal::Signal;
@@ -28,13 +29,13 @@ const LOG_LINES: usize = 15;
 
 /// Writes what a node needs on disk and makes its control group.
 pub(crate) fn prepare(state: &State, node: &Node) -> Result<()> {
-    for folder in ["run", "state"] {
-        let path = node.dir.join(folder);
+    let [run, kept] = ["run", "state"].map(|folder| node.dir.join(folder));
+    for path in [run, kept, node.cni_conf_dir(), node.cni_cache_dir().join("results")] {
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
     }
     cgroup::create(&node.cgroup)?;
     fs::write(node.dir.join("resolv.conf"), format!("nameserver {}\n", state.outside.ip))?;
-    fs::write(node.dir.join("netd.toml"), config(state, node))?;
+    fs::write(node.dir.join("netd.toml"), node_config::text(state, node))?;
     Ok(())
 }
 
@@ -148,28 +149,4 @@ fn remember(lab: &str, name: &str, process: Option<Process>) -> Result<()> {
 fn not_ready(node: &Node, why: &str) -> anyhow::Error {
     let log = log_tail(&node.log(), LOG_LINES);
     anyhow!("{} is not ready: {why}\nlast lines of {}:\n{log}", node.name, node.log().display())
-}
-
-/// netd's configuration file. The values need no quoting: names were checked, the rest is ours.
-fn config(state: &State, node: &Node) -> String {
-    let endpoints: Vec<_> = etcd::urls(state).iter().map(|url| format!("\"{url}\"")).collect();
-    format!(
-        "cluster = \"{cluster}\"\n\
-         node-name = \"{name}\"\n\
-         state-dir = \"{dir}/state\"\n\
-         run-dir = \"{dir}/run\"\n\
-         bpf-dir = \"{bpf}\"\n\
-         cgroup-root = \"{cgroup}\"\n\
-         store-endpoints = [{endpoints}]\n\
-         overlay = \"{overlay}\"\n\
-         dns-upstreams = [\"{upstream}:53\"]\n",
-        cluster = state.cluster,
-        name = node.name,
-        dir = node.dir.display(),
-        bpf = names::BPF_DIR,
-        cgroup = node.cgroup.display(),
-        endpoints = endpoints.join(", "),
-        overlay = state.overlay,
-        upstream = state.outside.ip,
-    )
 }

@@ -31,8 +31,10 @@ pub struct Process {
 impl Process {
     /// The living process with this ID.
     pub fn of(pid: i32) -> Option<Process> {
-        let (state, started) = stat(pid)?;
-        (!matches!(state, 'Z' | 'X')).then_some(Process { pid, started })
+        let (state, threads, started) = stat(pid)?;
+        // A first thread that has ended stands as Z until the others have, and they still hold the files and locks.
+        let ended = state == 'X' || (state == 'Z' && threads <= 1);
+        (!ended).then_some(Process { pid, started })
     }
 
     /// The calling process.
@@ -91,7 +93,7 @@ pub(crate) fn start(place: &Place, argv: &[OsString], log: &Path) -> Result<Proc
         .context("cannot start weft-lab enter")?;
     let pid = child.id() as i32;
     // A child that has ended already still has its entry, because nobody waited for it.
-    let started = stat(pid).map(|(_, started)| started).unwrap_or_default();
+    let started = stat(pid).map(|(.., started)| started).unwrap_or_default();
     Ok(Process { pid, started })
 }
 
@@ -103,13 +105,14 @@ pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// State letter and start time.
-fn stat(pid: i32) -> Option<(char, u64)> {
+/// State letter, number of threads and start time: fields 3, 20 and 22.
+fn stat(pid: i32) -> Option<(char, u32, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in brackets and may hold anything.
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<_> = rest.split_whitespace().collect();
-    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+    let state = fields.first()?.chars().next()?;
+    Some((state, fields.get(17)?.parse().ok()?, fields.get(19)?.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a lab looks like from outside: the JSON that scripts rely on, and the same for people.
 
+use crate::members::{Node, Pod};
 use crate::state::State;
 use crate::{etcd, names, pod};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,8 @@ use std::path::PathBuf;
 
 /// netd's DNS address on every node, where its configuration says nothing else.
 const NODE_DNS: &str = "169.254.53.53:53";
+/// The same over IPv6, where pods have IPv6 addresses.
+const NODE_DNS6: &str = "[fd00:53::53]:53";
 /// netd's metrics, reachable in the node's own namespace.
 const METRICS: &str = "http://127.0.0.1:9157/metrics";
 
@@ -21,7 +24,7 @@ pub struct Show {
     pub name: String,
     /// Its directory.
     pub dir: PathBuf,
-    /// Client URLs of the store.
+    /// Client URLs of the store; none where it is a file.
     pub etcd: Vec<String>,
     /// The host that is no member.
     pub outside: ShowOutside,
@@ -72,28 +75,28 @@ pub struct ShowPod {
     pub node: String,
     /// Name of its namespace.
     pub netns: String,
-    /// Its bare addresses.
+    /// Its bare addresses, of all its interfaces.
     pub ips: Vec<IpAddr>,
 }
 
 impl From<&State> for Show {
     fn from(state: &State) -> Show {
-        let node = |node: &crate::state::Node| ShowNode {
+        let node = |node: &Node| ShowNode {
             name: node.name.clone(),
             netns: node.netns.clone(),
             socket: node.socket(),
             dns: NODE_DNS.into(),
-            dns6: None,
+            dns6: state.families.v6().then(|| NODE_DNS6.into()),
             underlay_ip: node.underlay_ip,
             underlay_if: names::UNDERLAY_IF.into(),
             metrics: METRICS.into(),
             cni_config: pod::network_config(node),
         };
-        let pod = |pod: &crate::state::Pod| ShowPod {
+        let pod = |pod: &Pod| ShowPod {
             name: pod.name.clone(),
             node: pod.node.clone(),
             netns: pod.netns.clone(),
-            ips: pod.ips.clone(),
+            ips: pod.interfaces().into_iter().flat_map(|seen| seen.ips).collect(),
         };
         Show {
             name: state.name.clone(),
@@ -102,7 +105,7 @@ impl From<&State> for Show {
             outside: ShowOutside { netns: state.outside.netns.clone(), ip: state.outside.ip },
             nodes: state.nodes.iter().map(node).collect(),
             // A pod whose ADD is under way is not there yet.
-            pods: state.pods.values().filter(|pod| !pod.ips.is_empty()).map(pod).collect(),
+            pods: state.pods.values().filter(|pod| pod.ready).map(pod).collect(),
         }
     }
 }
@@ -110,7 +113,8 @@ impl From<&State> for Show {
 impl fmt::Display for Show {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "lab      {} in {}", self.name, self.dir.display())?;
-        writeln!(f, "store    {}", self.etcd.join(" "))?;
+        let store = if self.etcd.is_empty() { "a file of the node".to_owned() } else { self.etcd.join(" ") };
+        writeln!(f, "store    {store}")?;
         writeln!(f, "outside  {} in {}", self.outside.ip, self.outside.netns)?;
         for node in &self.nodes {
             writeln!(f, "node     {:<8} {:<16} {}", node.name, node.underlay_ip, node.netns)?;

@@ -5,17 +5,17 @@
 //! Verbs hold the lab's directory lock shared, `up` and `down` alone; changes of the file are serialised by a
 //! lock of their own and atomic.
 
+use crate::families::{Families, StoreKind};
+use crate::members::{EtcdMember, Node, Outside, Pod};
 use crate::names;
 use crate::process::Process;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,13 +35,17 @@ pub struct State {
     pub owner: Option<Process>,
     /// Whether `up` came to its end.
     pub complete: bool,
+    /// Address families of pods.
+    pub families: Families,
+    /// Where the cluster's state lies.
+    pub store: StoreKind,
     /// Overlay backend given to netd.
     pub overlay: String,
     /// More arguments for netd.
     pub netd_args: Vec<String>,
     /// Network namespaces, by name.
     pub netns: BTreeSet<String>,
-    /// The store's members.
+    /// The store's members; none where the store is a file.
     pub etcd: Vec<EtcdMember>,
     /// The host that is no member.
     pub outside: Outside,
@@ -51,83 +55,6 @@ pub struct State {
     pub pods: BTreeMap<String, Pod>,
     /// Cut connections: node and what it is cut from (`all`, `store` or a node).
     pub partitions: BTreeSet<(String, String)>,
-}
-
-/// One member of the store.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct EtcdMember {
-    /// Its name: etcd1, …
-    pub name: String,
-    /// Its underlay address.
-    pub ip: Ipv4Addr,
-    /// Its process, while it should run.
-    pub process: Option<Process>,
-}
-
-/// The host that is no member of the cluster.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Outside {
-    /// Its namespace.
-    pub netns: String,
-    /// Its underlay address.
-    pub ip: Ipv4Addr,
-    /// Its servers.
-    pub process: Option<Process>,
-}
-
-/// One node.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Node {
-    /// Its name: n1, …
-    pub name: String,
-    /// Its namespace.
-    pub netns: String,
-    /// Configuration, state, run directory and logs.
-    pub dir: PathBuf,
-    /// Its control group; pods lie below.
-    pub cgroup: PathBuf,
-    /// Its underlay address.
-    pub underlay_ip: Ipv4Addr,
-    /// Its netd, while it should run.
-    pub process: Option<Process>,
-}
-
-/// One pod.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Pod {
-    /// Its name.
-    pub name: String,
-    /// The node it runs on.
-    pub node: String,
-    /// Its Kubernetes namespace.
-    pub namespace: String,
-    /// Its network namespace.
-    pub netns: String,
-    /// CNI container ID.
-    pub container_id: String,
-    /// The network configuration weft-cni got.
-    pub config: Value,
-    /// Its addresses, once ADD succeeded.
-    pub ips: Vec<IpAddr>,
-    /// What ADD answered.
-    pub result: Option<Value>,
-}
-
-impl Node {
-    /// The API socket of its netd.
-    pub fn socket(&self) -> PathBuf {
-        self.dir.join("run/netd.sock")
-    }
-
-    /// The log of its netd.
-    pub fn log(&self) -> PathBuf {
-        self.dir.join("netd.log")
-    }
-
-    /// Whether its netd runs.
-    pub fn alive(&self) -> bool {
-        self.process.is_some_and(|process| process.alive())
-    }
 }
 
 impl State {

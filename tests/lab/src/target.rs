@@ -18,7 +18,7 @@ pub(crate) fn place(state: &State, target: &str) -> Result<Place> {
             resolv_conf: Some(node.dir.join("resolv.conf")),
         });
     }
-    if let Some(found) = state.pods.get(target).filter(|pod| !pod.ips.is_empty()) {
+    if let Some(found) = state.pods.get(target).filter(|pod| pod.ready) {
         return Ok(Place {
             netns: Some(found.netns.clone()),
             cgroup: Some(pod::pod_cgroup(&state.name, found)?),

@@ -4,13 +4,17 @@
 //! Nothing is made in the root namespace: each veth is born with both ends in place.
 
 use crate::interrupt::wait_until;
-use crate::names::{self, BRIDGE, OUTSIDE_FAR_IP, OUTSIDE_IP, UNDERLAY_IF, UNDERLAY_PREFIX_LEN};
+use crate::names::{
+    self, BRIDGE, OUTSIDE_FAR_IP, OUTSIDE_FAR_IP6, OUTSIDE_IP, OUTSIDE_IP6, UNDERLAY_IF, UNDERLAY_PREFIX_LEN,
+    UNDERLAY6_PREFIX_LEN,
+};
 use crate::run::{tool, tool_with_stdin};
 use crate::state::{self, State};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use std::fmt::Display;
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 const CARRIER_LIMIT: Duration = Duration::from_secs(3);
@@ -59,7 +63,7 @@ pub(crate) fn add_underlay(lab: &str) -> Result<()> {
 }
 
 /// Makes a member's namespace and joins it to the bridge. The port in the bridge has the member's name.
-pub(crate) fn add_member(lab: &str, member: &str, ip: Ipv4Addr) -> Result<()> {
+pub(crate) fn add_member(lab: &str, member: &str, ip: Ipv4Addr, ip6: Option<Ipv6Addr>) -> Result<()> {
     let (net, netns) = (names::netns(lab, "net"), names::netns(lab, member));
     add_netns(lab, &netns)?;
     batch(
@@ -70,16 +74,32 @@ pub(crate) fn add_member(lab: &str, member: &str, ip: Ipv4Addr) -> Result<()> {
              link set {member} up\n"
         ),
     )?;
-    let mut lines = format!(
-        "address add {ip}/{UNDERLAY_PREFIX_LEN} dev {UNDERLAY_IF}\n\
-         link set {UNDERLAY_IF} up\n"
-    );
-    if ip == OUTSIDE_IP {
-        lines += &format!("address add {OUTSIDE_FAR_IP}/32 dev lo\n");
-    } else {
-        lines += &format!("route add default via {OUTSIDE_IP}\n");
+    let outside = ip == OUTSIDE_IP;
+    let mut lines = format!("address add {ip}/{UNDERLAY_PREFIX_LEN} dev {UNDERLAY_IF}\n");
+    if let Some(ip6) = ip6 {
+        usable_at_once(&netns)?;
+        lines += &format!("address add {ip6}/{UNDERLAY6_PREFIX_LEN} dev {UNDERLAY_IF} nodad\n");
+    }
+    lines += &format!("link set {UNDERLAY_IF} up\n");
+    lines += &match outside {
+        true => format!("address add {OUTSIDE_FAR_IP}/32 dev lo\n"),
+        false => format!("route add default via {OUTSIDE_IP}\n"),
+    };
+    if ip6.is_some() {
+        lines += &match outside {
+            true => format!("address add {OUTSIDE_FAR_IP6}/128 dev lo nodad\n"),
+            false => format!("route add default via {OUTSIDE_IP6}\n"),
+        };
     }
     batch(&netns, &lines)
+}
+
+/// Lets the link-local address of the underlay interface skip the second of duplicate address detection.
+fn usable_at_once(netns: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{UNDERLAY_IF}/dad_transmits");
+    crate::place::in_netns(netns, || {
+        fs::write(&path, "0").with_context(|| format!("{path}: does the kernel have IPv6?"))
+    })
 }
 
 /// Cuts exactly the connections that the state lists, on the bridge: links for `all`, rules for the rest.
@@ -87,16 +107,20 @@ pub(crate) fn apply_partitions(state: &State) -> Result<()> {
     let net = names::netns(&state.name, "net");
     let mut rules = String::new();
     for (node, from) in &state.partitions {
-        let own = state.node(node)?.underlay_ip;
-        let others: Vec<Ipv4Addr> = match from.as_str() {
+        let own = state.node(node)?;
+        let (others, others6): (Vec<Ipv4Addr>, Option<Ipv6Addr>) = match from.as_str() {
             "all" => continue,
-            "store" => state.etcd.iter().map(|member| member.ip).collect(),
-            other => vec![state.node(other)?.underlay_ip],
+            "store" => (state.etcd.iter().map(|member| member.ip).collect(), None),
+            other => {
+                let other = state.node(other)?;
+                (vec![other.underlay_ip], other.underlay_ip6)
+            }
         };
         for other in others {
-            rules += &format!(
-                "    ip saddr {own} ip daddr {other} drop\n    ip saddr {other} ip daddr {own} drop\n"
-            );
+            rules += &drop_rules("ip", &own.underlay_ip, &other);
+        }
+        if let (Some(own), Some(other)) = (own.underlay_ip6, others6) {
+            rules += &drop_rules("ip6", &own, &other);
         }
     }
     // Declared before it is deleted, so that the first call does not fail.
@@ -117,6 +141,12 @@ pub(crate) fn apply_partitions(state: &State) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn drop_rules(family: &str, one: &impl Display, other: &impl Display) -> String {
+    format!(
+        "    {family} saddr {one} {family} daddr {other} drop\n    {family} saddr {other} {family} daddr {one} drop\n"
+    )
 }
 
 /// Gives the wire to a node another MTU, at both ends.

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bringing a lab up, step by step; whatever fails, everything is taken down again.
 
+use crate::families::{Families, StoreKind};
+use crate::members::{EtcdMember, Node, Outside};
 use crate::process::Process;
 use crate::run::{on_path, sibling};
-use crate::state::{self, EtcdMember, Node, Outside, State};
+use crate::state::{self, State};
 use crate::{cgroup, etcd, interrupt, names, node, outside, teardown, topology, usage};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
@@ -25,7 +27,11 @@ pub struct UpOptions {
     pub name: String,
     /// Number of nodes.
     pub nodes: u16,
-    /// Number of store members: 1 or 3.
+    /// Address families of pods.
+    pub families: Families,
+    /// Where the cluster's state lies. A file holds one node.
+    pub store: StoreKind,
+    /// Number of etcd members: 1 or 3.
     pub etcd_members: u16,
     /// Overlay backend: `vxlan` or `native`.
     pub overlay: String,
@@ -38,17 +44,24 @@ pub struct UpOptions {
 }
 
 impl UpOptions {
-    /// Three nodes, one store member, VXLAN.
+    /// Three nodes, IPv4, one etcd member, VXLAN.
     pub fn new(name: &str) -> UpOptions {
         UpOptions {
             name: name.into(),
             nodes: 3,
+            families: Families::V4,
+            store: StoreKind::Etcd,
             etcd_members: 1,
             overlay: "vxlan".into(),
             cluster: None,
             netd_args: Vec::new(),
             owned: false,
         }
+    }
+
+    /// One node whose store is a file: a lab without etcd.
+    pub fn alone(name: &str) -> UpOptions {
+        UpOptions { nodes: 1, store: StoreKind::File, ..UpOptions::new(name) }
     }
 }
 
@@ -71,11 +84,18 @@ fn check(options: &UpOptions) -> Result<()> {
     if options.nodes == 0 || options.nodes > names::NODES_MAX {
         return Err(usage::usage(format!("--nodes: 1 to {}", names::NODES_MAX)).into());
     }
+    if options.store == StoreKind::File && options.nodes > 1 {
+        return Err(usage::usage("--store file: a file holds the state of one host, so --nodes 1").into());
+    }
+    if options.store == StoreKind::File && options.etcd_members > 1 {
+        return Err(usage::usage("--store file: there is no etcd, so no --etcd-members").into());
+    }
     if !Uid::effective().is_root() {
         bail!("a lab makes network namespaces and control groups: run weft-lab as root");
     }
     for (tool, package) in TOOLS {
-        if !on_path(tool) {
+        let needed = tool != "etcd" || options.store == StoreKind::Etcd;
+        if needed && !on_path(tool) {
             bail!("{tool} is not installed: apt-get install {package}");
         }
     }
@@ -102,6 +122,7 @@ fn reserve(options: &UpOptions) -> Result<()> {
         _ => anyhow!("{}: {error}", dir.display()),
     })?;
     let lab_cgroup = cgroup::lab(&options.name)?;
+    let ip6 = |ip| options.families.v6().then(|| names::ip6_of(ip));
     let nodes = (1..=options.nodes).map(|index| {
         let name = names::node(index);
         Node {
@@ -109,11 +130,13 @@ fn reserve(options: &UpOptions) -> Result<()> {
             dir: dir.join(&name),
             cgroup: lab_cgroup.join(&name),
             underlay_ip: names::node_ip(index),
+            underlay_ip6: ip6(names::node_ip(index)),
             process: None,
             name,
         }
     });
-    let etcd = (1..=options.etcd_members).map(|index| EtcdMember {
+    let members = if options.store == StoreKind::Etcd { options.etcd_members } else { 0 };
+    let etcd = (1..=members).map(|index| EtcdMember {
         name: format!("etcd{index}"),
         ip: names::etcd_ip(index),
         process: None,
@@ -124,6 +147,8 @@ fn reserve(options: &UpOptions) -> Result<()> {
         // While `up` works it owns the lab: should it be killed, the next one cleans up.
         owner: Process::own(),
         complete: false,
+        families: options.families,
+        store: options.store,
         overlay: options.overlay.clone(),
         netd_args: options.netd_args.clone(),
         netns: BTreeSet::new(),
@@ -131,6 +156,7 @@ fn reserve(options: &UpOptions) -> Result<()> {
         outside: Outside {
             netns: names::netns(&options.name, "outside"),
             ip: names::OUTSIDE_IP,
+            ip6: ip6(names::OUTSIDE_IP),
             process: None,
         },
         nodes: nodes.collect(),
@@ -148,12 +174,12 @@ fn build(options: &UpOptions) -> Result<()> {
     mount_bpffs()?;
     topology::add_underlay(lab)?;
     for member in &state.etcd {
-        topology::add_member(lab, &member.name, member.ip)?;
+        topology::add_member(lab, &member.name, member.ip, None)?;
     }
-    topology::add_member(lab, "outside", state.outside.ip)?;
+    topology::add_member(lab, "outside", state.outside.ip, state.outside.ip6)?;
     for node in &state.nodes {
         interrupt::check()?;
-        topology::add_member(lab, &node.name, node.underlay_ip)?;
+        topology::add_member(lab, &node.name, node.underlay_ip, node.underlay_ip6)?;
         node::prepare(&state, node)?;
     }
     etcd::start(lab)?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Each verb of the command line, done.
 
-use crate::cli::{Args, EtcdVerb, Families, NodeVerb, Overlay, PodVerb, ProbeArgs, Store, UpArgs, Verb};
+use crate::cli::{Args, EtcdVerb, NodeVerb, Overlay, PodVerb, ProbeArgs, UpArgs, Verb};
+use crate::families::StoreKind;
 use crate::place::{Failure, Place};
-use crate::pod::PodSpec;
 use crate::run::sibling;
 use crate::say::{complain, say};
 use crate::show::Show;
@@ -28,9 +28,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Verb::Show { json } => show(lab, json)?,
         Verb::Pod(verb) => pod_verb(lab, verb)?,
         Verb::Exec { target, command } => return exec(lab, &target, &command),
-        Verb::Node(verb) => node_verb(lab, verb)?,
-        Verb::Etcd(EtcdVerb::Start) => etcd::start(lab)?,
-        Verb::Etcd(EtcdVerb::Stop) => etcd::stop(lab)?,
+        Verb::Node(verb) => return node_verb(lab, verb),
+        Verb::Etcd(verb) => etcd_verb(lab, &verb)?,
         Verb::Apply { file, timeout, no_wait } => {
             let reply = apply::apply(lab, &file, (!no_wait).then_some(timeout))?;
             for result in &reply.results {
@@ -44,7 +43,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
         Verb::Weft { node, args } => return weft(lab, &node, args),
         Verb::Down => teardown::down(lab).map(drop)?,
-        Verb::Demo { keep } => return demo::run(args.name.as_deref(), keep),
+        Verb::Demo(options) => return demo::run(args.name.as_deref(), &options),
         Verb::Enter { netns, cgroup, resolv_conf, setsid, command } => {
             if setsid {
                 // Fails only for a process group's leader, which then has what it wants already.
@@ -58,27 +57,24 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Verb::Query { question, kind, server, timeout } => {
             say(serde_json::to_string(&query::query(&question, &kind, server, timeout)?)?);
         }
-        Verb::ServeOutside => outside::serve_outside()?,
+        Verb::ServeOutside { v6 } => outside::serve_outside(v6)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn up_verb(lab: &str, args: &UpArgs) -> Result<()> {
-    let later = |what: &str| Err(usage(format!("{what} is not in this version of weft-lab")).into());
-    if args.families != Families::V4 {
-        return later("--families other than v4");
-    }
-    if args.store != Store::Etcd {
-        return later("--store file");
-    }
     let overlay = match args.overlay {
         Overlay::Native => "native",
         Overlay::Vxlan => "vxlan",
-        Overlay::Wireguard => return later("--overlay wireguard"),
+        Overlay::Wireguard => {
+            return Err(usage("--overlay wireguard is not in this version of weft-lab").into());
+        }
     };
     interrupt::install()?;
     up(&UpOptions {
-        nodes: args.nodes,
+        nodes: args.node_count(),
+        families: args.families,
+        store: args.store,
         etcd_members: args.etcd_members,
         overlay: overlay.into(),
         cluster: args.cluster.clone(),
@@ -97,23 +93,38 @@ fn show(lab: &str, json: bool) -> Result<()> {
 fn pod_verb(lab: &str, verb: PodVerb) -> Result<()> {
     let _held = state::hold(lab, false)?;
     match verb {
-        PodVerb::Add { node, pod, namespace, labels, ports, ip } => {
-            let labels = labels.into_iter().collect();
-            let added = pod::add(lab, &PodSpec { node, name: pod, namespace, labels, ports, ip })?;
-            say(serde_json::to_string_pretty(&added.result)?);
+        PodVerb::Add(args) if args.bare => pod::bare(lab, &args.spec()?).map(drop),
+        PodVerb::Add(args) => {
+            say(serde_json::to_string_pretty(&pod::add(lab, &args.spec()?)?.result)?);
             Ok(())
         }
-        PodVerb::Rm { node, pod } => pod::remove(lab, &node, &pod),
+        PodVerb::Rm { node, pod, ifname: Some(ifname) } => pod::remove_interface(lab, &node, &pod, &ifname),
+        PodVerb::Rm { node, pod, ifname: None } => pod::remove(lab, &node, &pod),
+        PodVerb::Check { node, pod } => pod::check(lab, &node, &pod),
+        PodVerb::Gc { node, without } => {
+            pod::gc(lab, &node, &without.iter().map(String::as_str).collect::<Vec<_>>())
+        }
     }
 }
 
-fn node_verb(lab: &str, verb: NodeVerb) -> Result<()> {
+fn etcd_verb(lab: &str, verb: &EtcdVerb) -> Result<()> {
+    if State::read(lab)?.store == StoreKind::File {
+        return Err(usage(format!("lab {lab} has no etcd: its store is a file")).into());
+    }
+    match verb {
+        EtcdVerb::Start => etcd::start(lab),
+        EtcdVerb::Stop => etcd::stop(lab),
+    }
+}
+
+fn node_verb(lab: &str, verb: NodeVerb) -> Result<ExitCode> {
     let _held = state::hold(lab, false)?;
     let start = |name: &str| {
         node::start(lab, name)?;
         node::wait_ready(lab, name, node::READY_LIMIT).map(drop)
     };
     match verb {
+        NodeVerb::Status { node } => return status(lab, &node),
         NodeVerb::Kill { node } => node::kill(lab, &node),
         NodeVerb::Stop { node } => node::stop(lab, &node),
         NodeVerb::Crash { node } => node::crash(lab, &node),
@@ -123,6 +134,20 @@ fn node_verb(lab: &str, verb: NodeVerb) -> Result<()> {
         NodeVerb::Heal { node } => faults::heal(lab, &node),
         NodeVerb::Mtu { node, mtu } => faults::mtu(lab, &node, mtu),
     }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// The plugin's own words, on its own streams.
+fn status(lab: &str, node: &str) -> Result<ExitCode> {
+    let answer = pod::status(lab, node)?;
+    let (said, complained) = (answer.stdout.trim(), answer.stderr.trim());
+    if !said.is_empty() {
+        say(said);
+    }
+    if !complained.is_empty() {
+        complain(complained);
+    }
+    Ok(if answer.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn exec(lab: &str, target: &str, command: &[OsString]) -> Result<ExitCode> {

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
     panic,
     path::{Path, PathBuf},
     process::Command,
@@ -153,11 +153,11 @@ pub(crate) fn ip(arguments: &str) {
 /// A backend on lo in the calling thread's netns that says its name, over TCP and UDP, until the test process ends.
 pub(crate) fn serve(address: SocketAddrV4, name: &'static str) {
     ip(&format!("address replace {}/32 dev lo", address.ip()));
-    serve_at(address, name);
+    serve_at(address.into(), name);
 }
 
 /// The same on an address that is there.
-pub(crate) fn serve_at(address: SocketAddrV4, name: &'static str) {
+pub(crate) fn serve_at(address: SocketAddr, name: &'static str) {
     let tcp = TcpListener::bind(address).unwrap();
     let udp = UdpSocket::bind(address).unwrap();
     thread::spawn(move || {

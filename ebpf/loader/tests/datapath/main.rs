@@ -7,7 +7,12 @@
 mod client;
 mod lab;
 mod lifecycle;
+mod neighbour;
 mod nodes;
 mod overlay;
+mod pod;
 mod pods;
+mod qdisc;
+mod raw;
 mod services;
+mod upgrade;

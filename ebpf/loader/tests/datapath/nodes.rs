@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -15,31 +15,59 @@ use ebpf_loader::{AttachMode, Attached, Datapath, PodAttachment};
 use crate::{
     client::by_tcp,
     lab::{Lab, Netns, in_lab, ip, serve_at},
+    pod::{self, host_net, text},
 };
 
 pub(crate) const DEVICE: &str = "weft.vxlan";
 pub(crate) const UPLINK_MTU: u32 = 1500;
 /// 50 bytes less, which VXLAN adds over IPv4 (RFC 7348).
 pub(crate) const OVERLAY_MTU: u32 = UPLINK_MTU - 50;
-/// IPv4 and ICMP echo headers: what ping adds to its payload.
-pub(crate) const PING_HEADERS: u32 = 28;
 /// Many times a socket buffer, so that segmentation offload takes place.
 pub(crate) const BULK_BYTES: usize = 8 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// An address in a block that no node has.
-pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 244, 99, 9);
+/// Addresses in blocks that no node has.
+pub(crate) const NOBODY: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 244, 99, 9)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x244, 0x99, 0, 0, 0, 9)),
+];
 
-/// Counts at the forward hook, what arrives for [`NOBODY`], and what the underlay had to cut in pieces.
+/// Counts at the forward hook, what arrives for [`NOBODY`] or outside of the tunnel, and what the underlay had to cut in pieces.
 const WITNESS: &str = "table inet witness {
     counter forwarded {}
+    counter forwarded6 {}
     counter stray {}
     counter fragments {}
-    chain forward { type filter hook forward priority 0; ip saddr 10.244.0.0/16 counter name forwarded; }
+    chain forward { type filter hook forward priority 0
+        ip saddr 10.244.0.0/16 counter name forwarded
+        ip6 saddr fd00:10:244::/56 counter name forwarded6
+    }
     chain prerouting { type filter hook prerouting priority 0
         ip daddr 10.244.99.0/24 counter name stray
+        ip6 daddr fd00:10:244:99::/64 counter name stray
+        iifname uplink ip saddr 10.244.0.0/16 counter name stray
+        iifname uplink ip6 saddr fd00:10:244::/56 counter name stray
         iifname uplink ip frag-off & 0x3fff != 0 counter name fragments
     }
 }";
+
+/// Every pod and node has an address of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    /// IP and ICMP echo headers: what ping adds to its payload.
+    pub(crate) const fn ping_headers(self) -> u32 {
+        match self {
+            Self::V4 => 28,
+            Self::V6 => 48,
+        }
+    }
+}
 
 /// A node as netd sets it up: uplink, overlay device, routes, one pod.
 pub(crate) struct Node {
@@ -58,6 +86,10 @@ impl Node {
             nft_witness();
             // The fail-closed route under all blocks.
             ip("route add unreachable 10.244.0.0/16 metric 1000000");
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+            // Its links ask for neighbours at once, and not when it is certain that nobody else has their addresses.
+            fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+            ip("route add unreachable fd00:10:244::/56 metric 1000000");
             wire(&pod, number)
         });
         let datapath = lab.open_at(&format!("n{number}"), &lab.cgroup, mode);
@@ -71,14 +103,16 @@ impl Node {
             ip(&format!(
                 "link add {DEVICE} mtu {OVERLAY_MTU} address {} type vxlan id 4242 dstport 4789 local {} nolearning",
                 vtep(own),
-                uplink(own)
+                uplink(own, Family::V4)
             ));
             ip(&format!("link set {DEVICE} up"));
-            ip(&format!("address add {}/32 dev {DEVICE}", overlay(own)));
-            ip(&format!("neighbour add {} lladdr {} dev {DEVICE} nud permanent", overlay(peer), vtep(peer)));
-            tool("bridge", &format!("fdb append {} dev {DEVICE} dst {}", vtep(peer), uplink(peer)));
-            let via = overlay(peer);
-            ip(&format!("route add 10.244.{peer}.0/24 via {via} dev {DEVICE} onlink src {}", overlay(own)));
+            for family in FAMILIES {
+                let (own, via) = (overlay(own, family), overlay(peer, family));
+                ip(&format!("address add {} dev {DEVICE} {}", host_net(own), nodad(family)));
+                ip(&format!("neighbour add {via} lladdr {} dev {DEVICE} nud permanent", vtep(peer)));
+                ip(&format!("route add {} via {via} dev {DEVICE} onlink src {own}", block(peer, family)));
+            }
+            tool("bridge", &format!("fdb append {} dev {DEVICE} dst {}", vtep(peer), uplink(peer, Family::V4)));
         });
     }
 
@@ -109,10 +143,16 @@ impl Node {
 
     /// Packets of pods that the node's stack has forwarded.
     pub(crate) fn forwarded(&self) -> u64 {
-        self.netns.run(|| counter("forwarded"))
+        FAMILIES.into_iter().map(|family| self.forwarded_in(family)).sum()
     }
 
-    /// Packets for [`NOBODY`] that arrived.
+    /// Those of one family.
+    pub(crate) fn forwarded_in(&self, family: Family) -> u64 {
+        let name = if family == Family::V4 { "forwarded" } else { "forwarded6" };
+        self.netns.run(|| counter(name))
+    }
+
+    /// Packets for [`NOBODY`] that arrived, and packets of pods outside of the tunnel.
     pub(crate) fn stray(&self) -> u64 {
         self.netns.run(|| counter("stray"))
     }
@@ -128,6 +168,11 @@ impl Node {
         text.lines().filter(|line| line.contains("weft_overlay")).count()
     }
 
+    /// Its pod's.
+    pub(crate) fn address(&self, family: Family) -> IpAddr {
+        pod_address(self.number, family)
+    }
+
     fn peer(&self) -> u8 {
         3 - self.number
     }
@@ -139,18 +184,24 @@ fn nodes(lab: &Lab, mode: AttachMode) -> (Node, Node) {
     one.netns.run(|| ip(&format!("link add uplink type veth peer name uplink netns {}", path(&two.netns))));
     for node in [&one, &two] {
         node.netns.run(|| {
-            ip(&format!("address add {}/24 dev uplink", uplink(node.number)));
             ip("link set uplink up");
-            // What no other route knows goes to the other node: what leaks is seen there.
-            ip(&format!("route add default via {}", uplink(node.peer())));
+            for family in FAMILIES {
+                let (own, peer) = (uplink(node.number, family), uplink(node.peer(), family));
+                let prefix = if own.is_ipv6() { 64 } else { 24 };
+                ip(&format!("address add {own}/{prefix} dev uplink {}", nodad(family)));
+                // What no other route knows goes to the other node: what leaks is seen there.
+                ip(&format!("route add default via {peer}"));
+            }
         });
         node.add_overlay();
     }
-    let (server, bulk) = (address(&two, 8080), address(&two, 8081));
-    two.pod.run(move || {
-        serve_at(server, "two");
-        serve_bulk(bulk);
-    });
+    for family in FAMILIES {
+        let (server, bulk) = (address(&two, family, 8080), address(&two, family, 8081));
+        two.pod.run(move || {
+            serve_at(server, "two");
+            serve_bulk(bulk);
+        });
+    }
     (one, two)
 }
 
@@ -168,7 +219,7 @@ pub(crate) fn fast_nodes(lab: &Lab, mode: AttachMode) -> (Node, Node) {
 fn wire(pod: &Netns, number: u8) -> PodAttachment {
     let (host_mac, mac) = ([2, 0, 0, 0, 1, number], [2, 0, 0, 0, 2, number]);
     let host_ifname = format!("wefttest{number}");
-    let address = Ipv4Addr::new(10, 244, number, 5);
+    let addresses = FAMILIES.map(|family| pod_address(number, family));
     ip(&format!(
         "link add {host_ifname} mtu {OVERLAY_MTU} address {} type veth peer name eth0 mtu {OVERLAY_MTU} address {} netns {}",
         text(host_mac),
@@ -176,41 +227,63 @@ fn wire(pod: &Netns, number: u8) -> PodAttachment {
         path(pod)
     ));
     ip(&format!("link set {host_ifname} up"));
-    ip(&format!("route add {address}/32 dev {host_ifname}"));
-    ip(&format!("neighbour add {address} lladdr {} dev {host_ifname} nud permanent", text(mac)));
-    pod.run(|| {
-        ip("link set eth0 up");
-        ip(&format!("address add {address}/32 dev eth0"));
-        ip("route add default via 169.254.1.1 dev eth0 onlink");
-        ip(&format!("neighbour add 169.254.1.1 lladdr {} dev eth0 nud permanent", text(host_mac)));
-    });
+    ip(&format!("address add fe80::1/64 dev {host_ifname} nodad"));
+    pod.run(|| ip("link set eth0 up"));
+    for (family, address) in FAMILIES.into_iter().zip(addresses) {
+        ip(&format!("route add {} dev {host_ifname}", host_net(address)));
+        ip(&format!("neighbour add {address} lladdr {} dev {host_ifname} nud permanent", text(mac)));
+        let gateway = if family == Family::V4 { "169.254.1.1" } else { "fe80::1" };
+        pod.run(|| {
+            ip(&format!("address add {} dev eth0 {}", host_net(address), nodad(family)));
+            ip(&format!("route add default via {gateway} dev eth0 onlink"));
+            ip(&format!("neighbour add {gateway} lladdr {} dev eth0 nud permanent", text(host_mac)));
+        });
+    }
     let host_index = nix::net::if_::if_nametoindex(host_ifname.as_str()).unwrap();
-    PodAttachment { host_ifname, host_index, ip: address, mac, host_mac, redirect: true }
+    PodAttachment { host_ifname, host_index, addresses: addresses.to_vec(), mac, host_mac, redirect: true }
 }
 
-pub(crate) fn uplink(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, number)
+pub(crate) fn uplink(number: u8, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, number).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into(),
+    }
 }
 
 /// A node's own address in the overlay: the first of its block.
-pub(crate) fn overlay(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 244, number, 0)
+pub(crate) fn overlay(number: u8, family: Family) -> IpAddr {
+    in_block(number, family, 0)
+}
+
+fn pod_address(number: u8, family: Family) -> IpAddr {
+    in_block(number, family, 5)
+}
+
+fn in_block(number: u8, family: Family, last: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 244, number, last).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, last.into()).into(),
+    }
+}
+
+fn block(number: u8, family: Family) -> String {
+    format!("{}/{}", overlay(number, family), if family == Family::V4 { 24 } else { 64 })
+}
+
+pub(crate) fn nodad(family: Family) -> &'static str {
+    if family == Family::V4 { "" } else { "nodad" }
 }
 
 fn vtep(number: u8) -> String {
     text([2, 0, 0, 0, 3, number])
 }
 
-fn text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 fn path(netns: &Netns) -> String {
     netns.path().display().to_string()
 }
 
-fn address(node: &Node, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(node.attachment.ip, port)
+fn address(node: &Node, family: Family, port: u16) -> SocketAddr {
+    SocketAddr::new(node.address(family), port)
 }
 
 /// One command in the calling thread's netns; what it printed.
@@ -233,7 +306,7 @@ fn counter(name: &str) -> u64 {
 }
 
 /// Reads to the end, then says how many bytes came.
-fn serve_bulk(address: SocketAddrV4) {
+fn serve_bulk(address: SocketAddr) {
     let listener = TcpListener::bind(address).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -246,14 +319,14 @@ fn serve_bulk(address: SocketAddrV4) {
 }
 
 /// What the second pod's server tells the first pod.
-fn asks(one: &Node, two: &Node) -> Option<String> {
-    let to = SocketAddr::V4(address(two, 8080));
+fn asks(one: &Node, two: &Node, family: Family) -> Option<String> {
+    let to = address(two, family, 8080);
     one.pod.run(move || by_tcp(to)).ok().map(|(_, said)| said)
 }
 
 /// A transfer of [`BULK_BYTES`]; how many arrived.
-pub(crate) fn sends_bulk(one: &Node, two: &Node) -> usize {
-    let to = SocketAddr::V4(address(two, 8081));
+pub(crate) fn sends_bulk(one: &Node, two: &Node, family: Family) -> usize {
+    let to = address(two, family, 8081);
     one.pod.run(move || {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -267,30 +340,29 @@ pub(crate) fn sends_bulk(one: &Node, two: &Node) -> usize {
 }
 
 /// One ping from a pod: whether an answer came, and what ping printed.
-pub(crate) fn ping(from: &Node, to: Ipv4Addr, options: &str) -> (bool, String) {
+pub(crate) fn ping(from: &Node, to: IpAddr, options: &str) -> (bool, String) {
     from.pod.run(|| {
         // What an earlier ICMP error said about the path.
         ip("route flush cache");
-        let arguments = format!("-n -c1 -W2 {options} {to}");
-        let output = Command::new("ping").args(arguments.split_whitespace()).output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+        ip("-6 route flush cache");
+        pod::ping(to, options)
     })
 }
 
-/// Small and large, in both directions.
+/// Small and large, in both directions and families.
 pub(crate) fn works(one: &Node, two: &Node) {
-    assert_eq!(asks(one, two).as_deref(), Some("two"));
-    assert_eq!(sends_bulk(one, two), BULK_BYTES);
-    for (from, to) in [(one, two), (two, one)] {
-        // In one packet, in one as long as the MTU, in fragments.
-        for options in
-            ["-s 56".to_owned(), format!("-M do -s {}", OVERLAY_MTU - PING_HEADERS), "-s 5000".into()]
-        {
-            let (answered, said) = ping(from, to.attachment.ip, &options);
-            assert!(answered, "ping {options}: {said}");
-            // Each of the two nodes counted the answer's TTL down by one.
-            assert!(said.contains("ttl=62"), "ping {options}: {said}");
+    for family in FAMILIES {
+        assert_eq!(asks(one, two, family).as_deref(), Some("two"), "{family:?}");
+        assert_eq!(sends_bulk(one, two, family), BULK_BYTES, "{family:?}");
+        for (from, to) in [(one, two), (two, one)] {
+            // In one packet, in one as long as the MTU, in fragments.
+            let longest = OVERLAY_MTU - family.ping_headers();
+            for options in ["-s 56".to_owned(), format!("-M do -s {longest}"), "-s 5000".into()] {
+                let (answered, said) = ping(from, to.address(family), &options);
+                assert!(answered, "{family:?}: ping {options}: {said}");
+                // Each of the two nodes counted the answer's TTL down by one.
+                assert!(said.contains("ttl=62"), "{family:?}: ping {options}: {said}");
+            }
         }
     }
 }

@@ -7,8 +7,8 @@ use ebpf_loader::{AttachMode, Attached};
 use crate::{
     lab::{Lab, in_lab, ip},
     nodes::{
-        BULK_BYTES, DEVICE, NOBODY, Node, OVERLAY_MTU, PING_HEADERS, UPLINK_MTU, fast_nodes, in_each_mode,
-        nft_is_there, overlay, ping, sends_bulk, uplink, works,
+        BULK_BYTES, DEVICE, FAMILIES, Family, NOBODY, Node, OVERLAY_MTU, UPLINK_MTU, fast_nodes,
+        in_each_mode, nft_is_there, overlay, ping, sends_bulk, uplink, works,
     },
 };
 
@@ -56,12 +56,14 @@ fn without_the_flag_packets_of_a_pod_take_its_nodes_stack() {
         two.attach_pod(false);
         works(&one, &two);
         assert_eq!(one.forwarded(), 0, "{mode:?}: the other node's pod has nothing to do with it");
-        let seen = two.forwarded();
-        assert!(seen > 0, "{mode:?}: the witness sees nothing");
+        // Those that it sends and those that it gets.
+        let seen = FAMILIES.map(|family| sees_both_ways(&one, &two, family));
 
         one.attach_pod(false);
         works(&one, &two);
-        assert!(one.forwarded() > 0 && two.forwarded() > seen, "{mode:?}");
+        for (family, seen) in FAMILIES.into_iter().zip(seen) {
+            assert!(one.forwarded_in(family) > 0 && two.forwarded_in(family) > seen, "{mode:?} {family:?}");
+        }
 
         for node in [&mut one, &mut two] {
             node.attach_pod(true);
@@ -72,19 +74,31 @@ fn without_the_flag_packets_of_a_pod_take_its_nodes_stack() {
     });
 }
 
+/// One ping is two packets for the second node's stack; how many it has seen in all.
+fn sees_both_ways(one: &Node, two: &Node, family: Family) -> u64 {
+    let seen = two.forwarded_in(family);
+    let (answered, said) = ping(one, two.address(family), "");
+    assert!(answered, "{said}");
+    assert_eq!(two.forwarded_in(family), seen + 2, "{family:?}");
+    seen + 2
+}
+
 #[test]
 fn each_node_counts_the_ttl_down_by_one_and_says_when_it_is_over() {
     in_each_mode(|lab, mode| {
         let (one, two) = fast_nodes(lab, mode);
-        // Each says so from the address that its route to the sender has.
-        for (ttl, hop) in [(1, uplink(1)), (2, overlay(2))] {
-            let (answered, said) = ping(&one, two.attachment.ip, &format!("-t {ttl}"));
-            assert!(!answered, "{mode:?}: TTL {ttl} went too far: {said}");
-            assert!(said.contains("Time to live exceeded"), "{mode:?}: TTL {ttl}: {said}");
-            assert!(said.contains(&format!("From {hop} ")), "{mode:?}: TTL {ttl} ended elsewhere: {said}");
+        for (family, why) in [(Family::V4, "Time to live exceeded"), (Family::V6, "Hop limit")] {
+            // Each says so from the address that its route to the sender has.
+            for (ttl, hops) in [(1, [uplink(1, family), overlay(1, family)]), (2, [overlay(2, family); 2])] {
+                let (answered, said) = ping(&one, two.address(family), &format!("-t {ttl}"));
+                assert!(!answered, "{mode:?}: TTL {ttl} went too far: {said}");
+                assert!(said.contains(why), "{mode:?}: TTL {ttl}: {said}");
+                let ended = hops.iter().any(|hop| said.contains(&format!("From {hop} ")));
+                assert!(ended, "{mode:?}: TTL {ttl} ended elsewhere: {said}");
+            }
+            let (answered, said) = ping(&one, two.address(family), "-t 3");
+            assert!(answered, "{mode:?}: two hops took more than two: {said}");
         }
-        let (answered, said) = ping(&one, two.attachment.ip, "-t 3");
-        assert!(answered, "{mode:?}: two hops took more than two: {said}");
     });
 }
 
@@ -92,13 +106,17 @@ fn each_node_counts_the_ttl_down_by_one_and_says_when_it_is_over() {
 fn a_block_without_a_node_is_unreachable_and_nothing_leaks() {
     in_each_mode(|lab, mode| {
         let (one, two) = fast_nodes(lab, mode);
-        let (_, said) = ping(&one, NOBODY, "");
-        assert!(said.contains("Unreachable"), "{mode:?}: {said}");
-        assert_eq!((two.stray(), one.forwarded()), (0, 0), "{mode:?}: it left the node");
-        // Without the fail-closed route it would have left by the default route, and been seen.
-        one.netns.run(|| ip("route delete unreachable 10.244.0.0/16 metric 1000000"));
-        ping(&one, NOBODY, "");
-        assert!(two.stray() > 0, "{mode:?}: the witness is blind");
+        for (nobody, all) in NOBODY.into_iter().zip(["10.244.0.0/16", "fd00:10:244::/56"]) {
+            let seen = two.stray();
+            let (answered, said) = ping(&one, nobody, "");
+            assert!(!answered && said.contains("nreachable"), "{mode:?}: {said}");
+            assert_eq!(two.stray(), seen, "{mode:?}: it left the node");
+            // Without the fail-closed route it would have left by the default route, and been seen.
+            one.netns.run(|| ip(&format!("route delete unreachable {all} metric 1000000")));
+            let (_, said) = ping(&one, nobody, "");
+            assert!(two.stray() > seen, "{mode:?}: the witness is blind: {said}");
+            one.netns.run(|| ip(&format!("route add unreachable {all} metric 1000000")));
+        }
     });
 }
 
@@ -113,25 +131,32 @@ fn with_longer_mtu(lab: &Lab, mode: AttachMode) -> (Node, Node) {
 }
 
 /// A packet of this length that must not be cut must come back as "too long", with the overlay's MTU.
-fn is_too_long(one: &Node, two: &Node, length: u32) {
-    let (answered, said) = ping(one, two.attachment.ip, &format!("-M do -s {}", length - PING_HEADERS));
+fn is_too_long(one: &Node, two: &Node, family: Family, length: u32) {
+    let payload = length - family.ping_headers();
+    let (answered, said) = ping(one, two.address(family), &format!("-M do -s {payload}"));
     assert!(!answered, "{length} bytes got through: {said}");
-    assert!(said.contains(&format!("mtu = {OVERLAY_MTU}")), "{length} bytes: {said}");
+    let mtu = match family {
+        Family::V4 => format!("mtu = {OVERLAY_MTU}"),
+        Family::V6 => format!("Packet too big: mtu={OVERLAY_MTU}"),
+    };
+    assert!(said.contains(&mtu), "{length} bytes: {said}");
 }
 
 #[test]
 fn a_packet_too_long_for_the_overlay_is_refused_with_the_mtu() {
     in_each_mode(|lab, mode| {
         let (one, two) = with_longer_mtu(lab, mode);
-        let (answered, said) =
-            ping(&one, two.attachment.ip, &format!("-M do -s {}", OVERLAY_MTU - PING_HEADERS));
-        assert!(answered, "{mode:?}: as long as the MTU: {said}");
-        for length in [UPLINK_MTU, OVERLAY_MTU + 10] {
-            is_too_long(&one, &two, length);
+        for family in FAMILIES {
+            let longest = OVERLAY_MTU - family.ping_headers();
+            let (answered, said) = ping(&one, two.address(family), &format!("-M do -s {longest}"));
+            assert!(answered, "{mode:?}: as long as the MTU: {said}");
+            for length in [UPLINK_MTU, OVERLAY_MTU + 10] {
+                is_too_long(&one, &two, family, length);
+            }
         }
-        // One that may be cut is cut before the tunnel, not in it.
-        let (answered, said) =
-            ping(&one, two.attachment.ip, &format!("-M dont -s {}", UPLINK_MTU - PING_HEADERS));
+        // One that may be cut is cut before the tunnel, not in it (of IPv6 none may).
+        let longest = UPLINK_MTU - Family::V4.ping_headers();
+        let (answered, said) = ping(&one, two.address(Family::V4), &format!("-M dont -s {longest}"));
         assert!(answered, "{mode:?}: {said}");
         assert_eq!((one.fragments(), two.fragments()), (0, 0), "{mode:?}: the underlay had to cut packets");
     });
@@ -141,8 +166,10 @@ fn a_packet_too_long_for_the_overlay_is_refused_with_the_mtu() {
 fn the_mtu_holds_to_the_byte() {
     in_each_mode(|lab, mode| {
         let (one, two) = with_longer_mtu(lab, mode);
-        for beyond in 1..=5 {
-            is_too_long(&one, &two, OVERLAY_MTU + beyond);
+        for family in FAMILIES {
+            for beyond in 1..=5 {
+                is_too_long(&one, &two, family, OVERLAY_MTU + beyond);
+            }
         }
         assert_eq!(two.fragments(), 0, "{mode:?}: the underlay had to cut packets");
     });
@@ -152,7 +179,9 @@ fn the_mtu_holds_to_the_byte() {
 fn tcp_of_pods_with_a_longer_mtu_learns_the_overlays() {
     in_each_mode(|lab, mode| {
         let (one, two) = with_longer_mtu(lab, mode);
-        assert_eq!(sends_bulk(&one, &two), BULK_BYTES, "{mode:?}");
+        for family in FAMILIES {
+            assert_eq!(sends_bulk(&one, &two, family), BULK_BYTES, "{mode:?} {family:?}");
+        }
         assert_eq!(two.fragments(), 0, "{mode:?}: the underlay had to cut packets");
     });
 }
@@ -163,8 +192,10 @@ fn a_device_that_was_remade_under_the_same_name_is_attached_again() {
         let (mut one, two) = fast_nodes(lab, mode);
         let old = one.device_index();
         one.remove_overlay();
-        let (answered, said) = ping(&one, two.attachment.ip, "");
-        assert!(!answered && said.contains("Unreachable"), "{mode:?}: {said}");
+        for family in FAMILIES {
+            let (answered, said) = ping(&one, two.address(family), "");
+            assert!(!answered && said.contains("nreachable"), "{mode:?}: {said}");
+        }
         assert!(
             one.netns.run(|| one.datapath.attach_overlay(DEVICE)).is_err(),
             "{mode:?}: there is no device"

@@ -3,7 +3,9 @@
 //! looks is a function of its own, tested without a netd.
 
 mod ipam;
+mod label;
 mod list;
+mod node;
 mod object;
 mod service;
 mod status;
@@ -11,7 +13,7 @@ mod status;
 use anyhow::anyhow;
 use netd_api::{Client, ClientError, DEFAULT_TIMEOUT};
 
-use crate::args::{Args, IpamVerb, NodeVerb, PodVerb, ServiceVerb, Verb};
+use crate::args::{Args, NodeVerb, PodVerb, ServiceVerb, Verb};
 use crate::output::Shown;
 
 /// Carries out the command line.
@@ -20,12 +22,14 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Shown> {
     match &args.verb {
         Verb::Status => status::status(&client).await,
         Verb::Node(NodeVerb::Ls) => list::nodes(&client).await,
+        Verb::Node(NodeVerb::Rm(args)) => node::remove(&client, args).await,
         Verb::Pod(PodVerb::Ls) => list::pods(&client).await,
+        Verb::Pod(PodVerb::Label { name, changes }) => label::label(&client, name, changes).await,
         Verb::Service(ServiceVerb::Ls) => service::ls(&client).await,
         Verb::Service(ServiceVerb::Get { name }) => service::get(&client, name).await,
         Verb::Apply(from) => object::apply(&client, &from.file).await,
         Verb::Delete(what) => object::delete(&client, what).await,
-        Verb::Ipam(IpamVerb::Show) => ipam::show(&client).await,
+        Verb::Ipam(verb) => ipam::run(&client, verb).await,
     }
 }
 

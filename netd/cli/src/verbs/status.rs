@@ -60,7 +60,9 @@ fn store(store: &StoreStatus) -> String {
         (false, _) => format!("not reachable, last known revision {}", store.revision),
     };
     let error = store.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-    format!("{state} ({}){error}", list(&store.endpoints))
+    let place =
+        if store.endpoints.is_empty() { "a file of this node".to_owned() } else { list(&store.endpoints) };
+    format!("{state} ({place}){error}")
 }
 
 fn overlay(status: &Status) -> String {
@@ -140,6 +142,13 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("what the store says (1):\n  - /weft/v1/weft/services/a/b: bad\n"), "{text}");
+    }
+
+    #[test]
+    fn a_store_without_endpoints_is_a_file() {
+        let mut status = example();
+        status.store.endpoints.clear();
+        assert!(text(&status).contains("in sync at revision 42 (a file of this node)\n"));
     }
 
     #[test]

@@ -2,15 +2,15 @@
 
 //! A pod's link, from creation to removal, and everything that can go wrong between.
 
-use std::fs::File;
+use std::fs::{self, File};
 
 use netd_host::{
     Class, Host, HostError, Netns, netns,
     veth::{PodLinkSpec, check_pod_link, container_link, create_pod_link, delete_host_link},
 };
-use netd_plan::{Mac, host_veth_name};
+use netd_plan::{Mac, PodWiring, host_veth_name, pod_objects, pods};
 
-use crate::ground::{in_fresh_netns, ip, ip_in, ping, pod_netns, uplink};
+use crate::ground::{converge, dual_pod, in_fresh_netns, ip, ip_in, ping, pod_netns, uplink};
 
 const MAC: Mac = Mac([2, 0x57, 1, 0, 0, 5]);
 
@@ -22,7 +22,7 @@ fn spec<'a>(netns: &'a Netns, ifname: &str, ip: &str) -> PodLinkSpec<'a> {
         mac: Some(MAC),
         mtu: 1400,
         addresses: vec![format!("{ip}/32").parse().unwrap()],
-        gateway: "169.254.1.1".parse().unwrap(),
+        gateways: vec![pods::POD_GATEWAY_V4.into()],
     }
 }
 
@@ -78,6 +78,84 @@ fn a_pod_and_its_host_reach_each_other() {
 }
 
 #[test]
+fn a_pod_has_both_families_or_only_the_new_one() {
+    in_fresh_netns(|| async {
+        uplink("up0", "172.30.0.1/24");
+        ip("address add fd00:30::1/64 dev up0 nodad");
+        let pod = pod_netns();
+        // As some runtimes leave it.
+        let off = |name: &str| fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+        netns::run_in(&pod, || ["all", "default"].map(|name| off(name).unwrap())).unwrap();
+        let spec = dual_pod(&pod, 5).await;
+        check_pod_link(&spec).await.unwrap();
+        for target in ["10.244.0.5", "fd00:10:244::5"] {
+            assert!(ping(target), "host to pod at {target}");
+        }
+        for target in ["172.30.0.1", "fd00:30::1", "fe80::1%eth0", "::1"] {
+            assert!(netns::run_in(&pod, || ping(target)).unwrap(), "pod to {target}");
+        }
+        let inner = container_link(&pod, "eth0").await.unwrap().unwrap();
+        assert_eq!(inner.addresses, spec.addresses);
+        let host_ifname = &spec.host_ifname;
+        let outer = ip(&format!("-6 address show dev {host_ifname}"));
+        assert_eq!(outer.matches("inet6").count(), 1, "none but the gateway: {outer}");
+        assert!(outer.contains("fe80::1/64") && !outer.contains("tentative"), "{outer}");
+        let addresses = ip_in(&pod, "-6 address show dev eth0");
+        assert!(addresses.contains("fd00:10:244::5/128") && !addresses.contains("tentative"), "{addresses}");
+        let routes = ip_in(&pod, "-6 route");
+        assert!(routes.contains("default via fe80::1 dev eth0"), "{routes}");
+        let accept_ra = |netns: &Netns, name: &str| {
+            let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+            netns::run_in(netns, || fs::read_to_string(path).unwrap()).unwrap()
+        };
+        assert_eq!(accept_ra(&pod, "eth0").trim(), "0", "a pod takes no advertisement");
+        assert_eq!(
+            accept_ra(&Netns::current().unwrap(), host_ifname).trim(),
+            "0",
+            "nor does the node from it"
+        );
+
+        // What the plan wants of this pod stands already, but for the source of its routes.
+        let host = Host::open().unwrap();
+        let wiring = ["10.244.0.5", "fd00:10:244::5"].map(|ip| PodWiring {
+            ip: ip.parse().unwrap(),
+            host_ifname: host_ifname.clone(),
+            container_mac: inner.link.mac.unwrap(),
+        });
+        assert_eq!(host.observe().await.unwrap(), pod_objects(&wiring, &[]));
+        let sources = ["172.30.0.1", "fd00:30::1"].map(|ip| ip.parse().unwrap());
+        let desired = pod_objects(&wiring, &sources);
+        converge(&host, &desired).await;
+        assert_eq!(host.observe().await.unwrap(), desired);
+
+        ip(&format!("address del fe80::1/64 dev {host_ifname}"));
+        ip(&format!("-6 neigh del fd00:10:244::5 dev {host_ifname}"));
+        ip_in(&pod, "-6 route del default");
+        ip_in(&pod, "-6 neigh del fe80::1 dev eth0");
+        let found: Vec<String> =
+            check_pod_link(&spec).await.unwrap_err().iter().map(ToString::to_string).collect();
+        for part in ["neighbour fd00:10:244::5 of weft", "address fe80::1/64 of weft", "route ::/0 of eth0"] {
+            assert!(found.iter().any(|line| line.contains(part)), "{part:?} in {found:#?}");
+        }
+        assert!(found.iter().any(|line| line.contains("neighbour fe80::1 of eth0")), "{found:#?}");
+        assert_eq!(found.len(), 4, "{found:#?}");
+        converge(&host, &desired).await;
+        assert!(ip(&format!("-6 address show dev {host_ifname}")).contains("fe80::1/64"), "repaired");
+        delete_host_link(host_ifname).await.unwrap();
+
+        let v6 = PodLinkSpec {
+            addresses: spec.addresses[1..].to_vec(),
+            gateways: spec.gateways[1..].to_vec(),
+            ..spec.clone()
+        };
+        create_pod_link(&v6).await.unwrap();
+        check_pod_link(&v6).await.unwrap();
+        assert!(ping("fd00:10:244::5"), "host to pod");
+        assert_eq!(ip_in(&pod, "-4 route"), "", "nothing of IPv4");
+    });
+}
+
+#[test]
 fn a_second_interface_leaves_the_first_as_it_is() {
     in_fresh_netns(|| async {
         uplink("up0", "172.30.0.1/24");
@@ -92,6 +170,30 @@ fn a_second_interface_leaves_the_first_as_it_is() {
         }
         delete_host_link(&second.host_ifname).await.unwrap();
         check_pod_link(&first).await.unwrap();
+    });
+}
+
+#[test]
+fn a_further_interface_of_both_families_has_the_higher_metrics() {
+    in_fresh_netns(|| async {
+        uplink("up0", "172.30.0.1/24");
+        let pod = pod_netns();
+        let first = dual_pod(&pod, 5).await;
+        let second = PodLinkSpec {
+            ifname: "net1".to_owned(),
+            host_ifname: host_veth_name("other", "c0ffee", "net1"),
+            addresses: ["10.250.0.5/32", "fd00:10:250::5/128"].map(|net| net.parse().unwrap()).into(),
+            ..first.clone()
+        };
+        let made = create_pod_link(&second).await.unwrap();
+        for spec in [&first, &second] {
+            check_pod_link(spec).await.unwrap();
+        }
+        let routes = ip_in(&pod, "-6 route show default");
+        let metric = 1024 + made.container_index;
+        assert!(routes.contains(&format!("via fe80::1 dev net1 proto 157 metric {metric}")), "{routes}");
+        assert!(ip_in(&pod, "-6 route get 2001:db8::1").contains("dev eth0"));
+        assert!(ping("10.250.0.5") && ping("fd00:10:250::5"), "host to the second");
     });
 }
 
@@ -114,6 +216,9 @@ fn what_cannot_be_made_is_refused_before_anything_is() {
             PodLinkSpec { addresses: Vec::new(), ..good.clone() },
             PodLinkSpec { addresses: vec!["10.244.0.5/24".parse().unwrap()], ..good.clone() },
             PodLinkSpec { addresses: vec!["fd00::5/128".parse().unwrap()], ..good.clone() },
+            PodLinkSpec { gateways: Vec::new(), ..good.clone() },
+            PodLinkSpec { gateways: vec!["10.0.0.1".parse().unwrap()], ..good.clone() },
+            PodLinkSpec { gateways: vec![pods::POD_GATEWAY_V4.into(); 2], ..good.clone() },
             PodLinkSpec { mac: Some(Mac([0xff; 6])), ..good.clone() },
         ];
         for spec in bad {

@@ -7,6 +7,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 use netd_host::{
     forward::{Forward, Forwarding},
     nft::{Nft, NftError},
+    router,
     sysctl::{self, Restored, SysctlError, Sysctls},
 };
 
@@ -64,6 +65,39 @@ fn a_sysctl_that_somebody_set_after_us_is_left_alone() {
         let done = sysctls.restore_all().unwrap();
         assert_eq!(done, [Restored::Changed("net/ipv4/conf/lo/rp_filter".to_owned())]);
         assert_eq!(sysctl::read("net/ipv4/conf/lo/rp_filter").unwrap(), "2");
+    });
+}
+
+#[test]
+fn a_node_that_forwards_still_hears_its_router() {
+    in_fresh_netns(|| async {
+        let state = tempfile::tempdir().unwrap();
+        for name in ["up0", "up1", "up2", "weft0"] {
+            ip(&format!("link add {name} type veth peer name {name}p"));
+        }
+        let conf = |name: &str| format!("net/ipv6/conf/{name}");
+        let get = |key: String| sysctl::read(&key).unwrap();
+        fs::write("/proc/sys/net/ipv6/conf/up2/accept_ra", "0").unwrap();
+        let mut sysctls = Sysctls::open(state.path()).unwrap();
+        router::forward_ipv4(&mut sysctls).unwrap();
+        for round in ["first", "again"] {
+            router::forward_ipv6(&mut sysctls, "up0").unwrap();
+            let found = ["up0", "up1", "up2", "weft0"].map(|name| get(format!("{}/accept_ra", conf(name))));
+            assert_eq!(found, ["2", "2", "0", "1"], "{round}");
+            assert_eq!(get(format!("{}/forwarding", conf("all"))), "1");
+            assert_eq!(get(IP_FORWARD.to_owned()), "1");
+        }
+        // One that comes later did not take advertisements before; the uplink must.
+        for name in ["up3", "up4"] {
+            ip(&format!("link add {name} type veth peer name {name}p"));
+        }
+        router::forward_ipv6(&mut sysctls, "up4").unwrap();
+        let found = ["up3", "up4"].map(|name| get(format!("{}/accept_ra", conf(name))));
+        assert_eq!(found, ["1", "2"]);
+        sysctls.restore_all().unwrap();
+        let found = ["up0", "up1", "up2", "up4"].map(|name| get(format!("{}/accept_ra", conf(name))));
+        assert_eq!(found, ["1", "1", "0", "1"]);
+        assert_eq!(get(format!("{}/forwarding", conf("all"))), "0");
     });
 }
 

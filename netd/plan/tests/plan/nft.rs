@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use netd_plan::nft::{NftConfig, render};
+use netd_plan::{HostPort, PortProtocol};
 
 fn config() -> NftConfig {
     NftConfig {
@@ -12,10 +13,33 @@ fn config() -> NftConfig {
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         no_masquerade_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "192.168.7.9/24".parse().unwrap()],
         trusted_cidrs: vec!["192.168.8.0/24".parse().unwrap()],
-        node_dns: Some("169.254.53.53".parse().unwrap()),
+        node_dns: vec!["169.254.53.53".parse().unwrap()],
         overlay_ports: vec![4789, 4789],
         ..NftConfig::default()
     }
+}
+
+/// Every kind: all transports, both families, with and without an address of the host, twice, and one that says nothing.
+fn host_ports() -> Vec<HostPort> {
+    let port = |host: Option<&str>, host_port, protocol, pod: &str| HostPort {
+        host_ip: host.map(|ip| ip.parse().unwrap()),
+        host_port,
+        protocol,
+        pod: pod.parse().unwrap(),
+        pod_port: 80,
+    };
+    vec![
+        port(None, 8080, PortProtocol::Tcp, "10.244.0.5"),
+        port(None, 8080, PortProtocol::Tcp, "fd00:10:244::5"),
+        port(Some("0.0.0.0"), 53, PortProtocol::Udp, "10.244.0.5"),
+        port(Some("192.0.2.1"), 9, PortProtocol::Sctp, "10.244.0.5"),
+        port(Some("2001:db8::1"), 9, PortProtocol::Sctp, "fd00:10:244::5"),
+        port(Some("192.0.2.1"), 9, PortProtocol::Sctp, "10.244.0.6"),
+        port(None, 8080, PortProtocol::Tcp, "10.244.0.7"),
+        port(Some("192.0.2.1"), 10, PortProtocol::Tcp, "fd00:10:244::9"),
+        port(Some("::"), 11, PortProtocol::Tcp, "10.244.0.9"),
+        port(Some("::1"), 12, PortProtocol::Tcp, "fd00:10:244::9"),
+    ]
 }
 
 /// Runs a shell command in a fresh network namespace with `input` on stdin; `None` where that cannot be.
@@ -51,10 +75,13 @@ fn in_fresh_netns(command: &str, input: &str) -> Option<Output> {
 #[test]
 fn nft_takes_the_text_of_every_configuration() {
     let native = NftConfig { pods_in_clear: true, ..config() };
-    let v6_dns = NftConfig { node_dns: Some("fd00:53::53".parse().unwrap()), ..config() };
+    let both_dns = ["169.254.53.53", "fd00:53::53"].map(|ip| ip.parse().unwrap());
+    let v6_dns = NftConfig { node_dns: both_dns.into(), ..config() };
+    let mapped = NftConfig { host_ports: host_ports(), ..config() };
+    let one = NftConfig { host_ports: vec![host_ports().remove(0)], ..NftConfig::default() };
     let hostile = NftConfig { own_link_prefix: "we\"ft; drop\n".to_owned(), ..config() };
     let no_prefix = NftConfig { own_link_prefix: "\"".to_owned(), ..config() };
-    for config in [NftConfig::default(), config(), native, v6_dns, hostile, no_prefix] {
+    for config in [NftConfig::default(), config(), native, v6_dns, hostile, no_prefix, mapped, one] {
         let script = render(&config);
         let Some(output) = in_fresh_netns("nft -c -f -", &script) else { return };
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -91,6 +118,36 @@ fn text_reads_so() {
     ] {
         assert!(text.contains(line), "no `{line}` in\n{text}");
     }
+}
+
+#[test]
+fn mapped_ports_read_so() {
+    let config = NftConfig { host_ports: host_ports(), ..config() };
+    let text = render(&config);
+    for line in [
+        "type nat hook prerouting priority -101; policy accept;",
+        "type nat hook output priority -101; policy accept;",
+        "elements = { tcp . 8080 : 10.244.0.5 . 80, udp . 53 : 10.244.0.5 . 80 }",
+        "elements = { 192.0.2.1 . sctp . 9 : 10.244.0.5 . 80 }",
+        "elements = { tcp . 8080 : fd00:10:244::5 . 80 }",
+        "elements = { 2001:db8::1 . sctp . 9 : fd00:10:244::5 . 80 }",
+        "elements = { 10.244.0.5 . 10.244.0.5, 10.244.0.6 . 10.244.0.6, 10.244.0.7 . 10.244.0.7 }",
+        "meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @host_ports_v4",
+        "meta nfproto ipv4 fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @host_ip_ports_v4",
+        "ct status dnat ip saddr . ip daddr @host_port_pods_v4 masquerade fully-random",
+        "oifname \"weft*\" ct status dnat ip saddr 127.0.0.0/8 masquerade fully-random",
+        "iifname \"weft*\" ip daddr 127.0.0.0/8 counter name loopback_in drop",
+        "meta nfproto ipv6 ip6 daddr != ::1 fib daddr type local dnat ip6 to",
+        "ct status dnat accept",
+    ] {
+        assert!(text.contains(line), "no `{line}` in\n{text}");
+    }
+    assert!(!text.contains("10.244.0.9") && !text.contains("::9"), "another family's: {text}");
+    let mut turned = host_ports();
+    turned.reverse();
+    assert_eq!(text, render(&NftConfig { host_ports: turned, ..config }), "whoever comes first");
+    let none = render(&NftConfig::default());
+    assert!(!none.contains("dnat ip") && none.contains("loopback_in drop"), "{none}");
 }
 
 #[test]

@@ -4,12 +4,12 @@
 use std::net::IpAddr;
 
 use netd_plan::{
-    Backend, HostObject, HostObjects, HostOp, LinkSpec, NodeFacts, PodWiring, RouteKind, VxlanConfig,
-    node_dns_objects, ordered, plan, pod_objects,
+    Backend, Bandwidth, HostObject, HostObjects, HostOp, LinkSpec, NodeFacts, PodWiring, RouteKind,
+    VxlanConfig, node_dns_objects, ordered, plan, pod_objects, shape_objects,
 };
 use proptest::prelude::*;
 
-use super::overlay::{node, objects, vxlan};
+use super::overlay::{dual, dual_objects, node, objects, vxlan};
 
 /// A kernel that refuses what the real one would refuse, and drops what the real one would drop.
 #[derive(Clone, Default)]
@@ -45,7 +45,13 @@ impl Kernel {
                     );
                 }
             }
-            HostObject::Address(_) | HostObject::Fdb(..) | HostObject::Neighbour(..) => {}
+            HostObject::Redirect(_, to) => {
+                assert!(self.objects.queues.contains_key(to), "{} before its queue", object.key());
+            }
+            HostObject::Address(_)
+            | HostObject::Fdb(..)
+            | HostObject::Neighbour(..)
+            | HostObject::Queue(..) => {}
         }
         self.objects.insert(object.clone());
     }
@@ -54,10 +60,12 @@ impl Kernel {
         if self.objects.links.get(name).is_some_and(|known| !known.changes_in_place(spec)) {
             self.drop_device(name);
         }
-        let LinkSpec::Vxlan { vni, port, .. } = spec;
-        let twin = self.objects.links.iter().any(|(other, known)| {
-            let LinkSpec::Vxlan { vni: known_vni, port: known_port, .. } = known;
-            other != name && (known_vni, known_port) == (vni, port)
+        let LinkSpec::Vxlan { vni, port, .. } = spec else { return };
+        let twin = self.objects.links.iter().any(|(other, known)| match known {
+            LinkSpec::Ifb => false,
+            LinkSpec::Vxlan { vni: known_vni, port: known_port, .. } => {
+                other != name && (known_vni, known_port) == (vni, port)
+            }
         });
         assert!(!twin, "a second VXLAN device for VNI {vni}");
     }
@@ -72,6 +80,10 @@ impl Kernel {
                 });
                 assert!(!(behind && used), "{} while routes lead to it", object.key());
             }
+        }
+        if let HostObject::Link(name, _) | HostObject::Queue(name, _) = object {
+            let used = self.objects.redirects.values().any(|to| to == name);
+            assert!(!used, "{} while packets are sent through it", object.key());
         }
         self.lose(object);
     }
@@ -129,7 +141,7 @@ fn move_to(kernel: &mut Kernel, desired: &HostObjects) {
 }
 
 /// How many [`states`] there are.
-const STATES: usize = 14;
+const STATES: usize = 20;
 
 /// Cluster states in a sensible order of a node's life.
 fn states() -> Vec<HostObjects> {
@@ -139,8 +151,8 @@ fn states() -> Vec<HostObjects> {
         Backend::Vxlan(VxlanConfig { vni: 4242, port: 4789, mtu: 1350, device: "weft.vxlan".to_owned() });
     let other_vni =
         Backend::Vxlan(VxlanConfig { vni: 7, port: 4789, mtu: 1450, device: "weft.vxlan".to_owned() });
-    let no_block = NodeFacts { overlay: None, blocks: Vec::new(), ..node(1) };
-    let moved = NodeFacts { overlay: Some("10.244.1.7".parse().unwrap()), ..node(1) };
+    let no_block = NodeFacts { overlays: Vec::new(), blocks: Vec::new(), ..node(1) };
+    let moved = NodeFacts { overlays: vec!["10.244.1.7".parse().unwrap()], ..node(1) };
     let new_machine = NodeFacts { underlay: "192.0.2.200".parse().unwrap(), ..node(1) };
     let taken_over = NodeFacts { blocks: [node(2).blocks, node(3).blocks].concat(), ..node(2) };
     let pod = PodWiring {
@@ -149,8 +161,13 @@ fn states() -> Vec<HostObjects> {
         container_mac: netd_plan::Mac([2, 0, 0, 0, 0, 5]),
     };
     let with_pods = |mut objects: HostObjects| {
-        objects.merge(pod_objects(std::slice::from_ref(&pod), node(1).overlay));
-        objects.merge(node_dns_objects("169.254.53.53".parse().unwrap()));
+        objects.merge(pod_objects(std::slice::from_ref(&pod), &node(1).overlays));
+        objects.merge(node_dns_objects(&["169.254.53.53".parse().unwrap(), "fd00:53::53".parse().unwrap()]));
+        objects
+    };
+    let limited = |mut objects: HostObjects, to_pod: u64, from_pod: u64| {
+        let bandwidth = Bandwidth::checked((to_pod, 0), (from_pod, 0)).unwrap();
+        objects.merge(shape_objects("weftpod1", &bandwidth));
         objects
     };
     vec![
@@ -168,6 +185,12 @@ fn states() -> Vec<HostObjects> {
         objects(&renamed, &node(1), &[node(2), node(3)]),
         objects(&vxlan(), &new_machine, &[node(2)]),
         objects(&Backend::Native, &node(1), &[node(2), node(3)]),
+        dual_objects(&vxlan(), &dual(1), &[dual(2), node(3)]),
+        dual_objects(&other_vni, &dual(1), &[dual(2), dual(3)]),
+        with_pods(dual_objects(&Backend::Native, &dual(1), &[dual(2)])),
+        limited(with_pods(objects(&vxlan(), &node(1), &[node(2)])), 8_000_000, 0),
+        limited(with_pods(objects(&other_vni, &node(1), &[node(2)])), 4_000_000, 8_000_000),
+        limited(with_pods(objects(&vxlan(), &node(1), &[node(2)])), 0, 4_000_000),
     ]
 }
 

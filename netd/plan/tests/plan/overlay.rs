@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netd_plan::overlay::BARRIER_METRIC;
 use netd_plan::{
-    Backend, FdbKey, HostObjects, LinkSpec, Mac, NeighbourKey, NodeFacts, RouteKey, RouteKind, VxlanConfig,
-    overlay_objects, vtep_mac, vxlan_mtu,
+    Backend, FdbKey, HostObjects, LinkSpec, Mac, NeighbourKey, NodeFacts, PodWiring, RouteKey, RouteKind,
+    VxlanConfig, overlay_objects, pod_objects, vtep_mac, vxlan_mtu,
 };
 use uuid::Uuid;
 
@@ -28,10 +28,18 @@ pub(crate) fn node(n: u8) -> NodeFacts {
         uuid,
         name: format!("n{n}"),
         underlay: ip(&format!("192.0.2.{n}")),
-        overlay: Some(ip(&format!("10.244.{n}.0"))),
+        overlays: vec![ip(&format!("10.244.{n}.0"))],
         vtep_mac: vtep_mac(uuid),
         blocks: vec![net(&format!("10.244.{n}.0/26"))],
     }
+}
+
+/// The same with IPv6 too: the block fd00:10:244:n::/122.
+pub(crate) fn dual(n: u8) -> NodeFacts {
+    let mut facts = node(n);
+    facts.overlays.push(ip(&format!("fd00:10:244:{n}::")));
+    facts.blocks.push(net(&format!("fd00:10:244:{n}::/122")));
+    facts
 }
 
 pub(crate) fn vxlan() -> Backend {
@@ -42,6 +50,12 @@ pub(crate) fn objects(backend: &Backend, own: &NodeFacts, peers: &[NodeFacts]) -
     overlay_objects(backend, own, peers, &[net("10.244.0.0/16")], &[net("10.96.0.0/16")])
 }
 
+/// With pools of both families.
+pub(crate) fn dual_objects(backend: &Backend, own: &NodeFacts, peers: &[NodeFacts]) -> HostObjects {
+    let pools = [net("10.244.0.0/16"), net("fd00:10:244::/56")];
+    overlay_objects(backend, own, peers, &pools, &[net("10.96.0.0/16")])
+}
+
 fn unicast(objects: &HostObjects) -> Vec<String> {
     let forwarding = objects.routes.iter().filter(|(_, route)| route.kind == RouteKind::Unicast);
     forwarding.map(|(key, route)| format!("{} via {}", key.dst, route.gateway.unwrap())).collect()
@@ -50,7 +64,9 @@ fn unicast(objects: &HostObjects) -> Vec<String> {
 #[test]
 fn two_nodes_over_vxlan() {
     let objects = objects(&vxlan(), &node(1), &[node(2)]);
-    let LinkSpec::Vxlan { vni, port, local, mac, mtu } = objects.links[DEVICE].clone();
+    let LinkSpec::Vxlan { vni, port, local, mac, mtu } = objects.links[DEVICE].clone() else {
+        panic!("no VXLAN device")
+    };
     assert_eq!((vni, port, local, mtu), (4242, 4789, ip("192.0.2.1"), 1450));
     assert_eq!(mac, vtep_mac(Uuid::from_u128(1)));
     let address = objects.addresses.first().unwrap();
@@ -70,7 +86,7 @@ fn two_nodes_over_vxlan() {
 #[test]
 fn barriers_stand_under_pools_and_services_also_without_peers() {
     for backend in [vxlan(), Backend::Native] {
-        let own = NodeFacts { overlay: None, blocks: Vec::new(), ..node(1) };
+        let own = NodeFacts { overlays: Vec::new(), blocks: Vec::new(), ..node(1) };
         let objects = objects(&backend, &own, &[]);
         for cidr in ["10.244.0.0/16", "10.96.0.0/16"] {
             let key = RouteKey { metric: BARRIER_METRIC, ..RouteKey::main(net(cidr)) };
@@ -96,17 +112,101 @@ fn native_goes_by_the_underlay() {
 
 #[test]
 fn overlay_address_outside_the_own_blocks_has_a_route_of_its_own() {
-    let peer = NodeFacts { overlay: Some(ip("10.244.9.9")), ..node(2) };
+    let peer = NodeFacts { overlays: vec![ip("10.244.9.9")], ..node(2) };
     let objects = objects(&vxlan(), &node(1), &[peer]);
     assert_eq!(unicast(&objects), ["10.244.2.0/26 via 10.244.9.9", "10.244.9.9/32 via 10.244.9.9"]);
+}
+
+#[test]
+fn both_families_go_by_their_own_next_hop_to_one_tunnel_end() {
+    let objects = dual_objects(&vxlan(), &dual(1), &[dual(2)]);
+    assert_eq!(
+        unicast(&objects),
+        ["10.244.2.0/26 via 10.244.2.0", "fd00:10:244:2::/122 via fd00:10:244:2::"]
+    );
+    let key = RouteKey::main(net("fd00:10:244:2::/122"));
+    assert_eq!(key.metric, 1024, "the kernel's own default");
+    let route = &objects.routes[&key];
+    assert_eq!((route.source, route.onlink), (Some(ip("fd00:10:244:1::")), true));
+    for overlay in ["10.244.2.0", "fd00:10:244:2::"] {
+        let neighbour = NeighbourKey { device: DEVICE.to_owned(), ip: ip(overlay) };
+        assert_eq!(objects.neighbours[&neighbour].mac, node(2).vtep_mac);
+    }
+    assert_eq!(objects.fdb.len(), 1);
+    let barrier = RouteKey { metric: BARRIER_METRIC, ..RouteKey::main(net("fd00:10:244::/56")) };
+    assert_eq!(objects.routes[&barrier].kind, RouteKind::Unreachable);
+    let own: Vec<String> = objects.addresses.iter().map(|spec| spec.address.to_string()).collect();
+    assert_eq!(own, ["10.244.1.0/32", "fd00:10:244:1::/128"]);
+}
+
+#[test]
+fn a_family_without_an_overlay_address_waits_behind_the_barrier() {
+    let half = NodeFacts { overlays: node(2).overlays, ..dual(2) };
+    assert_eq!(unicast(&dual_objects(&vxlan(), &dual(1), &[half])), ["10.244.2.0/26 via 10.244.2.0"]);
+    let other = NodeFacts { overlays: vec![ip("fd00:10:244:2::")], ..dual(2) };
+    let objects = dual_objects(&vxlan(), &dual(1), &[other]);
+    assert_eq!(unicast(&objects), ["fd00:10:244:2::/122 via fd00:10:244:2::"]);
+    assert_eq!((objects.fdb.len(), objects.neighbours.len()), (1, 1));
+    let two = NodeFacts { overlays: vec![ip("10.244.2.0"), ip("10.244.2.9")], ..node(2) };
+    let objects = dual_objects(&vxlan(), &two.clone(), &[NodeFacts { overlays: two.overlays, ..node(3) }]);
+    assert_eq!(objects.addresses.len(), 1, "of several of a family the first");
+}
+
+#[test]
+fn native_goes_by_the_family_that_the_underlay_has() {
+    let objects = dual_objects(&Backend::Native, &dual(1), &[dual(2)]);
+    assert_eq!(unicast(&objects), ["10.244.2.0/26 via 192.0.2.2"], "no IPv6 route by an IPv4 next hop");
+    let v6 = |n: u8| NodeFacts { underlay: ip(&format!("2001:db8::{n}")), ..dual(n) };
+    let objects = dual_objects(&Backend::Native, &v6(1), &[v6(2)]);
+    assert_eq!(unicast(&objects), ["fd00:10:244:2::/122 via 2001:db8::2"]);
+    assert!(objects.addresses.iter().all(|spec| spec.device == "lo") && objects.addresses.len() == 2);
+}
+
+#[test]
+fn an_address_that_moved_wins_over_the_block_that_it_left() {
+    let moved = |node: NodeFacts, addresses: &[&str]| {
+        let addresses = addresses.iter().map(|text| net(text));
+        NodeFacts { blocks: node.blocks.iter().copied().chain(addresses).collect(), ..node }
+    };
+    // One of ours, one of node 3's, our own overlay address and one of no pool.
+    let peer = moved(dual(2), &["10.244.1.9/32", "fd00:10:244:3::9/128", "10.244.1.0/32", "192.0.2.9/32"]);
+    let objects = dual_objects(&vxlan(), &dual(1), &[peer.clone(), dual(3)]);
+    assert_eq!(
+        unicast(&objects),
+        [
+            "10.244.1.9/32 via 10.244.2.0",
+            "10.244.2.0/26 via 10.244.2.0",
+            "10.244.3.0/26 via 10.244.3.0",
+            "fd00:10:244:2::/122 via fd00:10:244:2::",
+            "fd00:10:244:3::/122 via fd00:10:244:3::",
+            "fd00:10:244:3::9/128 via fd00:10:244:2::",
+        ]
+    );
+    // One that moved here does not hide the rest of its block, and nobody else has it.
+    let own = moved(dual(1), &["10.244.2.7/32"]);
+    let objects = dual_objects(&vxlan(), &own, &[moved(dual(2), &["10.244.2.7/32"])]);
+    assert_eq!(
+        unicast(&objects),
+        ["10.244.2.0/26 via 10.244.2.0", "fd00:10:244:2::/122 via fd00:10:244:2::"]
+    );
+    // An address that a local pod has stays here, whatever a record says.
+    let pod = PodWiring {
+        ip: ip("10.244.1.9"),
+        host_ifname: "weftpod1".to_owned(),
+        container_mac: Mac([2, 0, 0, 0, 0, 9]),
+    };
+    let mut objects = dual_objects(&vxlan(), &dual(1), &[peer]);
+    objects.merge(pod_objects(&[pod], &dual(1).overlays));
+    let route = &objects.routes[&RouteKey::main(net("10.244.1.9/32"))];
+    assert_eq!(route.device.as_deref(), Some("weftpod1"));
 }
 
 #[test]
 fn bad_records_draw_no_traffic() {
     let outside = NodeFacts { blocks: vec![net("0.0.0.0/0"), net("10.244.2.0/26")], ..node(2) };
     let ours = NodeFacts { blocks: vec![net("10.244.1.0/27"), net("10.244.0.0/17")], ..node(3) };
-    let no_address = NodeFacts { overlay: None, ..node(4) };
-    let foreign_address = NodeFacts { overlay: Some(ip("8.8.8.8")), ..node(5) };
+    let no_address = NodeFacts { overlays: Vec::new(), ..node(4) };
+    let foreign_address = NodeFacts { overlays: vec![ip("8.8.8.8")], ..node(5) };
     let group_mac = NodeFacts { vtep_mac: Mac([0xff; 6]), ..node(6) };
     let our_mac = NodeFacts { vtep_mac: node(1).vtep_mac, ..node(7) };
     let our_underlay = NodeFacts { underlay: node(1).underlay, ..node(8) };
@@ -120,7 +220,7 @@ fn bad_records_draw_no_traffic() {
 #[test]
 fn order_of_peers_does_not_matter_even_when_they_quarrel() {
     let claims_too_much = NodeFacts { blocks: vec![net("10.244.2.0/26")], ..node(3) };
-    let same_overlay = NodeFacts { overlay: node(2).overlay, ..node(4) };
+    let same_overlay = NodeFacts { overlays: node(2).overlays, ..node(4) };
     let mut peers = vec![node(2), claims_too_much, same_overlay, node(5)];
     let forwards = objects(&vxlan(), &node(1), &peers);
     peers.reverse();

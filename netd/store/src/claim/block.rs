@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A node claims a block.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use ipam::{BlockRecord, Pool, PoolError, claim_candidates, validate_pools};
+use ipam::{
+    AddressRange, BlockRecord, Family, Pool, PoolError, claim_candidates, claim_candidates_within,
+    validate_pools,
+};
 use ipnet::IpNet;
 use uuid::Uuid;
 
 use crate::records::{BadRecord, decode, encode};
-use crate::{Class, Key, Keys, Store, StoreError, Transaction};
+use crate::{Class, Key, KeyValue, Keys, Listing, Store, StoreError, Transaction};
 
 /// A creation whose answer was lost is sent again this often; it cannot be applied twice.
 const CREATE_ATTEMPTS: usize = 3;
@@ -19,26 +23,54 @@ pub enum ClaimError {
     /// The record cannot be written or read.
     #[error(transparent)]
     BadRecord(#[from] BadRecord),
-    /// Every block of every pool has an owner.
+    /// The pool of the address gives this node nothing.
+    #[error("pool {pool} gives no block with {ip}: {why}")]
+    Closed {
+        /// The address asked for.
+        ip: IpAddr,
+        /// Its pool.
+        pool: String,
+        /// It drains, or it is for other nodes.
+        why: &'static str,
+    },
+    /// Every block of the family, in every pool that this node may use, has an owner.
     #[error(
-        "no free block in {}: add a pool, make one larger, or remove nodes that are gone",
+        "no free {family} block in {}: add a pool, make one larger, or remove nodes that are gone",
         name_pools(pools)
     )]
     Exhausted {
-        /// The pools, as `name (cidr)`.
+        /// The family.
+        family: Family,
+        /// The pools that were tried, as `name (cidr)`.
         pools: Vec<String>,
     },
+    /// No pool has the address.
+    #[error("{0} is in no address pool")]
+    NotInPools(IpAddr),
     /// The pools themselves are wrong.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// The node has a tombstone.
+    #[error("node {0} was removed from the cluster: it gets no block")]
+    Removed(Uuid),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The block around the address asked for has an owner, who may be the asking node itself.
+    #[error("{ip} is in block {block} of node {owner}")]
+    Taken {
+        /// The address asked for.
+        ip: IpAddr,
+        /// Its block.
+        block: IpNet,
+        /// Who has that.
+        owner: Uuid,
+    },
 }
 
 fn name_pools(pools: &[String]) -> String {
     match pools {
-        [] => "any pool (there is none)".into(),
+        [] => "any pool (there is none for this node)".into(),
         [one] => format!("pool {one}"),
         many => format!("pools {}", many.join(", ")),
     }
@@ -48,14 +80,17 @@ impl ClaimError {
     /// What to do about it.
     pub fn class(&self) -> Class {
         match self {
-            Self::BadRecord(_) | Self::Pool(_) => Class::Invalid,
-            Self::Exhausted { .. } => Class::Retry,
+            Self::BadRecord(_) | Self::NotInPools(_) | Self::Pool(_) => Class::Invalid,
+            Self::Closed { .. } | Self::Exhausted { .. } => Class::Retry,
+            Self::Removed(_) => Class::Fatal,
             Self::Store(error) => error.class(),
+            Self::Taken { .. } => Class::Conflict,
         }
     }
 }
 
-/// Claims a free block for the node: the record is created, at a key that must be absent, in one transaction.
+/// Claims a free block of a family for the node: the record is created, at a key that must be absent, in one transaction
+/// that holds only while the node has no tombstone.
 ///
 /// The epoch is the store's revision before the claim, so a node that claims a block again gets a higher one.
 /// After an error whose class is retry a claim may have been made all the same: a node owns what the store says, so take
@@ -65,28 +100,55 @@ pub async fn claim_block(
     keys: &Keys,
     pools: &[Pool],
     node: Uuid,
+    node_labels: &BTreeMap<String, String>,
+    family: Family,
 ) -> Result<BlockRecord, ClaimError> {
     validate_pools(pools)?;
     let listing = store.list(&keys.blocks()).await?;
-    // By key: a block whose value is bad has an owner too.
-    let taken: BTreeSet<IpNet> = listing
-        .items
-        .iter()
-        .filter_map(|item| match keys.parse(&item.key) {
-            Some(Key::Block(cidr)) => Some(cidr),
-            _ => None,
-        })
-        .collect();
-    for (name, cidr) in claim_candidates(pools, &taken, node) {
-        let Some(pool) = pools.iter().find(|pool| pool.name == name) else { continue };
-        let record = BlockRecord { epoch: listing.revision, ..BlockRecord::claimed(pool, cidr, node) };
-        if let Some(record) = create(store, keys, record).await? {
+    let taken = taken(keys, &listing);
+    for (name, cidr) in claim_candidates(pools, &taken, node, node_labels, family) {
+        if let Some(record) = claim_one(store, keys, pools, node, (name, cidr, listing.revision)).await? {
             return Ok(record);
         }
     }
-    Err(ClaimError::Exhausted {
-        pools: pools.iter().map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect(),
-    })
+    let mine = |pool: &&Pool| pool.state.is_active() && pool.family() == family && pool.admits(node_labels);
+    let tried = pools.iter().filter(mine);
+    let pools = tried.map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
+    Err(ClaimError::Exhausted { family, pools })
+}
+
+/// As [`claim_block`], the very block that has the address; [`ClaimError::Taken`] says whose it is where it is taken.
+pub async fn claim_block_containing(
+    store: &dyn Store,
+    keys: &Keys,
+    pools: &[Pool],
+    node: Uuid,
+    node_labels: &BTreeMap<String, String>,
+    ip: IpAddr,
+) -> Result<BlockRecord, ClaimError> {
+    validate_pools(pools)?;
+    let pool = pools.iter().find(|pool| pool.cidr.contains(&ip)).ok_or(ClaimError::NotInPools(ip))?;
+    let closed = |why| ClaimError::Closed { ip, pool: pool.name.clone(), why };
+    for _ in 0..CREATE_ATTEMPTS {
+        let listing = store.list(&keys.blocks()).await?;
+        if let Some(item) = item_around(keys, &listing, ip) {
+            let block: BlockRecord = decode(&item.key, &item.value)?;
+            return Err(ClaimError::Taken { ip, block: block.cidr, owner: block.owner });
+        }
+        if !pool.state.is_active() {
+            return Err(closed("it drains"));
+        }
+        if !pool.admits(node_labels) {
+            return Err(closed("its node selector does not match this node's labels"));
+        }
+        let taken = taken(keys, &listing);
+        let block = claim_candidates_within(pools, &taken, node_labels, &[AddressRange::only(ip)]).next();
+        let (name, cidr) = block.ok_or_else(|| closed("blocks of another size lie in the way"))?;
+        if let Some(record) = claim_one(store, keys, pools, node, (name, cidr, listing.revision)).await? {
+            return Ok(record);
+        }
+    }
+    Err(closed("others claim its block and give it back all the time"))
 }
 
 /// Deletes the record of a block if `node` still owns it. False when it has another owner or is gone.
@@ -105,14 +167,51 @@ pub async fn release_block(
     Ok(store.transact(Transaction::new().unchanged(&key, item.mod_revision).delete(&key)).await?.succeeded)
 }
 
-/// `None` when somebody else has it.
+/// By key: a block whose value is bad has an owner too.
+fn taken(keys: &Keys, listing: &Listing) -> BTreeSet<IpNet> {
+    listing.items.iter().filter_map(|item| block_of(keys, item)).collect()
+}
+
+/// The block in `listing` that has the address.
+pub(super) fn item_around<'a>(keys: &Keys, listing: &'a Listing, ip: IpAddr) -> Option<&'a KeyValue> {
+    listing.items.iter().find(|item| block_of(keys, item).is_some_and(|cidr| cidr.contains(&ip)))
+}
+
+pub(super) fn block_of(keys: &Keys, item: &KeyValue) -> Option<IpNet> {
+    match keys.parse(&item.key) {
+        Some(Key::Block(cidr)) => Some(cidr),
+        _ => None,
+    }
+}
+
+/// Creates the block (pool, prefix, epoch). `None` when somebody else has it.
+async fn claim_one(
+    store: &dyn Store,
+    keys: &Keys,
+    pools: &[Pool],
+    node: Uuid,
+    (name, cidr, epoch): (String, IpNet, u64),
+) -> Result<Option<BlockRecord>, ClaimError> {
+    let Some(pool) = pools.iter().find(|pool| pool.name == name) else { return Ok(None) };
+    let record = BlockRecord { epoch, ..BlockRecord::claimed(pool, cidr, node) };
+    let created = create(store, keys, record).await?;
+    if created.is_none() && store.get(&keys.tombstone(node)).await?.is_some() {
+        return Err(ClaimError::Removed(node));
+    }
+    Ok(created)
+}
+
+/// `None` when somebody else has it, or the node has a tombstone.
 async fn create(
     store: &dyn Store,
     keys: &Keys,
     record: BlockRecord,
 ) -> Result<Option<BlockRecord>, ClaimError> {
     let key = keys.block(record.cidr);
-    let create = Transaction::new().absent(&key).put(&key, encode(&key, &record)?);
+    let create = Transaction::new()
+        .absent(keys.tombstone(record.owner))
+        .absent(&key)
+        .put(&key, encode(&key, &record)?);
     let mut unsure = None;
     for _ in 0..CREATE_ATTEMPTS {
         match store.transact(create.clone()).await {
@@ -141,9 +240,10 @@ mod tests {
     #[test]
     fn exhaustion_names_the_pools() {
         let text = |pools: &[&str]| {
-            ClaimError::Exhausted { pools: pools.iter().map(|p| (*p).into()).collect() }.to_string()
+            let pools = pools.iter().map(|p| (*p).into()).collect();
+            ClaimError::Exhausted { family: Family::V4, pools }.to_string()
         };
-        assert!(text(&["a (10.0.0.0/24)"]).starts_with("no free block in pool a (10.0.0.0/24): "));
-        assert!(text(&["a", "b"]).starts_with("no free block in pools a, b: "));
+        assert!(text(&["a (10.0.0.0/24)"]).starts_with("no free IPv4 block in pool a (10.0.0.0/24): "));
+        assert!(text(&["a", "b"]).starts_with("no free IPv4 block in pools a, b: "));
     }
 }

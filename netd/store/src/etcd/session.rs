@@ -10,6 +10,9 @@ use super::EtcdConfig;
 use super::failure;
 use crate::StoreError;
 
+/// How a connection ends that the other side closed without a word, by what was being done at that moment.
+const CLOSED: [&str; 3] = ["connection closed", "broken pipe", "reset by peer"];
+
 #[derive(Debug)]
 pub(super) struct Sessions {
     pub(super) config: EtcdConfig,
@@ -119,11 +122,12 @@ impl Sessions {
         }
     }
 
-    /// In TLS 1.3 a server refuses a client certificate after the handshake, often by closing without a word.
+    /// In TLS 1.3 a server refuses a client certificate after the handshake, often by closing without a word: we meet the
+    /// alert, the end of the stream, or a stream that does not take what we write.
     fn explain(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::Unavailable { endpoint, reason }
-                if self.config.ca_file.is_some() && reason.contains("connection closed") =>
+                if self.config.ca_file.is_some() && CLOSED.iter().any(|end| reason.contains(end)) =>
             {
                 let reason = format!(
                     "{reason}; the store may have refused our client certificate, or want one: see its log"

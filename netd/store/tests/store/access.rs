@@ -14,6 +14,9 @@ use rcgen::{
 use crate::bench::{PATIENCE, events, eventually, text};
 use crate::etcd_server::{EtcdServer, path, serving};
 
+/// Passwords are hashed and certificates made slowly where the machine is busy; what is told then is no time-out.
+const SLOW_REQUEST: Duration = Duration::from_secs(20);
+
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 /// A CA whose certificate lies at `<name>.pem`.
@@ -62,6 +65,7 @@ fn tls_config(server: &EtcdServer, ca: &str, client: Option<&str>) -> EtcdConfig
         ca_file: file(format!("{ca}.pem")),
         cert_file: client.and_then(|client| file(format!("{client}.pem"))),
         key_file: client.and_then(|client| file(format!("{client}.key"))),
+        request_timeout: SLOW_REQUEST,
         ..server.config()
     }
 }
@@ -131,7 +135,12 @@ fn config(endpoint: &str) -> EtcdConfig {
 }
 
 fn as_user(server: &EtcdServer, user: &str, password: &str) -> EtcdConfig {
-    EtcdConfig { user: Some(user.into()), password: Some(password.into()), ..server.config() }
+    EtcdConfig {
+        user: Some(user.into()),
+        password: Some(password.into()),
+        request_timeout: SLOW_REQUEST,
+        ..server.config()
+    }
 }
 
 #[tokio::test]

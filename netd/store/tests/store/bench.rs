@@ -8,12 +8,14 @@ use bytes::Bytes;
 use netd_store::{Etcd, Event, Memory, Store, Watch};
 
 use crate::etcd_server::EtcdServer;
+use crate::file_host::FileHost;
 
 /// Far more than anything here takes, also on a machine that is busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) enum Bench {
     Etcd(Etcd, EtcdServer),
+    File(FileHost),
     Memory(Memory),
 }
 
@@ -23,6 +25,10 @@ impl Bench {
         Self::Etcd(server.client().await, server)
     }
 
+    pub(crate) async fn file() -> Self {
+        Self::File(FileHost::new())
+    }
+
     pub(crate) async fn memory() -> Self {
         Self::Memory(Memory::new())
     }
@@ -30,6 +36,7 @@ impl Bench {
     pub(crate) fn store(&self) -> Arc<dyn Store> {
         match self {
             Self::Etcd(etcd, _) => Arc::new(etcd.clone()),
+            Self::File(host) => Arc::new(host.clone()),
             Self::Memory(memory) => Arc::new(memory.clone()),
         }
     }
@@ -37,6 +44,7 @@ impl Bench {
     pub(crate) async fn compact(&self, revision: u64) {
         match self {
             Self::Etcd(etcd, _) => etcd.compact(revision).await.unwrap(),
+            Self::File(host) => host.store().unwrap().compact(revision),
             Self::Memory(memory) => memory.compact(revision),
         }
     }
@@ -44,7 +52,7 @@ impl Bench {
     /// Lets time pass, as leases see it.
     pub(crate) async fn pass(&self, time: Duration) {
         match self {
-            Self::Etcd(..) => tokio::time::sleep(time).await,
+            Self::Etcd(..) | Self::File(_) => tokio::time::sleep(time).await,
             Self::Memory(memory) => memory.advance(time),
         }
     }
@@ -52,6 +60,7 @@ impl Bench {
     pub(crate) fn stop(&mut self) {
         match self {
             Self::Etcd(_, server) => server.stop(),
+            Self::File(host) => host.close(),
             Self::Memory(memory) => memory.faults().outage(true),
         }
     }
@@ -59,6 +68,7 @@ impl Bench {
     pub(crate) fn start(&mut self) {
         match self {
             Self::Etcd(_, server) => server.start(),
+            Self::File(host) => host.open(),
             Self::Memory(memory) => memory.faults().outage(false),
         }
     }

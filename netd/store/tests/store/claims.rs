@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use ipam::{BlockRecord, Pool, ServiceIpError};
+use ipam::{BlockRecord, Family, Pool, ServiceIpError};
 use ipnet::IpNet;
 use netd_store::claim::{
-    ClaimError, ServiceClaimError, ServiceRange, claim_block, claim_service_ip, delete_service,
-    ensure_config, release_block,
+    self, ClaimError, ServiceClaimError, ServiceRange, claim_service_ip, delete_service, ensure_config,
+    release_block,
 };
 use netd_store::records::{ClusterConfig, ServiceIpRecord, decode, decode_all};
 use netd_store::{Class, Keys, Memory, Store};
@@ -25,7 +25,17 @@ fn keys() -> Keys {
 
 /// Eight blocks.
 fn pools() -> Vec<Pool> {
-    vec![Pool { name: "small".into(), cidr: "10.244.0.0/23".parse().unwrap(), block_prefix: 26 }]
+    vec![Pool::new("small", "10.244.0.0/23".parse().unwrap(), None)]
+}
+
+/// A node without labels claims an IPv4 block.
+async fn claim_block(
+    store: &dyn Store,
+    keys: &Keys,
+    pools: &[Pool],
+    node: Uuid,
+) -> Result<BlockRecord, ClaimError> {
+    claim::claim_block(store, keys, pools, node, &BTreeMap::new(), Family::V4).await
 }
 
 #[tokio::test]

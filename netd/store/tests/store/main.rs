@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The store's contract, on the memory twin and on a real etcd that the tests start themselves; and what stands on it.
+//! The store's contract, on the memory twin, on files and on a real etcd that the tests start themselves; and what stands on it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,5 +14,8 @@ mod battery;
 mod bench;
 mod claims;
 mod etcd_server;
+mod file;
+mod file_host;
 mod race;
+mod shares;
 mod tail;

@@ -44,7 +44,7 @@ fn stale_del_queue() -> Result<()> {
     for (pod, ip) in [(&a, a.ips[0]), (&b, b.ips[0])] {
         let left = ipam.addresses.iter().find(|address| address.owner.contains(&pod.container_id));
         assert!(left.is_none(), "{}: {left:?}", pod.name);
-        assert!(!lab.maps("n1")?.pods.iter().any(|other| *other == ip), "{} is in the maps", pod.name);
+        assert!(!lab.maps("n1")?.pods.contains(&ip), "{} is in the maps", pod.name);
         let routes = lab.exec("n1", &["ip", "route", "show", "to", "exact", &ip.to_string()])?.text("ip")?;
         assert_eq!(routes, "");
     }
@@ -55,7 +55,7 @@ fn stale_del_queue() -> Result<()> {
     assert!(weft_lab::cni(lab.name(), &kept, "CHECK")?.ok(), "the pod that stays");
 
     for (old, name) in [(&a, "c"), (&b, "d")] {
-        let spec = PodSpec { ip: Some(old.ips[0]), ..PodSpec::new("n1", name) };
+        let spec = PodSpec::new("n1", name).ip(old.ips[0]);
         assert_eq!(lab.pod_add(&spec)?.ips, old.ips, "the address is free again");
         assert!(lab.exec("kept", &["ping", "-c1", "-W1", &old.ips[0].to_string()])?.ok(), "{name}");
     }

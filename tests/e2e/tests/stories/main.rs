@@ -6,23 +6,45 @@
 #![allow(clippy::print_stdout, reason = "SKIP lines belong on stdout, where make test looks for them")]
 #![allow(clippy::unwrap_used, reason = "a story that meets the unexpected has failed")]
 
+mod adopted;
 mod attach;
+mod attachments;
 mod bad_input;
 mod bad_values;
+mod bandwidth;
+mod chained;
+mod cheats;
 mod clean;
+mod conflist;
+mod conformance;
 mod contract;
 mod deferred;
 mod drift;
 mod emptied;
+mod file_store;
+mod host;
+mod host_ports;
+mod install;
+mod ipam;
 mod isolation;
+mod killed_steps;
 mod last_known;
 mod left;
 mod metrics;
+mod node_rm;
 mod nodes;
+mod pools;
 mod races;
+mod rate;
+mod reboot;
+mod requested;
+mod runtime;
+mod runtime_containerd;
+mod runtime_podman;
 mod same_key;
 mod secured_store;
 mod state_dir;
+mod sticky;
 mod store;
 mod vanished;
 

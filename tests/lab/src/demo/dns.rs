@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Promises about names.
 
-use super::stage::{CLIENTS, NODES, Stage, only};
+use super::stage::{CLIENTS, Stage, only};
 use crate::names::OUTSIDE_FAR_IP;
 use crate::outside::ECHO_PORT;
 use anyhow::{Result, ensure};
@@ -26,7 +26,7 @@ pub(super) fn records(stage: &Stage<'_>) -> Result<String> {
     ensure!(over_vip.data == [vip.clone()], "A over {DNS_VIP}: {} {:?}", over_vip.code, over_vip.answers);
     let absent = stage.lab.query("c1", &["nobody.default.svc.cluster.local", "A"])?;
     ensure!(absent.code == "Non-Existent Domain", "an absent service's name: {}", absent.code);
-    Ok(format!("{NAME} is {vip} on 3 nodes; SRV {}; asked {} and {DNS_VIP}", srv.data[0], srv.server))
+    Ok(format!("{NAME} is {vip} in 3 pods; SRV {}; asked {} and {DNS_VIP}", srv.data[0], srv.server))
 }
 
 pub(super) fn connect(stage: &Stage<'_>) -> Result<String> {
@@ -51,8 +51,12 @@ pub(super) fn forwarded(stage: &Stage<'_>) -> Result<String> {
         );
     }
     let report = stage.connect("c1", &format!("{OUTSIDE_NAME}:{ECHO_PORT}"), 5)?;
-    only(&report.seen_as, &stage.lab.state()?.node(NODES[0])?.underlay_ip.to_string(), "seen outside as")?;
+    only(
+        &report.seen_as,
+        &stage.lab.state()?.node(stage.node_of("c1")?)?.underlay_ip.to_string(),
+        "seen outside as",
+    )?;
     let absent = stage.lab.query("c1", &["nobody.example.org", "A"])?;
     ensure!(absent.code == "Non-Existent Domain", "an absent outside name: {}", absent.code);
-    Ok(format!("{OUTSIDE_NAME} is {far} on 3 nodes, 5 connections by it; NXDOMAIN is passed on too"))
+    Ok(format!("{OUTSIDE_NAME} is {far} in 3 pods, 5 connections by it; NXDOMAIN is passed on too"))
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Promises about services by their VIP.
 
-use super::stage::{BACKENDS, CLIENTS, NODES, Stage, only, total};
+use super::stage::{BACKENDS, CLIENTS, Stage, only, total};
 use crate::workers::probe::ProbeReport;
 use anyhow::{Result, ensure};
 
 const FROM_EACH_POD: u32 = 40;
+/// From each of three; the only node makes as many as three together.
 const FROM_EACH_NODE: u32 = 20;
 /// 120 connections over three backends: fewer than this on one is about five standard deviations off.
 const LEAST_SHARE: u32 = 15;
@@ -19,7 +20,7 @@ pub(super) fn from_pods(stage: &Stage<'_>) -> Result<String> {
 }
 
 pub(super) fn from_nodes(stage: &Stage<'_>) -> Result<String> {
-    let sum = from_all(stage, &NODES, FROM_EACH_NODE)?;
+    let sum = from_all(stage, stage.nodes, FROM_EACH_NODE * 3 / stage.nodes.len() as u32)?;
     spread_over(&sum, &BACKENDS, 1)?;
     Ok(format!("{} connections: {}", sum.ok, sum.spread()))
 }
@@ -27,7 +28,7 @@ pub(super) fn from_nodes(stage: &Stage<'_>) -> Result<String> {
 pub(super) fn peer_name(stage: &Stage<'_>) -> Result<String> {
     let vip = stage.vip(80);
     let mut count = 0;
-    for from in CLIENTS.into_iter().chain(NODES) {
+    for from in CLIENTS.iter().chain(stage.nodes) {
         let report = stage.connect(from, &vip, 10)?;
         only(&report.peers, &vip, &format!("getpeername in {from}"))?;
         count += report.ok;
@@ -40,7 +41,8 @@ pub(super) fn datagrams(stage: &Stage<'_>) -> Result<String> {
     let mut lines = Vec::new();
     for (kind, args) in [("unconnected", &["--udp"][..]), ("connected", &["--udp", "--connected"][..])] {
         let args = [&["--to", &vip, "--count", "60"], args].concat();
-        let reports = [stage.probe("c1", &args)?, stage.probe("n2", &args)?];
+        let node = stage.nodes.last().copied().unwrap_or_default();
+        let reports = [stage.probe("c1", &args)?, stage.probe(node, &args)?];
         for report in &reports {
             only(&report.peers, &vip, &format!("{kind} datagrams come from"))?;
         }
@@ -62,7 +64,7 @@ pub(super) fn refused(stage: &Stage<'_>) -> Result<String> {
 }
 
 pub(super) fn backend_removed(stage: &mut Stage<'_>) -> Result<String> {
-    stage.lab.pod_rm("n3", "b3")?;
+    stage.lab.pod_rm(stage.node_of("b3")?, "b3")?;
     let settled = stage.wait_backends(2)?;
     stage.end_server("b3");
     let sum = from_all(stage, &CLIENTS, FROM_EACH_POD)?;

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the demo plays on: on each of three nodes a client and a backend, and two services over the backends.
+//! What the demo plays on: three clients and three backends, spread over the nodes, and two services over the backends.
 
 use crate::interrupt::wait_until;
 use crate::lab::Lab;
+use crate::members::Pod;
 use crate::pod::PodSpec;
 use crate::running::{Capture, Running};
-use crate::state::Pod;
 use crate::workers::probe::ProbeReport;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// The nodes, in their order.
-pub(super) const NODES: [&str; 3] = ["n1", "n2", "n3"];
-/// The clients, one on each node.
+/// All nodes there can be, in their order.
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+/// The clients, one on each node, or all on the only one.
 pub(super) const CLIENTS: [&str; 3] = ["c1", "c2", "c3"];
-/// The backends, one on each node.
+/// The backends, each where the client of its number is.
 pub(super) const BACKENDS: [&str; 3] = ["b1", "b2", "b3"];
 /// The backends' TCP port.
 pub(super) const TCP_PORT: u16 = 8080;
@@ -50,6 +50,8 @@ spec:
 /// The stage.
 pub(super) struct Stage<'a> {
     pub(super) lab: &'a Lab,
+    /// The nodes.
+    pub(super) nodes: &'static [&'static str],
     pub(super) pods: BTreeMap<&'static str, Pod>,
     /// The ClusterIP of `web`.
     pub(super) vip: IpAddr,
@@ -60,11 +62,13 @@ pub(super) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
+    /// Sets the stage in a lab of one node or three.
     pub(super) fn set(lab: &'a Lab) -> Result<Stage<'a>> {
+        let nodes = &NODES[..lab.state()?.nodes.len().min(NODES.len())];
         let bare = lab.capture(INNER)?;
         let mut pods = BTreeMap::new();
         let mut servers = Vec::new();
-        for ((node, client), backend) in NODES.into_iter().zip(CLIENTS).zip(BACKENDS) {
+        for ((node, client), backend) in nodes.iter().cycle().zip(CLIENTS).zip(BACKENDS) {
             pods.insert(client, lab.pod_add(&PodSpec::new(node, client).label("app", "client"))?);
             pods.insert(backend, lab.pod_add(&PodSpec::new(node, backend).label("app", "web"))?);
             servers.push(lab.serve(backend, backend, &[TCP_PORT], &[UDP_PORT])?);
@@ -72,7 +76,7 @@ impl<'a> Stage<'a> {
         let reply = lab.apply(SERVICES)?;
         let vip =
             reply.results.iter().find_map(|result| result.cluster_ip).context("web got no ClusterIP")?;
-        let stage = Stage { lab, pods, vip, transfer: None, servers, bare: Some(bare) };
+        let stage = Stage { lab, nodes, pods, vip, transfer: None, servers, bare: Some(bare) };
         stage.wait_backends(3)?;
         Ok(stage)
     }
@@ -83,9 +87,20 @@ impl<'a> Stage<'a> {
         pod.ips.first().copied().context("a pod without address")
     }
 
+    /// The node of a pod.
+    pub(super) fn node_of(&self, pod: &str) -> Result<&str> {
+        let pod = self.pods.get(pod).with_context(|| format!("no pod {pod} on the stage"))?;
+        Ok(&pod.node)
+    }
+
+    /// `address:port` of a pod.
+    pub(super) fn at(&self, pod: &str, port: u16) -> Result<String> {
+        Ok(SocketAddr::new(self.ip(pod)?, port).to_string())
+    }
+
     /// `VIP:port` of the service.
     pub(super) fn vip(&self, port: u16) -> String {
-        format!("{}:{port}", self.vip)
+        SocketAddr::new(self.vip, port).to_string()
     }
 
     /// Connects `count` times, all of which must be answered.
@@ -113,7 +128,7 @@ impl<'a> Stage<'a> {
         let mut seen = String::new();
         let done = wait_until(SETTLE_LIMIT, || {
             let mut all = Vec::new();
-            for node in NODES {
+            for node in self.nodes {
                 let detail = self.lab.ask(node, async |client| client.service("default", "web").await)?;
                 // Both ports have the same backends, so each counts once per pod.
                 let up = detail.backends.iter().filter(|b| b.state == "up" && b.protocol == "TCP").count();

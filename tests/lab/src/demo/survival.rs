@@ -2,9 +2,10 @@
 //! Promises about what goes on when parts are missing, and what is gone when it should be.
 
 use super::dns::NAME;
-use super::stage::{NODES, SETTLE_LIMIT, Stage, only, total};
+use super::stage::{CLIENTS, SETTLE_LIMIT, Stage, only, total};
 use crate::interrupt::wait_until;
 use crate::lab::Lab;
+use crate::members::Pod;
 use crate::names;
 use crate::pod::PodSpec;
 use crate::running::Running;
@@ -81,7 +82,7 @@ pub(super) fn without_store(stage: &mut Stage<'_>) -> Result<String> {
     // Whatever happened: the promises after this one need the store.
     lab.etcd_start()?;
     let back = Instant::now();
-    for name in NODES {
+    for name in stage.nodes {
         let caught_up = wait_until(SETTLE_LIMIT, || {
             let pods = lab.ask(name, async |client| client.pods().await)?;
             let status = lab.status(name)?;
@@ -95,7 +96,8 @@ pub(super) fn without_store(stage: &mut Stage<'_>) -> Result<String> {
     Ok(format!("{}; etcd back: all nodes know the new pod after {} ms", result?, back.elapsed().as_millis()))
 }
 
-fn go_on(stage: &mut Stage<'_>) -> Result<String> {
+/// A new pod, its connections and its questions, while something that many would need is away.
+pub(super) fn go_on(stage: &mut Stage<'_>) -> Result<String> {
     let started = Instant::now();
     let added = stage.lab.pod_add(&PodSpec::new("n1", "c4"))?;
     let add = started.elapsed();
@@ -116,17 +118,17 @@ pub(super) fn pod_deleted(stage: &mut Stage<'_>) -> Result<String> {
     let lab = stage.lab;
     let pod = stage.pods.get("b2").context("b2 is not on the stage")?.clone();
     let ip = stage.ip("b2")?.to_string();
-    let traces = traces(lab, &pod.netns, &ip)?;
+    let traces = traces(stage, &pod, &ip)?;
     let missing: Vec<_> =
         traces.iter().filter(|(_, there)| !**there).map(|(what, _)| what.as_str()).collect();
     ensure!(missing.is_empty(), "not even there before: {}", missing.join(", "));
     let started = Instant::now();
-    lab.pod_rm("n2", "b2")?;
+    lab.pod_rm(&pod.node, "b2")?;
     let delete = started.elapsed();
     stage.end_server("b2");
     let mut left = Vec::new();
     let gone = wait_until(SETTLE_LIMIT, || {
-        let found = self::traces(lab, &pod.netns, &ip)?;
+        let found = self::traces(stage, &pod, &ip)?;
         left = found.into_iter().filter(|(_, there)| *there).map(|(what, _)| what).collect();
         Ok(left.is_empty())
     })?;
@@ -141,40 +143,41 @@ pub(super) fn pod_deleted(stage: &mut Stage<'_>) -> Result<String> {
     ))
 }
 
-/// Every place where a pod of n2 leaves a trace, and whether it does.
-fn traces(lab: &Lab, netns: &str, ip: &str) -> Result<BTreeMap<String, bool>> {
+/// Every place where a pod leaves a trace, and whether it does.
+fn traces(stage: &Stage<'_>, pod: &Pod, ip: &str) -> Result<BTreeMap<String, bool>> {
+    let (lab, own) = (stage.lab, pod.node.as_str());
     let mut found = BTreeMap::new();
     let mut trace = |what: String, there: bool| found.insert(what, there);
     let ip_of = |node: &str, args: &[&str]| lab.exec(node, &[&["ip"], args].concat())?.text("ip");
-    trace("namespace".into(), names::netns_path(netns).exists());
-    let pods = lab.ask("n2", async |client| client.pods().await)?;
+    trace("namespace".into(), names::netns_path(&pod.netns).exists());
+    let pods = lab.ask(own, async |client| client.pods().await)?;
     trace("netd's record".into(), pods.iter().any(|pod| pod.ips.iter().any(|other| other.to_string() == ip)));
     // The pod's own names for its links are not needed: what leads to its address says enough.
     trace(
         "veth".into(),
-        ip_of("n2", &["-o", "link", "show", "type", "veth"])?.lines().count() > veths_of_others(lab)?,
+        ip_of(own, &["-o", "link", "show", "type", "veth"])?.lines().count() > veths_of_others(lab, pod)?,
     );
-    trace("route".into(), ip_of("n2", &["route", "show", "table", "all", "to", "exact", ip])?.contains(ip));
-    trace("neighbour".into(), ip_of("n2", &["neigh", "show", "to", ip])?.contains(ip));
-    trace("map entry of the pod".into(), lab.maps("n2")?.pods.iter().any(|pod| pod.to_string() == ip));
-    for node in NODES {
+    trace("route".into(), ip_of(own, &["route", "show", "table", "all", "to", "exact", ip])?.contains(ip));
+    trace("neighbour".into(), ip_of(own, &["neigh", "show", "to", ip])?.contains(ip));
+    trace("map entry of the pod".into(), lab.maps(own)?.pods.iter().any(|pod| pod.to_string() == ip));
+    for node in stage.nodes {
         let backends = lab.maps(node)?.backends;
         trace(
             format!("map entry of the backend on {node}"),
             backends.iter().any(|backend| backend.to_string() == ip),
         );
     }
-    for client in ["c1", "c2", "c3"] {
+    for client in CLIENTS {
         let answer = lab.query(client, &["each.default.svc.cluster.local", "A"])?;
         trace(format!("name in {client}"), answer.data.iter().any(|data| data == ip));
     }
     Ok(found)
 }
 
-/// Host ends that belong to n2's other pods, and the underlay's own veth.
-fn veths_of_others(lab: &Lab) -> Result<usize> {
+/// Host ends that belong to the other pods of its node, and the underlay's own veth.
+fn veths_of_others(lab: &Lab, pod: &Pod) -> Result<usize> {
     let state = lab.state()?;
-    Ok(state.pods.values().filter(|pod| pod.node == "n2" && pod.name != "b2").count() + 1)
+    Ok(state.pods.values().filter(|other| other.node == pod.node && other.name != pod.name).count() + 1)
 }
 
 fn progress(transfer: &Running) -> Result<Progress> {

@@ -7,13 +7,14 @@ pub(crate) mod outside;
 pub(crate) mod probe;
 pub(crate) mod query;
 pub(crate) mod serve;
+mod sockets;
 pub(crate) mod stream;
 
 use anyhow::{Context, Result};
 use std::net::{SocketAddr, ToSocketAddrs};
 
-/// Looks a `host:port` up through the C library, as any program in the pod would.
+/// Looks a `host:port` up through the C library, as any program in the pod would: the first address is the one to use.
 pub(crate) fn resolve(to: &str) -> Result<SocketAddr> {
     let mut found = to.to_socket_addrs().with_context(|| format!("looking up {to}"))?;
-    found.find(SocketAddr::is_ipv4).with_context(|| format!("{to} has no IPv4 address"))
+    found.next().with_context(|| format!("{to} has no address"))
 }

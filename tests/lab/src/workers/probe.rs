@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A client that counts: which backend answered, which peer the socket names, which address the backend saw.
 
-use super::resolve;
+use super::{resolve, sockets};
 use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Longer than any line a backend sends.
@@ -108,8 +108,8 @@ fn attempt(options: &ProbeOptions) -> Result<Answer> {
         if options.udp { over_udp(address, options)? } else { over_tcp(address, options.limit)? };
     // A backend says `NAME address:port`; the outside host's echo only the address.
     let (server, seen) = line.trim().split_once(' ').unwrap_or(("outside", line.trim()));
-    let seen_as = seen.rsplit_once(':').map_or(seen, |(address, _)| address);
-    Ok(Answer { server: server.into(), peer, seen_as: seen_as.into() })
+    let seen_as = seen.parse().map_or_else(|_| seen.to_owned(), |seen: SocketAddr| seen.ip().to_string());
+    Ok(Answer { server: server.into(), peer, seen_as })
 }
 
 fn over_tcp(address: SocketAddr, limit: Duration) -> Result<(String, SocketAddr)> {
@@ -125,7 +125,7 @@ fn over_tcp(address: SocketAddr, limit: Duration) -> Result<(String, SocketAddr)
 }
 
 fn over_udp(address: SocketAddr, options: &ProbeOptions) -> Result<(String, SocketAddr)> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = sockets::towards(address)?;
     socket.set_read_timeout(Some(options.limit))?;
     let mut buffer = [0; ANSWER_MAX];
     let (length, peer) = if options.connected {

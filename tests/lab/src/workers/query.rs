@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One DNS question to one server, the answer as JSON.
 
+use super::sockets;
 use anyhow::{Context, Result, bail};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub(crate) fn query(
 }
 
 fn exchange(server: SocketAddr, question: &Message, limit: Duration) -> Result<Message> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = sockets::towards(server)?;
     socket.set_read_timeout(Some(limit))?;
     let mut buffer = [0; ANSWER_MAX];
     let mut last = None;

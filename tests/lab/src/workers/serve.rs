@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A backend: tells every client its name and the address it sees, then echoes.
 
+use super::sockets;
 use crate::say::say;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 /// The line printed once every socket is bound.
@@ -18,15 +19,16 @@ const DATAGRAM_MAX: usize = 65_535;
 pub(crate) fn serve(name: &str, tcp: &[u16], udp: &[u16]) -> Result<()> {
     let mut threads = Vec::new();
     for &port in tcp {
-        let listener =
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("TCP {port}"))?;
-        let name = name.to_owned();
-        threads.push(thread::spawn(move || accept(&name, &listener)));
+        for listener in sockets::listeners(port)? {
+            let name = name.to_owned();
+            threads.push(thread::spawn(move || accept(&name, &listener)));
+        }
     }
     for &port in udp {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("UDP {port}"))?;
-        let name = name.to_owned();
-        threads.push(thread::spawn(move || answer(&name, &socket)));
+        for socket in sockets::datagrams(port)? {
+            let name = name.to_owned();
+            threads.push(thread::spawn(move || answer(&name, &socket)));
+        }
     }
     say(READY);
     for thread in threads {

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why a pod's packet was dropped.
+
+use core::fmt;
+
+/// Why the packet program dropped a packet; the number is the index in DROPS and never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum DropReason {
+    /// The link has no entry in POD_LINKS: nothing says what it may send.
+    UnknownLink = 0,
+    /// Shorter than its headers say, or an IP header that is none.
+    Malformed = 1,
+    /// The source MAC is not the pod's.
+    SourceMac = 2,
+    /// The IPv4 source is not the pod's.
+    SourceAddress = 3,
+    /// An ARP sender address (hardware or IPv4) that is not the pod's.
+    ArpSender = 4,
+    /// No protocol that the pod has an address of (nor ARP): nothing could check the source, so it does not leave the pod.
+    EtherType = 5,
+    /// The IPv6 source is not the pod's.
+    SourceAddress6 = 6,
+    /// Neighbour discovery that speaks for another: a target or a link-layer address that is not the pod's.
+    NeighbourSender = 7,
+    /// What only a router says: router advertisement, redirect, MLD query and the like.
+    RouterMessage = 8,
+    /// IPv6 extension headers that could hide neighbour discovery: before such a message, too many, or cut off.
+    ExtensionHeaders = 9,
+    /// For 127.0.0.0/8: the node's own, whatever a sysctl lets through.
+    LoopbackAddress = 10,
+}
+
+impl DropReason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::UnknownLink,
+        Self::Malformed,
+        Self::SourceMac,
+        Self::SourceAddress,
+        Self::ArpSender,
+        Self::EtherType,
+        Self::SourceAddress6,
+        Self::NeighbourSender,
+        Self::RouterMessage,
+        Self::ExtensionHeaders,
+        Self::LoopbackAddress,
+    ];
+
+    /// The index in DROPS.
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+
+    /// A short name for logs and metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UnknownLink => "unknown-link",
+            Self::Malformed => "malformed",
+            Self::SourceMac => "source-mac",
+            Self::SourceAddress => "source-address",
+            Self::ArpSender => "arp-sender",
+            Self::EtherType => "ether-type",
+            Self::SourceAddress6 => "source-address6",
+            Self::NeighbourSender => "neighbour-sender",
+            Self::RouterMessage => "router-message",
+            Self::ExtensionHeaders => "extension-headers",
+            Self::LoopbackAddress => "loopback-address",
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_stand_at_their_own_index() {
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index() as usize, index);
+        }
+        assert!(DropReason::ALL.len() <= crate::limits::DROPS_MAX as usize);
+    }
+}
