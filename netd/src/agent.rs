@@ -24,7 +24,7 @@ use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms};
 use crate::settings::Settings;
 use crate::status::Progress;
-use crate::sweep::is_gone;
+use crate::sweep::gone_links;
 use crate::usage;
 use crate::view::{Known, View};
 
@@ -34,6 +34,9 @@ const FULL_PASS_EVERY: Duration = Duration::from_secs(30);
 const COALESCE: Duration = Duration::from_millis(5);
 /// While changes keep coming, passes take at most half of the time: a pause is as long as the pass before, up to this.
 const COALESCE_MAX: Duration = Duration::from_millis(500);
+/// Events come with every pod of ours, too; reading all links and routes for each would make ADD slower with every pod that
+/// is there. An event after a quiet time is acted upon at once.
+const OBSERVE_EVERY: Duration = Duration::from_millis(250);
 /// After a failure, or while something waits for retired slots.
 const RETRY_AFTER: Duration = Duration::from_millis(1_100);
 
@@ -46,6 +49,12 @@ pub(crate) struct Agent {
     known: Known,
     /// Overlay device (interface index) that the programs were told of; `None` before the first time.
     overlay: Option<Option<u32>>,
+    /// Host ends that were missing when the kernel was last read.
+    gone: BTreeSet<String>,
+    /// The view that the DNS zone was made from.
+    zoned: Option<Arc<View>>,
+    /// The view and the state of the store that addressing was told of.
+    observed: Option<(Arc<View>, Option<String>)>,
     /// Pods whose programs this netd has attached or updated, by host link, with whether they take the fast path.
     attached: BTreeMap<u32, (Vec<std::net::IpAddr>, bool)>,
 }
@@ -59,6 +68,9 @@ impl Agent {
             services: ServiceSync::new(),
             known: Known::default(),
             overlay: None,
+            gone: BTreeSet::new(),
+            zoned: None,
+            observed: None,
             attached: BTreeMap::new(),
         }
     }
@@ -72,6 +84,8 @@ impl Agent {
         let mut retry = false;
         let mut doubt = Doubt::ALL;
         let mut last_pass = Duration::ZERO;
+        // When to read the kernel because of events, and when that was done last.
+        let (mut look_at, mut last_observed) = (None::<Instant>, None::<Instant>);
         loop {
             let node = self.node.clone();
             tokio::select! {
@@ -79,10 +93,15 @@ impl Agent {
                 changed = mirror.changed() => if changed.is_err() { return Ok(()) },
                 () = node.agent_wake.notified() => {}
                 event = events.next() => {
-                    doubt.host = true;
                     if event.is_none() {
                         events = resubscribe(&host).await;
                     }
+                    let rested = last_observed.map_or(Instant::now(), |at| at + OBSERVE_EVERY);
+                    look_at.get_or_insert(rested.max(Instant::now()));
+                    continue;
+                }
+                () = tokio::time::sleep_until(look_at.unwrap_or_else(Instant::now).into()), if look_at.is_some() => {
+                    doubt.host = true;
                 }
                 _ = timer.tick() => doubt = Doubt::ALL,
                 () = tokio::time::sleep(RETRY_AFTER), if retry => doubt.host = true,
@@ -93,6 +112,9 @@ impl Agent {
                 continue;
             }
             let start = Instant::now();
+            if doubt.host {
+                (look_at, last_observed) = (None, Some(start));
+            }
             retry = self.pass(&state, doubt).await;
             doubt = Doubt::default();
             last_pass = start.elapsed();
@@ -107,13 +129,14 @@ impl Agent {
         let view = self.refresh_view(state);
         if doubt.host {
             self.host.suspect();
+            self.gone = gone_links(&lock(&self.node.attachments));
         }
         if doubt.programs {
             self.services.suspect();
             self.overlay = None;
         }
         let (mut errors, mut kernel) = (Vec::new(), Vec::new());
-        self.observe_addresses(&view, &mut errors);
+        self.observe_addresses(&view, doubt.programs, &mut errors);
         if let Err(error) = self.keep_settings(&view, doubt.programs).await {
             kernel.push(format!("host settings: {error:#}"));
         }
@@ -169,8 +192,9 @@ impl Agent {
         if as_wished {
             self.node.programmed.send_replace(change);
         }
-        if view.in_sync {
-            lock(&self.node.usage).note(self.node.addressing.now(), &usage::claimed(&self.node));
+        if view.in_sync && lock(&self.node.usage).is_due(self.node.addressing.now()) {
+            let claimed = usage::claimed(&self.node);
+            lock(&self.node.usage).note(self.node.addressing.now(), &claimed);
         }
         self.node.settle_wake.notify_one();
         retry
@@ -181,8 +205,9 @@ impl Agent {
         let rules = desired::nft_rules(&self.node, view, &attachments);
         self.settings.pass(&rules, &view.pod_cidrs(), &self.node.underlay.device, doubt).await?;
         // After the table, which keeps pods from what listens on the loopback addresses.
-        for attachment in
-            attachments.iter().filter(|a| a.phase == Phase::Committed && !a.adopted && !is_gone(a))
+        for attachment in attachments
+            .iter()
+            .filter(|a| a.phase == Phase::Committed && !a.adopted && !self.gone.contains(&a.host_ifname))
         {
             if !attachment.port_mappings.is_empty() && attachment.ips.iter().any(std::net::IpAddr::is_ipv4) {
                 netd_host::veth::open_for_loopback(&attachment.host_ifname)?;
@@ -193,9 +218,10 @@ impl Agent {
 
     async fn keep_host(&mut self, view: &View) -> Result<Applied> {
         let node = self.node.clone();
+        let gone = &self.gone;
         let wishes = || {
             let attachments: Vec<Attachment> = lock(&node.attachments).iter().cloned().collect();
-            let objects = desired::host_objects(&node, view, &attachments);
+            let objects = desired::host_objects(&node, view, &attachments, gone);
             (objects, desired::busy_devices(&attachments))
         };
         self.host.pass(wishes, view.in_sync, monotonic_ms()).await
@@ -209,9 +235,15 @@ impl Agent {
     }
 
     /// The zone, and who may ask: the cluster's pods and this node.
-    fn keep_dns(&self, view: &View, errors: &mut Vec<String>) {
+    fn keep_dns(&mut self, view: &Arc<View>, errors: &mut Vec<String>) {
+        if self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
+            return;
+        }
         match desired::zone(view) {
-            Ok(zone) => self.node.zone.store(Some(Arc::new(zone))),
+            Ok(zone) => {
+                self.node.zone.store(Some(Arc::new(zone)));
+                self.zoned = Some(view.clone());
+            }
             Err(error) => {
                 errors.push(format!("the DNS zone {:?} of the cluster: {error}", view.config.dns_zone))
             }
@@ -239,13 +271,19 @@ impl Agent {
     }
 
     /// What the store says about addresses; what runs short is claimed elsewhere.
-    fn observe_addresses(&self, view: &View, errors: &mut Vec<String>) {
-        let node = &self.node;
+    fn observe_addresses(&mut self, view: &Arc<View>, doubt: bool, errors: &mut Vec<String>) {
+        let node = self.node.clone();
         let mirror = node.mirror.borrow().clone();
         let away =
             (!mirror.connected).then(|| mirror.last_error.clone().unwrap_or_else(|| "not connected".into()));
-        let picture = view.picture(node.uuid, node.config.node_labels.clone(), away);
+        let told = self.observed.as_ref();
+        if !doubt && told.is_some_and(|(of, then)| Arc::ptr_eq(of, view) && *then == away) {
+            return;
+        }
+        let picture = view.picture(node.uuid, node.config.node_labels.clone(), away.clone());
         let seen = tokio::task::block_in_place(|| node.addressing.observe(picture));
+        // What does not agree is looked at again in every pass.
+        self.observed = seen.errors.is_empty().then(|| (view.clone(), away));
         errors.extend(seen.errors);
         let unsettled = !mirror.items.contains_key(&node.keys.config());
         if unsettled || node.held.load().is_some() || !seen.short.is_empty() {
@@ -307,7 +345,9 @@ impl Agent {
             }
         }
         let mut pending = Vec::new();
-        let live = |a: &&Attachment| a.phase == Phase::Committed && !a.adopted && !is_gone(a);
+        let live = |a: &&Attachment| {
+            a.phase == Phase::Committed && !a.adopted && !self.gone.contains(&a.host_ifname)
+        };
         for attachment in attachments.iter().filter(live) {
             let wanted = (attachment.ips.clone(), attach::fast_path(&self.node, attachment).is_ok());
             if self.attached.get(&attachment.host_index) == Some(&wanted) {

@@ -14,7 +14,7 @@ use netd_plan::Mac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::files::{remove_if_there, sync_dir, write_atomically};
+use crate::files::{remove_if_there, write_whole};
 
 /// How far an attachment has come.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -123,18 +123,18 @@ impl Attachments {
         Ok(Self { dir, items })
     }
 
-    /// Adds or replaces; durable on return.
+    /// Adds or replaces; a killed netd finds it again. A crash of the machine may lose it, with the pod: its address stays
+    /// on record in the journal, which is durable, until the sweep finds nobody who has it.
     pub(crate) fn put(&mut self, attachment: Attachment) -> io::Result<()> {
         let bytes = serde_json::to_vec_pretty(&attachment)?;
-        write_atomically(&self.path(&attachment.key), &bytes)?;
+        write_whole(&self.path(&attachment.key), &bytes)?;
         self.items.insert(attachment.key.clone(), attachment);
         Ok(())
     }
 
-    /// Removes; absent is fine; durable on return.
+    /// Removes; absent is fine. One that a crash of the machine brings back has no link any more, and is swept.
     pub(crate) fn remove(&mut self, key: &AttachmentKey) -> io::Result<Option<Attachment>> {
         remove_if_there(&self.path(key))?;
-        sync_dir(&self.dir)?;
         Ok(self.items.remove(key))
     }
 

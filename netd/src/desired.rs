@@ -21,7 +21,6 @@ use crate::attach;
 use crate::attachments::{Attachment, Phase};
 use crate::config::Config;
 use crate::node::Node;
-use crate::sweep::is_gone;
 use crate::view::View;
 
 /// The overlay device.
@@ -83,14 +82,19 @@ fn dns_vip(service_cidr: IpNet) -> Option<IpAddr> {
 }
 
 /// Links, addresses, routes, neighbours and FDB.
-pub(crate) fn host_objects(node: &Node, view: &View, attachments: &[Attachment]) -> HostObjects {
+pub(crate) fn host_objects(
+    node: &Node,
+    view: &View,
+    attachments: &[Attachment],
+    gone: &BTreeSet<String>,
+) -> HostObjects {
     let own = node.facts();
     let (backend, peers) = (backend(node, &view.config), view.peers(node.uuid));
     let mut objects = overlay_objects(&backend, &own, &peers, &view.pod_cidrs(), &[view.config.service_cidr]);
     objects.merge(node_dns_objects(&node.config.dns_addresses));
-    let wiring: Vec<PodWiring> = attachments.iter().flat_map(wiring).collect();
+    let wiring: Vec<PodWiring> = attachments.iter().filter(|a| is_live(a, gone)).flat_map(wiring).collect();
     objects.merge(pod_objects(&wiring, &own.overlays));
-    for attachment in attachments.iter().filter(|attachment| is_live(attachment)) {
+    for attachment in attachments.iter().filter(|a| a.bandwidth.is_some() && is_live(a, gone)) {
         // Checked when the attachment was made.
         if let Some(bandwidth) = attachment.bandwidth.as_ref().and_then(|wanted| bandwidth(wanted).ok()) {
             objects.merge(shape_objects(&attachment.host_ifname, &bandwidth));
@@ -106,8 +110,8 @@ pub(crate) fn busy_devices(attachments: &[Attachment]) -> BTreeSet<String> {
 }
 
 /// Its link is ours and there. A link that is gone takes its objects along; the sweep decides about the attachment.
-fn is_live(attachment: &Attachment) -> bool {
-    attachment.phase == Phase::Committed && !attachment.adopted && !is_gone(attachment)
+fn is_live(attachment: &Attachment, gone: &BTreeSet<String>) -> bool {
+    attachment.phase == Phase::Committed && !attachment.adopted && !gone.contains(&attachment.host_ifname)
 }
 
 /// The limits that CNI asks for, checked.
@@ -121,9 +125,6 @@ pub(crate) fn bandwidth(
 }
 
 fn wiring(attachment: &Attachment) -> Vec<PodWiring> {
-    if !is_live(attachment) {
-        return Vec::new();
-    }
     let one = |ip: &IpAddr| PodWiring {
         ip: *ip,
         host_ifname: attachment.host_ifname.clone(),

@@ -29,6 +29,19 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
+/// As [`write_atomically`], but what survives a crash of the whole machine is the kernel's to decide: for what is of no use
+/// after one.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
 /// Holds the state directory for one process; the kernel lets go when it ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct StateLock {

@@ -29,10 +29,14 @@ const WRITES_PER_TRANSACTION: usize = MAX_TRANSACTION_OPERATIONS / 2 - 1;
 /// Keys and values of one transaction: well below what etcd takes (1.5 MiB by default).
 const BYTES_PER_TRANSACTION: usize = MAX_TRANSACTION_BYTES / 2;
 
+/// Pods' records as they were written last: of hundreds one change makes one be written anew.
+type Written = BTreeMap<String, (Attachment, Bytes)>;
+
 /// Keeps the store as this node owes it; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut mirror = node.mirror.clone();
     let mut retry = false;
+    let mut written = Written::new();
     loop {
         tokio::select! {
             // The store's task has ended: so does netd.
@@ -45,7 +49,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         if !state.in_sync {
             continue;
         }
-        retry = match round(&node, &state).await {
+        retry = match round(&node, &state, &mut written).await {
             Ok(quiet) => {
                 node.publish_error.store(None);
                 !quiet
@@ -67,7 +71,7 @@ fn complain(node: &Node, error: String) {
 }
 
 /// Writes what differs. True when nothing did: then everything up to this revision and local change is in the store.
-async fn round(node: &Arc<Node>, state: &MirrorState) -> Result<bool> {
+async fn round(node: &Arc<Node>, state: &MirrorState, written: &mut Written) -> Result<bool> {
     // Before the state is read: a change that comes while we look is not claimed to be published.
     let change = node.change();
     let view = node.view.load_full();
@@ -75,7 +79,7 @@ async fn round(node: &Arc<Node>, state: &MirrorState) -> Result<bool> {
         // The agent has not parsed this revision yet; it wakes us when it has.
         return Ok(false);
     }
-    let desired = desired(node, &view)?;
+    let desired = desired(node, &view, written)?;
     // A store whose listing is held back gets this node's records all the same: that is what makes it whole again, and
     // what keeps others from claiming blocks that have an owner.
     let held = node.held.load_full();
@@ -134,7 +138,7 @@ struct Write {
     seen: u64,
 }
 
-fn desired(node: &Node, view: &View) -> Result<BTreeMap<String, Bytes>, BadRecord> {
+fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<String, Bytes>, BadRecord> {
     let mut records = BTreeMap::new();
     if view.tombstones.contains_key(&node.uuid) {
         // Whoever removed this node decides about what it had; nothing of it is written again.
@@ -161,10 +165,17 @@ fn desired(node: &Node, view: &View) -> Result<BTreeMap<String, Bytes>, BadRecor
     add(key.clone(), encode(&key, &record))?;
 
     let attachments: Vec<Attachment> = lock(&node.attachments).iter().cloned().collect();
+    let mut still = Written::new();
     for attachment in attachments.iter().filter(|a| a.phase != Phase::Pending) {
         let key = node.keys.pod(node.uuid, &attachment.key);
-        add(key.clone(), encode(&key, &pod_record(node, attachment)))?;
+        let value = match written.remove(&key) {
+            Some((of, value)) if of == *attachment => value,
+            _ => encode(&key, &pod_record(node, attachment))?,
+        };
+        still.insert(key.clone(), (attachment.clone(), value.clone()));
+        add(key, Ok(value))?;
     }
+    *written = still;
     let pods: Vec<PodFacts> =
         attachments.iter().filter(|a| a.phase == Phase::Committed).map(|a| pod_facts(node, a)).collect();
     let source = node.uuid.to_string();

@@ -3,7 +3,7 @@
 //! gone without a DEL (a reboot, a namespace deleted by hand). Freed after two observations, never at first sight; who the
 //! witnesses are and how long each is waited for is `ipam::reconcile`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use ipam::{AttachmentKey, LostWatch, Owner, PendingWatch, Sight, Timestamp};
 use netd_api::AttachmentId;
 
 use crate::attach;
-use crate::attachments::{Attachment, Phase};
+use crate::attachments::{Attachment, Attachments, Phase};
 use crate::node::{Node, lock};
 use crate::witness::{netns_exists, runtime_cache, sight};
 
@@ -42,7 +42,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
             }
             for key in vanished(&node, &mut lost) {
                 tracing::warn!(attachment = %key, "its link is gone without a DEL: releasing it");
-                release(&node, &key, |a| a.is_some_and(|a| !has_link(a))).await;
+                release(&node, &key, |a| a.map_or_else(|| !link_exists(&key), |a| !has_link(a))).await;
             }
         }
         let look_every = LOOK_EVERY.min(node.config.lost_after / LOOKS_MIN).max(LOOK_PAUSE);
@@ -132,9 +132,51 @@ fn vanished(node: &Node, watch: &mut LostWatch) -> Vec<AttachmentKey> {
     let cache = runtime_cache(&node.config.cni_cache_dir);
     let live: Vec<Attachment> =
         lock(&node.attachments).iter().filter(|a| a.phase == Phase::Committed).cloned().collect();
-    let sights: BTreeMap<AttachmentKey, Sight> =
+    let mut sights: BTreeMap<AttachmentKey, Sight> =
         live.iter().map(|attachment| (attachment.key.clone(), sight(attachment, cache.as_ref()))).collect();
+    for key in without_record(node) {
+        let listed = cache.as_ref().is_some_and(|cache| cache.contains(&key));
+        sights.insert(key.clone(), Sight { link: link_exists(&key), netns: false, listed });
+    }
     watch.observe(&sights, node.addressing.now())
+}
+
+/// Addresses in use by the journal of attachments that nobody has on record: the machine crashed before the record was on
+/// disk, or it was damaged and set aside. Pending ones are [`expired`]'s.
+fn without_record(node: &Node) -> Vec<AttachmentKey> {
+    let in_flight = node.addressing.in_flight();
+    let allocations: Vec<ipam::Allocation> = node.addressing.addresses().allocations().collect();
+    let attachments = lock(&node.attachments);
+    let keys = allocations.into_iter().filter_map(|allocation| match &allocation.owner {
+        Owner::Attachment(key)
+            if allocation.phase == ipam::Phase::Committed
+                && attachments.get(key).is_none()
+                && !in_flight.contains(&allocation.owner) =>
+        {
+            Some(key.clone())
+        }
+        _ => None,
+    });
+    keys.collect()
+}
+
+/// Whether the link that an attachment of this name would have is there.
+fn link_exists(key: &AttachmentKey) -> bool {
+    let name = netd_plan::host_veth_name(&key.network, &key.container_id, &key.ifname);
+    netd_host::interface_index(&name).is_some()
+}
+
+/// Host ends that should be there and are not, by one look at all links.
+pub(crate) fn gone_links(attachments: &Attachments) -> BTreeSet<String> {
+    let Ok(present) = nix::net::if_::if_nameindex() else { return BTreeSet::new() };
+    let present: BTreeMap<String, u32> =
+        present.iter().map(|link| (link.name().to_string_lossy().into_owned(), link.index())).collect();
+    attachments
+        .iter()
+        .filter(|a| a.phase == Phase::Committed && !a.adopted)
+        .filter(|a| present.get(&a.host_ifname) != Some(&a.host_index))
+        .map(|a| a.host_ifname.clone())
+        .collect()
 }
 
 /// The attachment should have a link and has none.

@@ -19,11 +19,18 @@ const SAMPLES_MAX: usize = 24 * 60;
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     samples: BTreeMap<String, VecDeque<(Timestamp, u64)>>,
+    noted: Option<Timestamp>,
 }
 
 impl Usage {
+    /// Whether it is time for another sample.
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        self.noted.is_none_or(|at| now.since(at) >= SAMPLE_EVERY || at > now)
+    }
+
     /// Notes how many blocks each pool has claimed, at most once a minute.
     pub(crate) fn note(&mut self, now: Timestamp, claimed: &BTreeMap<String, u64>) {
+        self.noted = Some(now);
         self.samples.retain(|pool, _| claimed.contains_key(pool));
         for (pool, blocks) in claimed {
             let samples = self.samples.entry(pool.clone()).or_default();

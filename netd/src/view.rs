@@ -34,7 +34,7 @@ pub(crate) struct View {
     /// Every node with a key, also where its record does not read.
     pub node_keys: BTreeSet<Uuid>,
     pub alive: BTreeSet<Uuid>,
-    pub pods: Vec<(Uuid, PodRecord)>,
+    pub pods: Vec<(Uuid, Arc<PodRecord>)>,
     pub pools: BTreeMap<String, Pool>,
     pub blocks: BTreeMap<IpNet, BlockRecord>,
     /// Addresses lent from one node's block to another.
@@ -93,6 +93,7 @@ impl View {
         {
             entry.backends.push(backend);
         }
+        known.pods.forget_unseen();
         known.services.forget_unseen();
         known.slices.forget_unseen();
         view.table = table;
@@ -139,7 +140,7 @@ impl View {
                 same("uuid", &record.uuid, &uuid)?;
                 self.nodes.insert(uuid, record);
             }
-            Key::Pod { node, .. } => self.pods.push((node, decode(key, value).map_err(reason)?)),
+            Key::Pod { node, .. } => self.pods.push((node, known.pods.get(key, &item.value)?)),
             Key::Pool(name) => {
                 let pool: Pool = decode(key, value).map_err(reason)?;
                 same("name", &pool.name, &name)?;
@@ -225,7 +226,9 @@ impl View {
         }
         let is_peer =
             |record: &&NodeRecord| record.uuid != own && !self.tombstones.contains_key(&record.uuid);
-        let moved = self.picture(own, BTreeMap::new(), None);
+        // Seldom anything: then nothing is copied for it.
+        let moved = (!self.borrowed.is_empty() || !self.sticky.is_empty())
+            .then(|| self.picture(own, BTreeMap::new(), None));
         self.nodes
             .values()
             .filter(is_peer)
@@ -238,7 +241,7 @@ impl View {
                 blocks: self
                     .blocks_of(record.uuid)
                     .map(|block| block.cidr)
-                    .chain(moved.moved_to(record.uuid).map(IpNet::from))
+                    .chain(moved.iter().flat_map(|moved| moved.moved_to(record.uuid)).map(IpNet::from))
                     .collect(),
             })
             .collect()
@@ -285,6 +288,7 @@ fn same<T: PartialEq + std::fmt::Display>(field: &str, value: &T, key: &T) -> Re
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     config: Option<ClusterConfig>,
+    pods: Cache<PodRecord>,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
 }

@@ -63,10 +63,15 @@ impl Journal {
         Ok((journal, allocator))
     }
 
-    /// Appends and makes durable.
+    /// Appends and makes durable, but for entries that only say that an address is in use or free again: after a crash of
+    /// the machine nothing is in use, and one that is free again is only kept too long. They reach the disk with the next.
     pub(crate) fn append(&mut self, entries: &[JournalEntry]) -> Result<()> {
         let text: String = entries.iter().map(JournalEntry::encode).collect();
-        let outcome = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
+        let lazy = |entry: &JournalEntry| {
+            matches!(entry, JournalEntry::Commit { .. } | JournalEntry::Release { .. })
+        };
+        let sync = |file: &File| if entries.iter().all(lazy) { Ok(()) } else { file.sync_data() };
+        let outcome = self.file.write_all(text.as_bytes()).and_then(|()| sync(&self.file));
         if outcome.is_err() {
             // Half a line must not stay in front of the next entry.
             let _ = self.file.set_len(self.bytes);
