@@ -7,7 +7,7 @@ build: deps
 	cargo build --release --locked --bins
 
 demo: build
-	$(BIN)/weft-lab demo
+	$(BIN)/weft-lab demo $(if $(NODES),--nodes $(NODES)) $(if $(STORE),--store $(STORE))
 
 test: build
 	bash .ci/test
