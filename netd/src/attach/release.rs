@@ -17,6 +17,9 @@ const WITHDRAW_WAIT: Duration = Duration::from_secs(1);
 /// DEL waits this long for the rules of its mapped ports to go; the agent removes them later otherwise.
 const UNMAP_WAIT: Duration = Duration::from_secs(2);
 
+/// Between two looks whether a link is gone; a look costs some microseconds.
+const GONE_POLL: Duration = Duration::from_millis(1);
+
 /// `POST /v1/attachments/release`.
 pub(crate) async fn release(node: &Arc<Node>, id: AttachmentId) -> Result<(), ApiError> {
     release_when(node, id, |_| true).await
@@ -39,7 +42,7 @@ pub(crate) async fn release_when(
     }
     if !known.as_ref().is_some_and(|attachment| attachment.adopted) {
         let host_ifname = netd_plan::host_veth_name(&key.network, &key.container_id, &key.ifname);
-        netd_host::veth::delete_host_link(&host_ifname)
+        delete_link(&host_ifname)
             .await
             .map_err(|e| ApiError::fatal(format!("cannot delete the link {host_ifname}: {e}")))?;
     }
@@ -64,6 +67,29 @@ pub(crate) async fn release_when(
     node.changed();
     node.settle_wake.notify_one();
     Ok(())
+}
+
+/// Deletes the link; done once nobody can see or use it. The kernel takes such a device apart for some more grace periods
+/// before it answers, and a DEL need not wait for that.
+async fn delete_link(host_ifname: &str) -> Result<(), netd_host::HostError> {
+    if netd_host::interface_index(host_ifname).is_none() {
+        return Ok(());
+    }
+    let name = host_ifname.to_owned();
+    let mut deletion = tokio::spawn(async move { netd_host::veth::delete_host_link(&name).await });
+    loop {
+        tokio::select! {
+            outcome = &mut deletion => {
+                // A panic is a bug of ours; the link is looked for again by who asks next.
+                return outcome.unwrap_or(Ok(()));
+            }
+            () = tokio::time::sleep(GONE_POLL) => {
+                if netd_host::interface_index(host_ifname).is_none() {
+                    return Ok(());
+                }
+            }
+        }
+    }
 }
 
 /// Takes the attachment out of its services and of the host's ports before anything of it stops working.
