@@ -29,7 +29,7 @@ pub mod service;
 mod user;
 
 pub use drop_reason::DropReason;
-pub use pod::{NO_IPV4, POD_IPV6, POD_REDIRECT, PodLink, PodValue};
+pub use pod::{CHECKED_MARK, NO_IPV4, POD_IPV6, POD_REDIRECT, PodLink, PodValue};
 pub use pod_address::{Pod6Key, PodAddressKey, PodKey};
 pub use service::{
     BackendValue, FlowKey, FlowValue, PROTO_TCP, PROTO_UDP, PROTO_WILDCARD, Protocol, ServiceCounters,

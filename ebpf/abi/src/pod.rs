@@ -11,6 +11,12 @@ pub const POD_REDIRECT: u32 = 1;
 /// Flag of [`PodLink`]: the link has an IPv6 address in POD_ADDRESSES; without it the pod may not send IPv6 at all.
 pub const POD_IPV6: u32 = 2;
 
+/// Bit of a packet's mark (`skb->mark`) that the pod's program sets on what it passes on to the host's stack. The nft table
+/// drops what comes from a pod's veth without it, and takes it off again before anyone else looks; no pod can set it, for a
+/// mark does not cross to another netns. Bit 12: the neighbours are taken (13 by the portmap plugin, 14 and 15 by
+/// kube-proxy, 8 to 11 and 16 up by others).
+pub const CHECKED_MARK: u32 = 0x1000;
+
 /// [`PodLink::addr`] of a link that may not send IPv4 or ARP.
 pub const NO_IPV4: [u8; 4] = [0; 4];
 

@@ -38,7 +38,8 @@ impl Datapath {
         let target = Target::Cgroup(root.as_fd(), id);
         for (program, attach_type, pin) in ATTACHMENTS {
             let pin = self.link_pin(pin);
-            let outcome = link::ensure(program, self.program_fd(program)?, target, attach_type as u32, &pin)?;
+            let outcome =
+                link::ensure(program, self.program_fd(program)?, target, attach_type as u32, &pin, false)?;
             match outcome {
                 Attached::Updated => tracing::debug!(program, "program replaced behind its bpf_link"),
                 _ => tracing::info!(program, cgroup = %path.display(), ?outcome, "attached"),

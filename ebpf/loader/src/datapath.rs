@@ -59,6 +59,8 @@ pub struct Datapath {
     pub(crate) ebpf: Ebpf,
     /// Whether pod links get TCX bpf_links.
     pub(crate) tcx: bool,
+    /// Whether attaching asks for short grace periods.
+    pub(crate) expedite: bool,
     pub(crate) services: HashMap<MapData, ServiceKey, ServiceValue>,
     pub(crate) backends: Array<MapData, BackendValue>,
     /// The same map, for reading all of it at once.
@@ -109,6 +111,7 @@ impl Datapath {
             .try_clone_to_owned()
             .map_err(|error| LoadError::Object(error.to_string()))?;
         let mut datapath = Self {
+            expedite: false,
             tcx: has_tcx && config.attach != AttachMode::Clsact,
             services: take(&mut ebpf, names::SERVICES, HashMap::try_from)?,
             backends: take(&mut ebpf, names::BACKENDS, Array::try_from)?,
@@ -142,6 +145,11 @@ impl Datapath {
     /// Whether pod links get TCX bpf_links (else clsact filters).
     pub fn uses_tcx(&self) -> bool {
         self.tcx
+    }
+
+    /// Whether attaching to a link asks the kernel for short grace periods (see [`Expedited`](crate::Expedited)); not at first.
+    pub fn expedite(&mut self, wanted: bool) {
+        self.expedite = wanted;
     }
 
     /// The configuration it was opened with.

@@ -17,6 +17,7 @@
 //! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs;
 //! * `image.rs`: the service image, read back and written as a difference;
 //! * `cgroup.rs`, `pod.rs`, `overlay.rs`: attachments; `pod_maps.rs` is what the maps say of a pod; `link.rs` is what both share, `clsact.rs` is for kernels without TCX;
+//! * `expedite.rs`: short grace periods while something is attached;
 //! * [`probe()`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
 //! * [`remove_all`]: `netd clean`;
 //! * `sys`: bpf(2) and mmap(2), the only `unsafe`.
@@ -27,6 +28,7 @@ mod clsact;
 mod counters;
 mod datapath;
 mod error;
+mod expedite;
 mod image;
 mod link;
 pub mod mounts;
@@ -40,6 +42,7 @@ mod sys;
 pub use clean::{Removed, remove_all};
 pub use datapath::{AttachMode, Datapath, DatapathConfig};
 pub use error::{AttachError, CleanError, ImageError, LoadError, MapAccessError, MountError};
+pub use expedite::{Expedited, settle as settle_expedited};
 pub use image::WriteStats;
 pub use link::Attached;
 pub use mounts::{cgroup2_mount, ensure_bpffs};

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     error::AttachError,
+    expedite::Expedited,
     sys::{self, LinkInfo},
 };
 
@@ -39,6 +40,7 @@ pub(crate) fn ensure(
     target: Target<'_>,
     attach_type: u32,
     pin: &Path,
+    expedite: bool,
 ) -> Result<Attached, AttachError> {
     let failed = |action| {
         let target = target.to_string();
@@ -63,7 +65,10 @@ pub(crate) fn ensure(
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(AttachError::Pin { path: pin.to_owned(), reason: error.to_string() }),
     }
-    let link = sys::link_create(program, target.number(), attach_type).map_err(failed("attach"))?;
+    let link = {
+        let _soon = Expedited::begin(expedite);
+        sys::link_create(program, target.number(), attach_type).map_err(failed("attach"))?
+    };
     // Until the pin stands the attachment ends with this process; the next call then finds neither and starts over.
     sys::obj_pin(link.as_fd(), pin).map_err(failed("pin the bpf_link of"))?;
     Ok(outcome)

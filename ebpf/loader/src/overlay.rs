@@ -29,8 +29,14 @@ impl Datapath {
         let outcome = if self.tcx {
             let program = self.program_fd(names::OVERLAY_INGRESS)?;
             let target = Target::Interface(index);
-            let outcome =
-                link::ensure(names::OVERLAY_INGRESS, program, target, BPF_TCX_INGRESS as u32, &pin)?;
+            let outcome = link::ensure(
+                names::OVERLAY_INGRESS,
+                program,
+                target,
+                BPF_TCX_INGRESS as u32,
+                &pin,
+                self.expedite,
+            )?;
             // From the time of another attach mode. One that stays finds nothing left to do.
             if let Err(error) = clsact::detach(device) {
                 tracing::warn!(%error, "an old filter stays");

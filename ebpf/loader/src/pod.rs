@@ -16,6 +16,7 @@ use crate::{
     clsact,
     datapath::Datapath,
     error::AttachError,
+    expedite::Expedited,
     link::{self, Attached, Target},
     sys::{self, LinkInfo},
 };
@@ -80,14 +81,24 @@ impl Datapath {
         let outcome = if self.tcx {
             let target = Target::Interface(pod.host_index);
             let program = self.program_fd(names::POD_INGRESS)?;
-            let outcome = link::ensure(names::POD_INGRESS, program, target, BPF_TCX_INGRESS as u32, &pin)?;
+            let outcome = link::ensure(
+                names::POD_INGRESS,
+                program,
+                target,
+                BPF_TCX_INGRESS as u32,
+                &pin,
+                self.expedite,
+            )?;
             // From the time of another attach mode. One that stays checks each packet a second time, nothing worse.
             if let Err(error) = clsact::detach(&pod.host_ifname) {
                 tracing::warn!(%error, "an old filter stays");
             }
             outcome
         } else {
-            let outcome = clsact::attach(&mut self.ebpf, names::POD_INGRESS, &pod.host_ifname)?;
+            let outcome = {
+                let _soon = Expedited::begin(self.expedite);
+                clsact::attach(&mut self.ebpf, names::POD_INGRESS, &pod.host_ifname)?
+            };
             unpin(&pin)?;
             outcome
         };

@@ -63,7 +63,10 @@ fn weft_getpeername4(ctx: SockAddrContext) -> i32 {
 fn weft_pod_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::new(ctx);
     match pod::ingress(&packet) {
-        pod::Verdict::Continue => packet::TC_NEXT,
+        pod::Verdict::Continue => {
+            packet.mark_checked();
+            packet::TC_NEXT
+        }
         pod::Verdict::Drop(reason) => {
             maps::count_drop(reason);
             packet::TC_DROP

@@ -10,7 +10,7 @@ use aya_ebpf::{
     },
     programs::{SockAddrContext, TcContext},
 };
-use ebpf_abi::{FlowKey, Protocol, ServiceKey};
+use ebpf_abi::{CHECKED_MARK, FlowKey, Protocol, ServiceKey};
 
 /// TC_ACT_UNSPEC and TCX_NEXT (linux/pkt_cls.h, linux/bpf.h): the next program, then the host's stack.
 pub(crate) const TC_NEXT: i32 = -1;
@@ -175,6 +175,13 @@ impl Packet {
     pub(crate) fn is_tagged(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.ctx.skb.skb).vlan_present != 0 }
+    }
+
+    /// Sets [`CHECKED_MARK`]; the mark's other bits stay.
+    #[inline(always)]
+    pub(crate) fn mark_checked(&self) {
+        // SAFETY: as above; the field may be written in TC programs.
+        unsafe { (*self.ctx.skb.skb).mark |= CHECKED_MARK };
     }
 
     /// Copies the headers out, wherever in the packet's buffers they lie; `None` when it is shorter.

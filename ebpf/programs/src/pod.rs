@@ -5,7 +5,8 @@
 //!    Anything else is dropped and counted by reason.
 //! 2. To a pod of this node it goes straight into that pod's netns, when both allow that.
 //! 3. To a pod of another node it goes straight to the overlay device, when the host's routes say so.
-//! 4. The rest is the host stack's: the next program and the qdisc's filters see it, too.
+//! 4. The rest is the host stack's, with the mark that says that it was checked: the next program and the qdisc's filters see
+//!    it, too.
 //!
 //! IPv4 and ARP are here, IPv6 is in [`pod6`].
 
@@ -29,7 +30,7 @@ const LOOPBACK_NET: u8 = 127;
 
 /// Where the packet goes.
 pub(crate) enum Verdict {
-    /// To the next program, then to the host's stack.
+    /// Marked as checked, to the next program, then to the host's stack.
     Continue,
     /// Nowhere.
     Drop(DropReason),

@@ -30,6 +30,14 @@ pub struct PoolRequest {
     pub name: String,
 }
 
+/// The answer to a change of pools.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReply {
+    /// What else this change means, a line each: that pods get a second address, that a family has no pool left.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
 /// POST [`crate::paths::NODE_REMOVE`]: the node leaves the cluster for good.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRemoveRequest {
@@ -91,6 +99,9 @@ pub struct IpamFinding {
     pub kind: String,
     /// What it is about.
     pub subject: String,
+    /// Its pod, `NAMESPACE/NAME`, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// The address, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,

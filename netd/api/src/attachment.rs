@@ -176,6 +176,10 @@ pub struct AllocateReply {
     pub gateways: Vec<IpAddr>,
     /// MTU of both ends of the veth, in bytes.
     pub mtu: u32,
+    /// Most segments of a packet that the container end may leave to be cut later (`IFLA_GSO_MAX_SEGS`), where the tunnel
+    /// wants fewer than the kernel's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gso_max_segs: Option<u32>,
     /// The veth's host end; empty for an adopted link.
     pub host_ifname: String,
     /// What the pod's resolv.conf shall say.
@@ -270,9 +274,21 @@ pub struct PodInfo {
     /// Further names of the pod in its namespace.
     #[serde(default)]
     pub aliases: Vec<String>,
-    /// Its control group, as the runtime named it; told by its own node only.
+    /// Its control group, as the runtime named it; told by its own node only, as what follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_path: Option<String>,
+    /// The sticky name that its addresses follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<String>,
+    /// Ports of the host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// Its limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    /// The MAC of its link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
     /// Whether it runs on the node that answers.
     pub local: bool,
 }

@@ -17,13 +17,16 @@ use tokio::task::JoinSet;
 
 use crate::admin::{
     IpamCheckReply, NodeRemoveReply, NodeRemoveRequest, PodLabelReply, PodLabelRequest, PoolAddRequest,
-    PoolRequest, StickyRequest,
+    PoolReply, PoolRequest, StickyRequest,
 };
 use crate::attachment::{
     AllocateReply, AllocateRequest, CheckReply, CheckRequest, CommitRequest, Empty, PodInfo, ReleaseRequest,
 };
+use crate::doctor::DoctorReply;
 use crate::ipam::IpamInfo;
+use crate::member::{MemberAddRequest, MemberInfo, MemberReply, MemberRequest};
 use crate::object::{ApplyReply, ApplyRequest, DeleteReply, DeleteRequest};
+use crate::overlay::{ConfigReply, ConfigRequest, KeyRotateReply, KeyRotateRequest};
 use crate::service::{ServiceDetail, ServiceInfo};
 use crate::status::{NodeInfo, Status};
 use crate::{ApiError, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, paths};
@@ -168,6 +171,11 @@ impl Client {
         self.fetch(paths::STATUS).await
     }
 
+    /// What the node finds when it looks at itself and at the ways to the others.
+    pub async fn doctor(&self) -> Result<DoctorReply, ClientError> {
+        self.fetch(paths::DOCTOR).await
+    }
+
     /// Every node of the cluster.
     pub async fn nodes(&self) -> Result<Vec<NodeInfo>, ClientError> {
         self.fetch(paths::NODES).await
@@ -203,23 +211,58 @@ impl Client {
         self.post(paths::IPAM_REPAIR, &Empty {}).await
     }
 
+    /// The cluster's settings.
+    pub async fn config(&self) -> Result<ConfigReply, ClientError> {
+        self.fetch(paths::CONFIG).await
+    }
+
+    /// Changes the cluster's settings.
+    pub async fn config_set(&self, request: &ConfigRequest) -> Result<ConfigReply, ClientError> {
+        self.post(paths::CONFIG, request).await
+    }
+
+    /// Makes a new WireGuard key, or asks how far that has come.
+    pub async fn key_rotate(&self, request: &KeyRotateRequest) -> Result<KeyRotateReply, ClientError> {
+        self.post(paths::KEY_ROTATE, request).await
+    }
+
+    /// Every member.
+    pub async fn members(&self) -> Result<Vec<MemberInfo>, ClientError> {
+        self.fetch(paths::MEMBERS).await
+    }
+
+    /// One member with its configuration, without its private key.
+    pub async fn member(&self, name: &str) -> Result<MemberReply, ClientError> {
+        self.fetch(&paths::member(name)).await
+    }
+
+    /// Adds a member.
+    pub async fn member_add(&self, request: &MemberAddRequest) -> Result<MemberReply, ClientError> {
+        self.post(paths::MEMBER_ADD, request).await
+    }
+
+    /// Removes a member.
+    pub async fn member_remove(&self, request: &MemberRequest) -> Result<Empty, ClientError> {
+        self.post(paths::MEMBER_REMOVE, request).await
+    }
+
     /// Adds a pool.
-    pub async fn pool_add(&self, request: &PoolAddRequest) -> Result<Empty, ClientError> {
+    pub async fn pool_add(&self, request: &PoolAddRequest) -> Result<PoolReply, ClientError> {
         self.post(paths::POOL_ADD, request).await
     }
 
     /// Stops a pool from giving anything new.
-    pub async fn pool_drain(&self, request: &PoolRequest) -> Result<Empty, ClientError> {
+    pub async fn pool_drain(&self, request: &PoolRequest) -> Result<PoolReply, ClientError> {
         self.post(paths::POOL_DRAIN, request).await
     }
 
     /// Takes a drained pool into use again.
-    pub async fn pool_undrain(&self, request: &PoolRequest) -> Result<Empty, ClientError> {
+    pub async fn pool_undrain(&self, request: &PoolRequest) -> Result<PoolReply, ClientError> {
         self.post(paths::POOL_UNDRAIN, request).await
     }
 
     /// Removes an empty pool.
-    pub async fn pool_remove(&self, request: &PoolRequest) -> Result<Empty, ClientError> {
+    pub async fn pool_remove(&self, request: &PoolRequest) -> Result<PoolReply, ClientError> {
         self.post(paths::POOL_REMOVE, request).await
     }
 

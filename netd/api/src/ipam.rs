@@ -16,7 +16,7 @@ pub struct IpamInfo {
     /// Every claimed block of the cluster.
     #[serde(default)]
     pub blocks: Vec<BlockInfo>,
-    /// The allocations in this node's blocks.
+    /// The allocations in this node's blocks, and the addresses of other nodes' blocks that are in use here.
     #[serde(default)]
     pub addresses: Vec<AddressInfo>,
     /// Names whose addresses follow them from node to node.
@@ -34,6 +34,9 @@ pub struct StickyInfo {
     /// The name of the node where an attachment has them now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// The pod that has them now, `NAMESPACE/NAME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 /// A pool and how full it is. Counts are u64 and saturate (an IPv6 pool has more addresses than that).
@@ -57,9 +60,13 @@ pub struct PoolInfo {
     /// Labels that a node must have to claim from it.
     #[serde(default)]
     pub node_selector: std::collections::BTreeMap<String, String>,
-    /// When the last block will be claimed at the pace of late, in seconds from now; none where it grows too little to say.
+    /// When the last block will be claimed at the recent rate, in seconds from now, 0 where that has happened; none where it
+    /// grows too little to say, or has not been watched for long enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full_in_secs: Option<u64>,
+    /// The answering netd has not watched the pool for long enough to say when it is full.
+    #[serde(default)]
+    pub too_early: bool,
 }
 
 /// A claimed block.
@@ -76,8 +83,11 @@ pub struct BlockInfo {
     pub node: Option<String>,
     /// Addresses in use.
     pub used: u64,
-    /// Addresses free now (cooling ones are neither).
+    /// Addresses that can be given now; of another node's block those that rest there, too.
     pub free: u64,
+    /// Addresses that rest after their release; only the block's own node knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resting: Option<u64>,
     /// `active` or `releasing`.
     pub state: String,
 }
@@ -87,8 +97,12 @@ pub struct BlockInfo {
 pub struct AddressInfo {
     /// The address.
     pub address: IpAddr,
-    /// `node/<uuid>`, `attachment/<network>/<container>/<ifname>` or `reserved/<why>`.
+    /// `node/<uuid>`, `attachment/<network>/<container>/<ifname>`, `sticky/<name>` or `reserved/<why>`.
     pub owner: String,
-    /// `pending`, `committed` or `cooling`.
+    /// `pending` (its ADD is under way), `committed`; of a sticky name `in use` or `kept`; `lent` to another node, `borrowed`
+    /// from one.
     pub state: String,
+    /// Who uses it, `NAMESPACE/NAME`, with ` on NODE` where that is another node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }

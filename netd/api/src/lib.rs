@@ -8,12 +8,17 @@
 //! | POST [`paths::RELEASE`] | [`ReleaseRequest`] | `{}` | weft-cni DEL, and the undo of ADD |
 //! | POST [`paths::CHECK`] | [`CheckRequest`] | [`CheckReply`] | weft-cni CHECK |
 //! | GET [`paths::STATUS`] | | [`Status`] | weft-cni STATUS, `weft status` |
+//! | GET [`paths::DOCTOR`] | | [`DoctorReply`] | `weft doctor` |
 //! | GET [`paths::NODES`], [`paths::PODS`], [`paths::SERVICES`], [`paths::IPAM`] | | lists | `weft` |
 //! | GET [`paths::service`] | | [`ServiceDetail`] | `weft service get` |
 //! | GET [`paths::IPAM_CHECK`], POST [`paths::IPAM_REPAIR`] | | [`IpamCheckReply`] | `weft ipam check`, `weft ipam repair` |
-//! | POST [`paths::POOL_ADD`] and so on | [`PoolAddRequest`], [`PoolRequest`], [`StickyRequest`] | `{}` | `weft ipam pool`, `weft ipam sticky` |
+//! | POST [`paths::POOL_ADD`] and so on | [`PoolAddRequest`], [`PoolRequest`], [`StickyRequest`] | [`PoolReply`] | `weft ipam pool`, `weft ipam sticky` |
 //! | POST [`paths::NODE_REMOVE`] | [`NodeRemoveRequest`] | [`NodeRemoveReply`] | `weft node rm` |
 //! | POST [`paths::POD_LABEL`] | [`PodLabelRequest`] | [`PodLabelReply`] | `weft pod label` |
+//! | GET, POST [`paths::CONFIG`] | [`ConfigRequest`] | [`ConfigReply`] | `weft config show`, `weft config set` |
+//! | POST [`paths::KEY_ROTATE`] | [`KeyRotateRequest`] | [`KeyRotateReply`] | `weft key rotate` |
+//! | GET [`paths::MEMBERS`], [`paths::member`] | | list of [`MemberInfo`], [`MemberReply`] | `weft member ls`, `weft member show` |
+//! | POST [`paths::MEMBER_ADD`], [`paths::MEMBER_REMOVE`] | [`MemberAddRequest`], [`MemberRequest`] | [`MemberReply`], `{}` | `weft member add`, `weft member rm` |
 //! | POST [`paths::APPLY`], [`paths::DELETE`] | [`ApplyRequest`], [`DeleteRequest`] | [`ApplyReply`], [`DeleteReply`] | `weft apply`, `weft delete` |
 //!
 //! A failure is a 4xx or 5xx status with an [`ApiError`]. Unknown fields are ignored on both sides and new fields
@@ -24,16 +29,19 @@ mod admin;
 mod attachment;
 mod client;
 pub mod deferred;
+mod doctor;
 mod error;
 mod ipam;
+mod member;
 mod object;
+mod overlay;
 pub mod paths;
 mod service;
 mod status;
 
 pub use admin::{
     IpamCheckReply, IpamFinding, NodeRemoveReply, NodeRemoveRequest, PodLabelReply, PodLabelRequest,
-    PoolAddRequest, PoolRequest, StickyRequest,
+    PoolAddRequest, PoolReply, PoolRequest, StickyRequest,
 };
 pub use attachment::{
     AdoptedLink, AllocateReply, AllocateRequest, AttachmentId, Bandwidth, CheckReply, CheckRequest,
@@ -41,11 +49,14 @@ pub use attachment::{
 };
 pub use client::{Client, ClientError, DEFAULT_TIMEOUT, TRACEPARENT};
 pub use cni_types::{Code, ErrorClass};
+pub use doctor::{DoctorCheck, DoctorReply, Verdict};
 pub use error::ApiError;
 pub use ipam::{AddressInfo, BlockInfo, IpamInfo, PoolInfo, StickyInfo};
+pub use member::{MemberAddRequest, MemberInfo, MemberReply, MemberRequest};
 pub use object::{ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest};
+pub use overlay::{ConfigReply, ConfigRequest, KeyRotateReply, KeyRotateRequest};
 pub use service::{BackendInfo, FrontendInfo, PortInfo, ServiceDetail, ServiceInfo};
-pub use status::{BadValue, NodeInfo, OverlayStatus, PeerInfo, PendingItem, Status, StoreStatus};
+pub use status::{BadValue, NodeInfo, OverlayStatus, PeerInfo, PeerTunnel, PendingItem, Status, StoreStatus};
 
 /// Where netd listens when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weft/netd.sock";

@@ -13,6 +13,8 @@ pub const RELEASE: &str = "/v1/attachments/release";
 pub const CHECK: &str = "/v1/attachments/check";
 /// GET: how this node is doing.
 pub const STATUS: &str = "/v1/status";
+/// GET: what this node finds when it looks at itself and at the ways to the others.
+pub const DOCTOR: &str = "/v1/doctor";
 /// GET: every node of the cluster.
 pub const NODES: &str = "/v1/nodes";
 /// GET: every pod of the cluster.
@@ -45,6 +47,25 @@ pub const STICKY_REMOVE: &str = "/v1/ipam/sticky/remove";
 pub const NODE_REMOVE: &str = "/v1/nodes/remove";
 /// POST: set and drop labels of a pod on this node.
 pub const POD_LABEL: &str = "/v1/pods/label";
+
+/// GET and POST: the cluster's settings.
+pub const CONFIG: &str = "/v1/config";
+/// POST: new WireGuard keys.
+pub const KEY_ROTATE: &str = "/v1/keys/rotate";
+
+/// GET: every machine outside the cluster that is a WireGuard member.
+pub const MEMBERS: &str = "/v1/members";
+/// GET: the route pattern of one member, in axum's syntax; [`member`] makes the path.
+pub const MEMBER: &str = "/v1/members/{name}";
+/// POST: a machine joins.
+pub const MEMBER_ADD: &str = "/v1/members/add";
+/// POST: a machine leaves.
+pub const MEMBER_REMOVE: &str = "/v1/members/remove";
+
+/// The path of one member.
+pub fn member(name: &str) -> String {
+    format!("{MEMBERS}/{}", segment(name))
+}
 
 /// The path of one service. Bytes that a path segment may not hold (RFC 3986 section 3.3) are percent-encoded.
 pub fn service(namespace: &str, name: &str) -> String {

@@ -70,11 +70,17 @@ pub struct StoreStatus {
 /// The overlay as a node has programmed it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayStatus {
-    /// `vxlan` or `native`.
+    /// What the cluster wants: `wireguard`, `vxlan`, `native` or `auto`.
     pub backend: String,
     /// The overlay device; none for `native`.
     #[serde(default)]
     pub device: Option<String>,
+    /// `kernel` or `user`: where this node's WireGuard devices run; none without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<String>,
+    /// Why the underlay address is what it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub underlay_reason: String,
     /// MTU for pods, in bytes.
     pub mtu: u32,
     /// The other nodes.
@@ -97,6 +103,46 @@ pub struct PeerInfo {
     /// What is routed to it.
     #[serde(default)]
     pub blocks: Vec<IpNet>,
+    /// How packets to it travel now: `wireguard`, `vxlan` or `native`; none while there is no way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Why there is no way to it, or why it is not the wanted one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Bytes of a pod's packet that reach it, with its IP header; none while unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The tunnel to it, of each key generation that both have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnels: Vec<PeerTunnel>,
+}
+
+/// A WireGuard tunnel to a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerTunnel {
+    /// The generation of both keys.
+    pub generation: u64,
+    /// This node's device.
+    pub device: String,
+    /// `kernel` or `user`: where the peer's device runs.
+    #[serde(default)]
+    pub peer_kind: String,
+    /// Where packets to it are sent: as it was published, or as it was learnt from its packets.
+    #[serde(default)]
+    pub endpoint: Option<std::net::SocketAddr>,
+    /// Since the last handshake, in seconds; none before the first.
+    #[serde(default)]
+    pub handshake_secs: Option<u64>,
+    /// Received, in bytes.
+    pub rx_bytes: u64,
+    /// Sent, in bytes.
+    pub tx_bytes: u64,
+    /// Received in the last interval, in bits/s.
+    #[serde(default)]
+    pub rx_bits_per_sec: u64,
+    /// Sent in the last interval, in bits/s.
+    #[serde(default)]
+    pub tx_bits_per_sec: u64,
 }
 
 /// A kernel object that could not be applied yet.
@@ -134,6 +180,9 @@ pub struct NodeInfo {
     pub overlay: Option<IpAddr>,
     /// Whether its lease is alive. False means suspect, never gone.
     pub alive: bool,
+    /// An operator is removing it; it is on this list until every other node has let go of it.
+    #[serde(default)]
+    pub removing: bool,
     /// The blocks it owns.
     #[serde(default)]
     pub blocks: Vec<IpNet>,

@@ -104,6 +104,12 @@ pub enum HostError {
         /// Its path.
         path: String,
     },
+    /// A device that another program of ours makes is not there.
+    #[error("weft-wireguard has not made {device}: is the service weft-wireguard running?")]
+    NotMade {
+        /// Its name.
+        device: String,
+    },
     /// Thread, runtime or socket could not be set up.
     #[error("cannot {what}: {source}")]
     Setup {
@@ -131,6 +137,7 @@ impl HostError {
             Self::Closed { .. }
             | Self::Interrupted { .. }
             | Self::NoDevice { .. }
+            | Self::NotMade { .. }
             | Self::TimedOut { .. } => Class::Retry,
             Self::NoUnderlay { .. } => Class::Retry,
             Self::Io { source, .. } | Self::Netlink { source, .. } | Self::Setup { source, .. } => {

@@ -28,7 +28,7 @@ impl Host {
         Ok(Self { socket: Socket::open_in(netns)? })
     }
 
-    /// What the kernel has of ours: VXLAN and IFB devices named `weft…`; addresses on devices named `weft…` (not the
+    /// What the kernel has of ours: VXLAN, WireGuard, TUN and IFB devices named `weft…`; addresses on devices named `weft…` (not the
     /// kernel's own link-local ones) and addresses anywhere with our protocol mark; routes of [`crate::ROUTE_PROTOCOL`] in
     /// any table; permanent neighbours on devices named `weft…`; permanent FDB entries of our VXLAN devices; token buckets
     /// with our handle and redirections with our priority on devices named `weft…` ([`crate::traffic`]).

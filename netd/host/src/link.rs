@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Links: look-ups, and the devices of ours: VXLAN (`drivers/net/vxlan`) and IFB (`drivers/net/ifb.c`).
+//! Links: look-ups, and the devices of ours: VXLAN (`drivers/net/vxlan`), WireGuard (`drivers/net/wireguard`) and IFB
+//! (`drivers/net/ifb.c`), and the TUN devices that `weft-wireguard` makes (`drivers/net/tun.c`).
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -15,6 +16,7 @@ use nix::errno::Errno;
 use crate::{
     Host, HostError,
     error::absent_is_fine,
+    socket::request_now,
     sysctl::{self, SysctlError},
 };
 
@@ -46,6 +48,8 @@ pub enum LinkKind {
     Ifb,
     /// Something else, or a physical device.
     Other(String),
+    /// A TUN or TAP device of a program.
+    Tun,
     /// One end of a veth pair.
     Veth,
     /// A VXLAN device.
@@ -59,6 +63,8 @@ pub enum LinkKind {
         /// Whether it learns or floods: neither is ours.
         is_learning: bool,
     },
+    /// A WireGuard device of the kernel.
+    Wireguard,
 }
 
 impl Link {
@@ -67,20 +73,26 @@ impl Link {
         self.name.starts_with(LINK_PREFIX)
     }
 
-    /// Whether it is of a kind that netd makes, with our prefix.
+    /// Whether it is of a kind that netd or `weft-wireguard` makes, with our prefix.
     fn is_own_device(&self) -> bool {
-        self.is_own() && matches!(self.kind, LinkKind::Ifb | LinkKind::Vxlan { .. })
+        let is_of_kind = match self.kind {
+            LinkKind::Ifb | LinkKind::Tun | LinkKind::Vxlan { .. } | LinkKind::Wireguard => true,
+            LinkKind::Other(_) | LinkKind::Veth => false,
+        };
+        self.is_own() && is_of_kind
     }
 
-    /// As the plan describes it; `None` where it is of no kind that netd makes, or not in working order.
+    /// As the plan describes it; `None` where it is of no kind that the plan knows, or not in working order.
     fn spec(&self) -> Option<LinkSpec> {
+        let mtu = self.mtu;
         match (&self.kind, self.mac) {
-            (LinkKind::Ifb, _) if self.is_up => Some(LinkSpec::Ifb),
-            (&LinkKind::Vxlan { vni, port, local: Some(local), is_learning: false }, Some(mac))
-                if self.is_up =>
-            {
-                Some(LinkSpec::Vxlan { vni, port, local, mac, mtu: self.mtu })
+            _ if !self.is_up => None,
+            (LinkKind::Ifb, _) => Some(LinkSpec::Ifb),
+            (LinkKind::Tun, _) => Some(LinkSpec::Tun { mtu }),
+            (&LinkKind::Vxlan { vni, port, local: Some(local), is_learning: false }, Some(mac)) => {
+                Some(LinkSpec::Vxlan { vni, port, local, mac, mtu })
             }
+            (LinkKind::Wireguard, _) => Some(LinkSpec::Wireguard { mtu }),
             _ => None,
         }
     }
@@ -135,12 +147,15 @@ impl Host {
 
     /// Brings a link up.
     pub(crate) async fn set_up(&self, index: u32, name: &str) -> Result<(), HostError> {
+        self.set_flags(index, LinkFlags::Up, &format!("bring up link {name}")).await
+    }
+
+    async fn set_flags(&self, index: u32, up: LinkFlags, what: &str) -> Result<(), HostError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.header.flags = LinkFlags::Up;
+        message.header.flags = up;
         message.header.change_mask = LinkFlags::Up;
-        let request = RouteNetlinkMessage::SetLink(message);
-        self.socket.request(&format!("bring up link {name}"), request, 0).await
+        self.socket.request(what, RouteNetlinkMessage::SetLink(message), 0).await
     }
 
     /// Deletes a link by number, so that a new one of the same name is never hit; absent is fine.
@@ -149,6 +164,21 @@ impl Host {
         message.header.index = link.index;
         let what = format!("delete link {}", link.name);
         absent_is_fine(self.socket.request(&what, RouteNetlinkMessage::DelLink(message), 0).await)
+    }
+
+    /// The same by a thread of its own in the process's netns; `during` lives as long as the kernel's work.
+    pub(crate) async fn delete_link_during<G>(
+        &self,
+        link: &Link,
+        during: impl FnOnce() -> G + Send + 'static,
+    ) -> Result<(), HostError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        let what = format!("delete link {}", link.name);
+        let work = move || absent_is_fine(request_now(&what, RouteNetlinkMessage::DelLink(message), during));
+        let setup =
+            |error| HostError::Setup { what: "wait for a thread", source: std::io::Error::other(error) };
+        tokio::task::spawn_blocking(work).await.map_err(setup)?
     }
 
     pub(crate) async fn set_link(&self, name: &str, spec: &LinkSpec) -> Result<(), HostError> {
@@ -168,22 +198,31 @@ impl Host {
         // Before it comes up, so that it never has a link-local address of the kernel's.
         match spec {
             LinkSpec::Ifb => sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
-            LinkSpec::Vxlan { .. } => sysctl::open_for_ipv6(name),
+            LinkSpec::Tun { .. } | LinkSpec::Vxlan { .. } | LinkSpec::Wireguard { .. } => {
+                sysctl::open_for_ipv6(name).and_then(|()| sysctl::take_any_way_in(name))
+            }
         }
         .map_err(sysctl_error)?;
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        if let LinkSpec::Vxlan { mac, mtu, .. } = spec {
-            message.attributes.extend((link.mtu != *mtu).then_some(LinkAttribute::Mtu(*mtu)));
-            let other_mac = link.mac != Some(*mac);
-            message.attributes.extend(other_mac.then(|| LinkAttribute::Address(mac.0.to_vec())));
-        }
+        message.attributes = changes(&link, spec);
         if link.is_up && message.attributes.is_empty() {
             return Ok(());
         }
         self.socket.request(&format!("configure link {name}"), RouteNetlinkMessage::SetLink(message), 0).await
+    }
+
+    /// A TUN only goes down: it belongs to `weft-wireguard`, which would have to be told that it is gone.
+    /// Deletes a device with our prefix, a TUN too, which stays when [`Host::apply`] removes it; absent is fine.
+    ///
+    /// # Errors
+    /// [`HostError::Foreign`] where it is of no kind that is ours, or the kernel's refusal.
+    pub async fn delete_device(&self, name: &str) -> Result<(), HostError> {
+        let Some(link) = self.link(name).await? else { return Ok(()) };
+        own_device(&link)?;
+        self.delete_link(&link).await
     }
 
     pub(crate) async fn remove_device(&self, name: &str) -> Result<(), HostError> {
@@ -191,7 +230,13 @@ impl Host {
             None => Ok(()),
             Some(link) => {
                 own_device(&link)?;
-                self.delete_link(&link).await
+                match link.kind {
+                    LinkKind::Tun => {
+                        let what = format!("take down link {name}");
+                        absent_is_fine(self.set_flags(link.index, LinkFlags::empty(), &what).await)
+                    }
+                    _ => self.delete_link(&link).await,
+                }
             }
         }
     }
@@ -204,6 +249,12 @@ impl Host {
                 let infos = vec![LinkInfo::Kind(InfoKind::Ifb)];
                 message.attributes.push(LinkAttribute::LinkInfo(infos));
                 format!("create IFB device {name} (bandwidth needs the kernel's ifb module)")
+            }
+            LinkSpec::Tun { .. } => return Err(HostError::NotMade { device: name.to_owned() }),
+            LinkSpec::Wireguard { mtu } => {
+                let infos = vec![LinkInfo::Kind(InfoKind::Wireguard)];
+                message.attributes.extend([LinkAttribute::Mtu(*mtu), LinkAttribute::LinkInfo(infos)]);
+                format!("create WireGuard device {name} (needs the kernel's wireguard module)")
             }
             LinkSpec::Vxlan { vni, port, local, mac, mtu } => {
                 let source = match local {
@@ -236,16 +287,30 @@ impl Host {
     }
 }
 
+/// What of the link differs and can be changed.
+fn changes(link: &Link, spec: &LinkSpec) -> Vec<LinkAttribute> {
+    let (mtu, mac) = match spec {
+        LinkSpec::Ifb => (None, None),
+        LinkSpec::Tun { mtu } | LinkSpec::Wireguard { mtu } => (Some(*mtu), None),
+        LinkSpec::Vxlan { mac, mtu, .. } => (Some(*mtu), Some(*mac)),
+    };
+    let mtu = mtu.filter(|mtu| *mtu != link.mtu).map(LinkAttribute::Mtu);
+    let mac = mac.filter(|mac| Some(*mac) != link.mac).map(|mac| LinkAttribute::Address(mac.0.to_vec()));
+    mtu.into_iter().chain(mac).collect()
+}
+
 fn kind_of(spec: &LinkSpec) -> LinkKind {
     match spec {
         LinkSpec::Ifb => LinkKind::Ifb,
+        LinkSpec::Tun { .. } => LinkKind::Tun,
         LinkSpec::Vxlan { vni, port, local, .. } => {
             LinkKind::Vxlan { vni: *vni, port: *port, local: Some(*local), is_learning: false }
         }
+        LinkSpec::Wireguard { .. } => LinkKind::Wireguard,
     }
 }
 
-/// Refuses links that netd did not make.
+/// Refuses links of kinds that are not ours.
 fn own_device(link: &Link) -> Result<(), HostError> {
     if link.is_own_device() {
         return Ok(());
@@ -328,7 +393,9 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
     });
     let named = infos.iter().find_map(|info| match info {
         LinkInfo::Kind(InfoKind::Ifb) => Some(LinkKind::Ifb),
+        LinkInfo::Kind(InfoKind::Tun) => Some(LinkKind::Tun),
         LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::Veth),
+        LinkInfo::Kind(InfoKind::Wireguard) => Some(LinkKind::Wireguard),
         LinkInfo::Kind(other) => Some(LinkKind::Other(other.to_string())),
         _ => None,
     });

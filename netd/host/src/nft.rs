@@ -5,6 +5,7 @@
 //! `nft -f -` is one kernel transaction: all of the script or nothing. The text comes from `netd_plan::nft`.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -90,6 +91,28 @@ impl Nft {
             .map_err(|error| NftError::Listing { reason: error.to_string() })?;
         strip(&mut listing);
         Ok(Some(hex(&Sha256::digest(listing.to_string()))))
+    }
+
+    /// Packets that each counter of our table has counted, by its name; none where there is no table.
+    ///
+    /// # Errors
+    /// [`NftError`], as of [`Self::observe`].
+    pub async fn counters(&self) -> Result<BTreeMap<String, u64>, NftError> {
+        let arguments: Vec<&str> =
+            ["-j", "list", "counters", "table"].into_iter().chain(TABLE.split(' ')).collect();
+        let output = self.run(&arguments, "").await?;
+        if !output.status.success() {
+            let absent = output.stderr.contains("No such file or directory");
+            return if absent { Ok(BTreeMap::new()) } else { Err(refused("", &output.stderr)) };
+        }
+        let listing: Value = serde_json::from_str(&output.stdout)
+            .map_err(|error| NftError::Listing { reason: error.to_string() })?;
+        let items = listing["nftables"].as_array().into_iter().flatten();
+        let counter = |item: &Value| {
+            let counter = item.get("counter")?;
+            Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+        };
+        Ok(items.filter_map(counter).collect())
     }
 
     /// Removes our table; absent is fine.

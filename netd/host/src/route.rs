@@ -32,6 +32,9 @@ pub(crate) struct Route {
     protocol: RouteProtocol,
 }
 
+/// Metric of a route that stands for a moment; nobody desires one with it.
+const HOP_METRIC: u32 = 157;
+
 impl Host {
     /// Routes of all tables, or of one protocol (filtered by the kernel: a host may have a million others).
     pub(crate) async fn routes(
@@ -101,14 +104,25 @@ impl Host {
         if present.iter().any(|route| route.spec.as_ref() == Some(spec)) {
             return Ok(());
         }
-        let request = || RouteNetlinkMessage::NewRoute(message(key, spec, device));
-        match self.socket.request(&adding(key), request(), NLM_F_CREATE | NLM_F_REPLACE).await {
-            // The old route to the next hop itself is in the way. Without it the pool's barrier stands for a moment.
-            Err(error) if is_refused_hop(&error, key) && !present.is_empty() => {
-                self.remove_route(key).await?;
-                self.socket.request(&adding(key), request(), NLM_F_CREATE | NLM_F_REPLACE).await
+        let replace = async || {
+            let request = RouteNetlinkMessage::NewRoute(message(key, spec, device));
+            self.socket.request(&adding(key), request, NLM_F_CREATE | NLM_F_REPLACE).await
+        };
+        match (replace().await, spec.gateway) {
+            // The old route to the next hop itself is in the way. One for the hop alone lets the new one by, so that nothing
+            // is refused meanwhile; it is not left behind, also not by one who is killed here: it is not desired.
+            (Err(error), Some(hop)) if is_refused_hop(&error, key) && !present.is_empty() => {
+                let hop_key = RouteKey { dst: hop.into(), table: key.table, metric: HOP_METRIC };
+                let direct = RouteSpec { device: spec.device.clone(), ..RouteSpec::default() };
+                match self.add_route(&hop_key, &direct, device).await {
+                    Err(error) if error.errno() != Some(Errno::EEXIST) => return Err(error),
+                    _ => {}
+                }
+                let replaced = replace().await;
+                self.remove_route(&hop_key).await?;
+                replaced
             }
-            other => other,
+            (other, _) => other,
         }
     }
 

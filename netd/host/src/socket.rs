@@ -134,6 +134,39 @@ impl Socket {
     }
 }
 
+/// Sends one request from this thread, in its netns, and returns once the kernel has carried it out: rtnetlink works in the
+/// sender's own system call, `during` lives exactly as long as that.
+pub(crate) fn request_now<G>(
+    what: &str,
+    message: RouteNetlinkMessage,
+    during: impl FnOnce() -> G,
+) -> Result<(), HostError> {
+    let setup = |source| HostError::Setup { what: "open a netlink socket", source };
+    let mut socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_ROUTE).map_err(setup)?;
+    socket.bind_auto().map_err(setup)?;
+    socket.connect(&netlink_sys::SocketAddr::new(0, 0)).map_err(setup)?;
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let failed = |source| HostError::Netlink { what: what.to_owned(), source, detail: None };
+    {
+        let _during = during();
+        socket.send(&bytes, 0).map_err(failed)?;
+    }
+    let (answer, _) = socket.recv_from_full().map_err(failed)?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+        .map_err(|error| failed(io::Error::other(error.to_string())))?;
+    match answer.payload {
+        NetlinkPayload::Error(error) => match error.code {
+            None => Ok(()),
+            Some(code) => Err(refused(what, code.get(), &[])),
+        },
+        _ => Err(failed(io::Error::other("the kernel answered something else"))),
+    }
+}
+
 /// A task that ends with its owner.
 #[derive(Debug)]
 pub(crate) struct Task(pub(crate) JoinHandle<()>);

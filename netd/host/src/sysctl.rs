@@ -191,6 +191,16 @@ pub(crate) fn open_for_ipv6(link: &str) -> Result<(), SysctlError> {
     Ok(())
 }
 
+/// Lets a link of ours take packets whose answers go by another one, as while a change of the overlay goes pair by pair:
+/// each end moves for itself. The stricter check of `conf/all` loses to this (fib_validate_source of
+/// net/ipv4/fib_frontend.c takes the larger number).
+pub(crate) fn take_any_way_in(link: &str) -> Result<(), SysctlError> {
+    write_if_present(&format!("net/ipv4/conf/{link}/rp_filter"), RP_FILTER_LOOSE)
+}
+
+/// Of Documentation/networking/ip-sysctl.rst: the source must be reachable, by any link.
+const RP_FILTER_LOOSE: &str = "2";
+
 /// IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h.
 const ADDR_GEN_NONE: &str = "1";
 

@@ -2,8 +2,9 @@
 
 //! Which of the node's addresses its peers reach it by.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
 use netd_plan::RouteKind;
 use netlink_packet_route::{address::AddressScope, route::RouteAttribute};
 
@@ -72,6 +73,20 @@ impl Host {
         }
         tried.push(format!("{} links with a global IPv4 address instead of one", usable.len()));
         Err(HostError::NoUnderlay { reason: tried.join("; ") })
+    }
+
+    /// What is on the link of that device: the prefixes of its global addresses, sorted. What is within reaches the device's
+    /// node without a router.
+    ///
+    /// # Errors
+    /// [`HostError::NoDevice`].
+    pub async fn subnets(&self, device: &str) -> Result<Vec<IpNet>, HostError> {
+        let index = self.link_index(device).await?;
+        let is_on_it = |address: &Address| address.index == index && address.scope == AddressScope::Universe;
+        let addresses = self.addresses().await?;
+        let subnets: BTreeSet<IpNet> =
+            addresses.iter().filter(|address| is_on_it(address)).map(|address| address.net.trunc()).collect();
+        Ok(subnets.into_iter().collect())
     }
 
     /// The source address that the kernel takes towards `destination`.

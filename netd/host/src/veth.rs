@@ -42,6 +42,8 @@ pub struct PodLinkSpec<'a> {
     pub mac: Option<Mac>,
     /// MTU of both ends in bytes.
     pub mtu: u32,
+    /// Most segments of one large packet from the container end (`IFLA_GSO_MAX_SEGS`); the kernel's default where `None`.
+    pub gso_max_segs: Option<u32>,
     /// The pod's addresses, each a full-length prefix; at most one per family.
     pub addresses: Vec<IpNet>,
     /// The pod's gateways, link-local addresses: one for each family that it has an address of
@@ -102,12 +104,34 @@ pub async fn create_pod_link(spec: &PodLinkSpec<'_>) -> Result<PodLink, HostErro
 /// # Errors
 /// [`HostError::Foreign`] where the link of that name is no veth with our prefix.
 pub async fn delete_host_link(name: &str) -> Result<(), HostError> {
+    delete(name, None::<fn()>).await
+}
+
+/// The same where the calling thread is in the process's own netns; what `during` makes lives while the kernel takes the
+/// pair apart, on a thread of its own.
+///
+/// # Errors
+/// As [`delete_host_link`].
+pub async fn delete_host_link_during<G>(
+    name: &str,
+    during: impl FnOnce() -> G + Send + 'static,
+) -> Result<(), HostError> {
+    delete(name, Some(during)).await
+}
+
+async fn delete<G>(name: &str, during: Option<impl FnOnce() -> G + Send + 'static>) -> Result<(), HostError> {
+    // A look by ioctl, which does not wait for the lock of all links as a request would: the kernel holds that while it takes
+    // another one apart, or this very one.
+    if interface_index(name).is_none() && interface_index(&ifb_name(name)).is_none() {
+        return Ok(());
+    }
     let host = Host::open()?;
     match host.link(name).await? {
         None => {}
-        Some(link) if link.is_own() && matches!(link.kind, LinkKind::Ifb | LinkKind::Veth) => {
-            host.delete_link(&link).await?;
-        }
+        Some(link) if link.is_own() && matches!(link.kind, LinkKind::Ifb | LinkKind::Veth) => match during {
+            Some(during) => host.delete_link_during(&link, during).await?,
+            None => host.delete_link(&link).await?,
+        },
         Some(link) => {
             let found = format!("{:?}", link.kind);
             return Err(HostError::Foreign { object: format!("link {name}"), found });
@@ -207,6 +231,7 @@ async fn create_pair(host: &Host, pod: &Host, spec: &PodLinkSpec<'_>) -> Result<
         LinkAttribute::Mtu(spec.mtu),
         LinkAttribute::NetNsFd(spec.netns.as_fd().as_raw_fd()),
     ];
+    peer.attributes.extend(spec.gso_max_segs.map(LinkAttribute::GsoMaxSegs));
     peer.attributes.extend(spec.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     let mut message = LinkMessage::default();
     message.attributes = vec![

@@ -16,6 +16,8 @@ mod ground;
 mod limits;
 #[path = "host/objects.rs"]
 mod objects;
+#[path = "host/offload.rs"]
+mod offload;
 #[path = "host/pod.rs"]
 mod pod;
 #[path = "host/ports.rs"]
@@ -24,3 +26,5 @@ mod ports;
 mod settings;
 #[path = "host/talk.rs"]
 mod talk;
+#[path = "host/tunnels.rs"]
+mod tunnels;

@@ -44,6 +44,12 @@ pub enum LinkSpec {
     /// An intermediate functional block: packets that are redirected to it pass its queue and go on as if nothing had
     /// been (`drivers/net/ifb.c`).
     Ifb,
+    /// The TUN of a WireGuard device in user space (`drivers/net/tun.c`). `weft-wireguard` makes it and keeps it; here it
+    /// gets its MTU and comes up, and where it is not wanted it goes down.
+    Tun {
+        /// Device MTU in bytes, without the outer headers.
+        mtu: u32,
+    },
     /// A VXLAN device without learning and without a default destination (RFC 7348).
     Vxlan {
         /// VXLAN network identifier, 24 bits.
@@ -54,6 +60,12 @@ pub enum LinkSpec {
         local: IpAddr,
         /// Ethernet address of the device: this node's VTEP.
         mac: Mac,
+        /// Device MTU in bytes, without the outer headers.
+        mtu: u32,
+    },
+    /// A WireGuard device of the kernel (`drivers/net/wireguard`). Keys and peers are set by generic netlink and are no
+    /// part of it.
+    Wireguard {
         /// Device MTU in bytes, without the outer headers.
         mtu: u32,
     },
@@ -213,12 +225,17 @@ impl LinkSpec {
     /// is made anew (addresses, routes, neighbours, FDB) goes with the old one.
     pub fn changes_in_place(&self, wanted: &LinkSpec) -> bool {
         match (self, wanted) {
-            (LinkSpec::Ifb, LinkSpec::Ifb) => true,
+            (LinkSpec::Ifb, LinkSpec::Ifb)
+            | (LinkSpec::Tun { .. }, LinkSpec::Tun { .. })
+            | (LinkSpec::Wireguard { .. }, LinkSpec::Wireguard { .. }) => true,
             (
                 LinkSpec::Vxlan { vni, port, local, .. },
                 LinkSpec::Vxlan { vni: to_vni, port: to_port, local: to_local, .. },
             ) => vni == to_vni && port == to_port && local == to_local,
-            (LinkSpec::Ifb, LinkSpec::Vxlan { .. }) | (LinkSpec::Vxlan { .. }, LinkSpec::Ifb) => false,
+            (
+                LinkSpec::Ifb | LinkSpec::Tun { .. } | LinkSpec::Vxlan { .. } | LinkSpec::Wireguard { .. },
+                _,
+            ) => false,
         }
     }
 }

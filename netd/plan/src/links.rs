@@ -9,6 +9,13 @@ pub const LINK_PREFIX: &str = "weft";
 /// Name of the VXLAN device.
 pub const VXLAN_DEVICE: &str = "weft.vxlan";
 
+/// Names of the WireGuard devices, of either kind. The keys of even generations live on the first, those of odd ones on
+/// the second, so that a key and its successor stand side by side.
+pub const WIREGUARD_DEVICES: [&str; 2] = ["weft.wg0", "weft.wg1"];
+
+/// UDP port of the first WireGuard device where nothing else is configured; the second has the next one.
+pub const WIREGUARD_PORT: u16 = 51820;
+
 /// What names of IFB devices begin with. No host veth's does: `q` is no hex digit.
 pub const IFB_PREFIX: &str = "weftq";
 
@@ -26,6 +33,22 @@ pub fn host_veth_name(network: &str, container_id: &str, ifname: &str) -> String
     let mut hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     hex.truncate(HASH_DIGITS);
     format!("{LINK_PREFIX}{hex}")
+}
+
+/// Name of the WireGuard device on which the keys of that generation live.
+pub fn wireguard_device(generation: u64) -> &'static str {
+    if generation.is_multiple_of(2) { WIREGUARD_DEVICES[0] } else { WIREGUARD_DEVICES[1] }
+}
+
+/// UDP port on which the keys of that generation are spoken for. A `base` of 65535 has no next one and is refused where it
+/// is configured; here both devices then have it.
+pub fn wireguard_port(base: u16, generation: u64) -> u16 {
+    if generation.is_multiple_of(2) { base } else { base.saturating_add(1) }
+}
+
+/// UDP ports of both WireGuard devices.
+pub fn wireguard_ports(base: u16) -> [u16; 2] {
+    [wireguard_port(base, 0), wireguard_port(base, 1)]
 }
 
 /// Name of the IFB device through which what a pod sends passes: `weftq` and the first 10 digits of the hash in its host
@@ -53,6 +76,17 @@ mod tests {
     fn ifb_is_known_by_its_veth() {
         assert_eq!(ifb_name("weft0123456789a"), "weftq0123456789");
         assert_eq!(ifb_name("weftéa"), "weftqa", "bytes are counted");
+    }
+
+    #[test]
+    fn a_generation_and_the_next_are_on_different_devices() {
+        for generation in 0..6 {
+            assert_ne!(wireguard_device(generation), wireguard_device(generation + 1));
+            assert_ne!(wireguard_port(51820, generation), wireguard_port(51820, generation + 1));
+            assert!(wireguard_device(generation).starts_with(LINK_PREFIX));
+        }
+        assert_eq!((wireguard_device(1), wireguard_port(WIREGUARD_PORT, 1)), ("weft.wg1", 51821));
+        assert_eq!(wireguard_ports(u16::MAX), [u16::MAX; 2]);
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //!
 //! The rules hold while netd is dead. Named counters say what was dropped: `clear_out` (pod to pod in the clear),
 //! `loopback_in` (a pod that speaks to or as the host's loopback), `outside_in` (a connection from outside to a pod),
-//! `overlay_port` (a pod that speaks to the overlay's port) and `spoofed_in` (a packet from an uplink with a pod's source
-//! address).
+//! `overlay_port` (a pod that speaks to the overlay's port), `spoofed_in` (a packet from an uplink with a pod's source
+//! address) and `unchecked_in` (a packet from a pod's link that no program of ours has checked).
+//!
+//! Tunnels' inner packets come from our own devices, whose names have our prefix, and pass. A VXLAN packet that comes while
+//! VXLAN is not up finds no socket, and the kernel drops it.
 //!
 //! The base chains run where everyone's run (raw, filter, srcnat; those of mapped ports: [`crate::ports`]). An accept in one
 //! table does not end the others' say, a drop does: a host firewall that drops forwarded packets wins over this table.
@@ -15,7 +18,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::links::LINK_PREFIX;
+use crate::links::{IFB_PREFIX, LINK_PREFIX};
 use crate::ports::{self, HostPort};
 
 /// Family and name of our table.
@@ -36,12 +39,20 @@ pub struct NftConfig {
     pub node_dns: Vec<IpAddr>,
     /// Ports of the host that lead to pods.
     pub host_ports: Vec<HostPort>,
-    /// UDP ports of the overlay, where pods must not send: a pod could forge another pod's packets there.
+    /// UDP ports of all that is up of the overlay (VXLAN's, both of WireGuard's), where pods must not send: a pod could forge
+    /// another pod's packets there, or keep a tunnel busy with bad handshakes.
     pub overlay_ports: Vec<u16>,
+    /// Those of them whose packets nobody proves to be a node's (VXLAN's): pods must not send there on other nodes either. To
+    /// the others they may: a pod's own WireGuard, to a server anywhere, uses the same port.
+    pub forgeable_ports: Vec<u16>,
     /// What names of our own links begin with.
     pub own_link_prefix: String,
-    /// Whether pod traffic crosses uplinks in the clear by choice (overlay `native`). Otherwise it is dropped there.
-    pub pods_in_clear: bool,
+    /// Bit of a packet's mark that the pods' programs set on what they have checked; without it nothing comes in from a
+    /// pod's link. 0 where no program sets any.
+    pub checked_mark: u32,
+    /// Pods whose traffic with this node crosses uplinks in the clear by choice: those of nodes that the overlay `native`
+    /// or `auto` reaches over the link. All others' is dropped there.
+    pub clear_cidrs: Vec<IpNet>,
 }
 
 impl Default for NftConfig {
@@ -54,8 +65,10 @@ impl Default for NftConfig {
             node_dns: Vec::new(),
             host_ports: Vec::new(),
             overlay_ports: Vec::new(),
+            forgeable_ports: Vec::new(),
             own_link_prefix: LINK_PREFIX.to_owned(),
-            pods_in_clear: false,
+            checked_mark: 0,
+            clear_cidrs: Vec::new(),
         }
     }
 }
@@ -63,11 +76,12 @@ impl Default for NftConfig {
 /// The script for `nft -f -`: one transaction that replaces the whole table, whatever was there before. Equal
 /// settings give equal text, so netd applies it only when it changed; counters begin anew then.
 pub fn render(config: &NftConfig) -> String {
-    let links = own_links(&config.own_link_prefix);
+    let prefix = own_prefix(&config.own_link_prefix);
+    let links = format!("\"{prefix}*\"");
     let mut text = String::new();
     // Declared first, so that deleting it never fails.
     let _ = writeln!(text, "table {TABLE} {{}}\ndelete table {TABLE}\n\ntable {TABLE} {{");
-    for counter in ["clear_out", "loopback_in", "outside_in", "overlay_port", "spoofed_in"] {
+    for counter in ["clear_out", "loopback_in", "outside_in", "overlay_port", "spoofed_in", "unchecked_in"] {
         let _ = writeln!(text, "\tcounter {counter} {{}}");
     }
     set(&mut text, "pods", &config.pod_cidrs);
@@ -76,44 +90,47 @@ pub fn render(config: &NftConfig) -> String {
         "inside",
         &[&config.pod_cidrs[..], &config.service_cidrs, &config.no_masquerade_cidrs].concat(),
     );
-    let clear: &[IpNet] = if config.pods_in_clear { &config.pod_cidrs } else { &[] };
-    set(&mut text, "trusted", &[&config.trusted_cidrs[..], clear].concat());
-    prerouting(&mut text, config, &links);
+    set(&mut text, "clear", &config.clear_cidrs);
+    set(&mut text, "trusted", &[&config.trusted_cidrs[..], &config.clear_cidrs].concat());
+    prerouting(&mut text, config, &prefix, &links);
     output(&mut text, config);
     input(&mut text, config, &links);
     forward(&mut text, config, &links);
-    postrouting(&mut text, config, &links);
+    postrouting(&mut text, &links);
     ports::render(&mut text, &config.host_ports);
     masquerade(&mut text, config, &links);
     text.push_str("}\n");
     text
 }
 
-/// Packets as they arrive: those of the node's DNS pass conntrack by, no uplink brings packets of a pod, and no pod reaches
+/// Packets as they arrive: what no program has checked ends here; those of the node's DNS pass conntrack by, no uplink brings packets of a pod, and no pod reaches
 /// the host's loopback: the kernel refuses that itself, but not on veths that were opened for mapped ports (route_localnet).
 /// Answers to translated connections still have the address that they were translated to here.
-fn prerouting(text: &mut String, config: &NftConfig, links: &str) {
-    let mut rules = notrack(&config.node_dns);
+fn prerouting(text: &mut String, config: &NftConfig, prefix: &str, links: &str) {
+    let mut rules = checked(prefix, config.checked_mark);
+    rules.extend(notrack(&config.node_dns));
     rules.extend(
         ["saddr", "daddr"]
             .map(|side| format!("iifname {links} ip {side} 127.0.0.0/8 counter name loopback_in drop")),
     );
-    if !config.pods_in_clear {
-        rules.extend(FAMILIES.map(|family| {
-            let Family { ip, suffix, .. } = family;
-            format!(
-                "iifname != \"lo\" iifname != {links} {ip} saddr @pods_{suffix} counter name spoofed_in drop"
-            )
-        }));
-    }
-    rules.extend(tunnel(&config.overlay_ports));
+    rules.extend(FAMILIES.map(|family| {
+        let Family { ip, suffix, .. } = family;
+        format!(
+            "iifname != \"lo\" iifname != {links} {ip} saddr @pods_{suffix} {ip} saddr != @clear_{suffix} \
+             counter name spoofed_in drop"
+        )
+    }));
+    // What a pod sends there is not the tunnel's, and has to be translated.
+    rules.extend(tunnel(&config.overlay_ports).map(|rule| format!("iifname != {links} {rule}")));
     chain(text, "prerouting", "type filter hook prerouting priority raw", &rules);
 }
 
-/// Packets of this node's own processes: those of its DNS and of the tunnel pass conntrack by.
+/// Packets of this node's own processes: those of its DNS and of the tunnel pass conntrack by. A peer behind an address
+/// translator has another port than the overlay's, ours is the source then.
 fn output(text: &mut String, config: &NftConfig) {
     let mut rules = notrack(&config.node_dns);
     rules.extend(tunnel(&config.overlay_ports));
+    rules.extend(ports(&config.overlay_ports).map(|ports| format!("udp sport {ports} notrack")));
     chain(text, "output", "type filter hook output priority raw", &rules);
 }
 
@@ -129,7 +146,7 @@ fn input(text: &mut String, config: &NftConfig, links: &str) {
 /// outside reach pods only from trusted sources or where a port of the host was mapped.
 fn forward(text: &mut String, config: &NftConfig, links: &str) {
     let mut rules = Vec::new();
-    if let Some(ports) = ports(&config.overlay_ports) {
+    if let Some(ports) = ports(&config.forgeable_ports) {
         rules.push(format!(
             "iifname {links} oifname != {links} udp dport {ports} counter name overlay_port drop"
         ));
@@ -146,16 +163,13 @@ fn forward(text: &mut String, config: &NftConfig, links: &str) {
     chain(text, "forward", "type filter hook forward priority filter", &rules);
 }
 
-/// Packets as they leave, before masquerade: what goes from pod to pod never takes an uplink. This holds while netd
-/// is dead, too.
-fn postrouting(text: &mut String, config: &NftConfig, links: &str) {
-    if config.pods_in_clear {
-        return;
-    }
+/// Packets as they leave, before masquerade: what goes from pod to pod never takes an uplink, but to pods that are reached
+/// in the clear by choice. This holds while netd is dead, too.
+fn postrouting(text: &mut String, links: &str) {
     let rules = FAMILIES.map(|Family { ip, suffix, .. }| {
         format!(
             "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr @pods_{suffix} \
-             counter name clear_out drop"
+             {ip} daddr != @clear_{suffix} counter name clear_out drop"
         )
     });
     chain(text, "postrouting", "type filter hook postrouting priority filter", &rules);
@@ -245,10 +259,26 @@ fn ports(ports: &[u16]) -> Option<String> {
     (!ports.is_empty()).then(|| format!("{{ {} }}", ports.join(", ")))
 }
 
-/// The pattern of our links' names. Nothing of the prefix can leave the quotes; a prefix of which nothing is left
-/// counts as the default one, since an empty pattern would match every uplink.
-fn own_links(prefix: &str) -> String {
+/// A pod's link lets nothing out before its program is at work, nor after somebody removed it: the program marks what it
+/// passes on. The mark ends here, whoever else uses marks never sees it. What our own other devices bring comes from no pod:
+/// their names go on with a dot (the overlay's) or with what makes an IFB device's. A pod's packet that was held at an IFB
+/// device comes from the pod's veth again, marked: the program sees it before the redirection does.
+fn checked(prefix: &str, mark: u32) -> Vec<String> {
+    if mark == 0 {
+        return Vec::new();
+    }
+    let ifb = IFB_PREFIX.strip_prefix(LINK_PREFIX).unwrap_or(IFB_PREFIX);
+    let pods = format!("iifname \"{prefix}*\" iifname != \"{prefix}.*\" iifname != \"{prefix}{ifb}*\"");
+    let rest = !mark;
+    vec![
+        format!("{pods} meta mark & {mark:#010x} == 0 counter name unchecked_in drop"),
+        format!("{pods} meta mark set meta mark & {rest:#010x}"),
+    ]
+}
+
+/// What our links' names begin with. Nothing of it can leave the quotes; a prefix of which nothing is left counts as the
+/// default one, since an empty pattern would match every uplink.
+fn own_prefix(prefix: &str) -> String {
     let kept: String = prefix.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).collect();
-    let kept = if kept.is_empty() { LINK_PREFIX } else { &kept };
-    format!("\"{kept}*\"")
+    if kept.is_empty() { LINK_PREFIX.to_owned() } else { kept }
 }

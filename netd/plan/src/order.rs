@@ -153,6 +153,8 @@ fn same_tunnel(new: &LinkSpec, old: &LinkSpec) -> bool {
         (LinkSpec::Vxlan { vni, port, .. }, LinkSpec::Vxlan { vni: old_vni, port: old_port, .. }) => {
             vni == old_vni && port == old_port
         }
-        (LinkSpec::Ifb, _) | (_, LinkSpec::Ifb) => false,
+        (LinkSpec::Ifb | LinkSpec::Tun { .. } | LinkSpec::Vxlan { .. } | LinkSpec::Wireguard { .. }, _) => {
+            false
+        }
     }
 }

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The overlay: from facts about nodes to this node's links, addresses, routes, neighbours and FDB.
 //!
-//! Nothing is learnt from packets and nothing is flooded: each peer's overlay address has a permanent neighbour, and
-//! that Ethernet address a forwarding entry. An unreachable route stands under every pool, so that traffic to a
-//! block without a peer is refused instead of leaving by the default route in the clear.
+//! Several backends can be up at once, as while a cluster changes from one to another; each peer is reached by one path,
+//! which [`crate::Paths`] chooses. This node's overlay addresses are on `lo`, so that they stay when devices come and go.
+//!
+//! Nothing is learnt from packets and nothing is flooded: with VXLAN each peer's overlay address has a permanent neighbour,
+//! and that Ethernet address a forwarding entry; WireGuard goes by allowed IPs, which are the same claims as the routes
+//! ([`allowed_ips`]). An unreachable route stands under every pool, whatever is up, so that traffic to a block without a
+//! path is refused instead of leaving by the default route in the clear.
 //!
 //! IPv4 and IPv6 are alike and apart: a block goes by an overlay address of its own family. What a node is reached by on
-//! the underlay may be of either family for VXLAN; plain routes (`native`) want the block's own, because no IPv6 route has
+//! the underlay may be of either family for tunnels; plain routes (`native`) want the block's own, because no IPv6 route has
 //! an IPv4 next hop.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -19,6 +24,7 @@ use crate::host::{
     AddressSpec, FdbKey, FdbSpec, HostObjects, LinkSpec, NeighbourKey, NeighbourSpec, RouteKey, RouteKind,
     RouteSpec, TABLE_MAIN,
 };
+use crate::links::wireguard_device;
 use crate::mac::Mac;
 
 /// Metric of the unreachable routes. High, so that a pool of one single block does not hide that block's own route.
@@ -30,6 +36,13 @@ const VXLAN_OVERHEAD_V4: u32 = 50;
 /// The same over IPv6, whose header is 20 bytes longer.
 const VXLAN_OVERHEAD_V6: u32 = 70;
 
+/// Bytes that WireGuard adds over IPv4: message header 16, authentication tag 16, UDP 8, IPv4 20 (WireGuard paper,
+/// section 5.4.6).
+const WIREGUARD_OVERHEAD_V4: u32 = 60;
+
+/// The same over IPv6, whose header is 20 bytes longer.
+const WIREGUARD_OVERHEAD_V6: u32 = 80;
+
 /// What the overlay needs to know about a node, this one or a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -37,7 +50,7 @@ pub struct NodeFacts {
     pub uuid: Uuid,
     /// Its name, for people.
     pub name: String,
-    /// Its address on the underlay.
+    /// Its address on the underlay; unspecified where it has none that others reach.
     pub underlay: IpAddr,
     /// Its addresses inside the overlay, one of a family at most; none of a family until it owns a block there.
     pub overlays: Vec<IpAddr>,
@@ -54,6 +67,32 @@ impl NodeFacts {
     }
 }
 
+/// By what packets go to one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Path {
+    /// By a plain route over the link that both are on, in the clear.
+    Native,
+    /// Through VXLAN.
+    Vxlan,
+    /// Through WireGuard with the keys of a generation.
+    Wireguard {
+        /// The generation; it says which device.
+        generation: u64,
+    },
+}
+
+/// A peer and how it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerPath {
+    /// The peer.
+    pub facts: NodeFacts,
+    /// The path; `None` where there is none: what goes there is refused.
+    pub path: Option<Path>,
+    /// Largest packet in bytes, without the tunnel's headers, that gets there, where that is known. It stands on the
+    /// routes where it is less than the device's.
+    pub mtu: Option<u32>,
+}
+
 /// How pod traffic travels between nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -61,6 +100,8 @@ pub enum Backend {
     Native,
     /// VXLAN over UDP.
     Vxlan(VxlanConfig),
+    /// WireGuard.
+    Wireguard(WireguardConfig),
 }
 
 /// Settings of the VXLAN device.
@@ -76,9 +117,35 @@ pub struct VxlanConfig {
     pub device: String,
 }
 
+/// Settings of the WireGuard devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireguardConfig {
+    /// Who does the work.
+    pub kind: WireguardKind,
+    /// MTU of the devices in bytes, see [`wireguard_mtu`].
+    pub mtu: u32,
+    /// Generations of which this node holds keys: they say which of the devices are in use.
+    pub generations: BTreeSet<u64>,
+}
+
+/// Who does WireGuard's work on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireguardKind {
+    /// The kernel's module.
+    Kernel,
+    /// The program `weft-wireguard`.
+    User,
+}
+
 /// MTU of a VXLAN device over an underlay with that MTU, both in bytes.
 pub fn vxlan_mtu(underlay_mtu: u32, underlay: IpAddr) -> u32 {
     let overhead = if underlay.is_ipv4() { VXLAN_OVERHEAD_V4 } else { VXLAN_OVERHEAD_V6 };
+    underlay_mtu.saturating_sub(overhead)
+}
+
+/// MTU of a WireGuard device over an underlay with that MTU, both in bytes.
+pub fn wireguard_mtu(underlay_mtu: u32, underlay: IpAddr) -> u32 {
+    let overhead = if underlay.is_ipv4() { WIREGUARD_OVERHEAD_V4 } else { WIREGUARD_OVERHEAD_V6 };
     underlay_mtu.saturating_sub(overhead)
 }
 
@@ -98,16 +165,15 @@ pub fn vtep_mac(node: Uuid) -> Mac {
 
 /// Everything of the overlay on this node.
 ///
-/// `pools` are the pod CIDRs and `service_cidrs` the CIDRs of virtual addresses; both get an unreachable route.
-/// A peer's block outside all pools is passed over, so that a bad record cannot draw other traffic into the overlay;
-/// so is a block that this node owns. A single address is another matter: it moved to the peer out of a block, and wins
-/// over that block, also where the block is this node's own. Where two peers name one block, the lower UUID has it.
+/// `up` are the backends that this node has up, each at most once. `pools` are the pod CIDRs and `service_cidrs` the CIDRs
+/// of virtual addresses; both get an unreachable route. A peer whose path is not up here has no routes.
 ///
-/// Merge [`crate::pod_objects`] over the result: an address that a local pod has stays local whatever a record says.
+/// What is routed to a peer: see [`allowed_ips`]. Merge [`crate::pod_objects`] over the result: an address that a local pod
+/// has stays local whatever a record says.
 pub fn overlay_objects(
-    backend: &Backend,
+    up: &[Backend],
     own: &NodeFacts,
-    peers: &[NodeFacts],
+    peers: &[PeerPath],
     pools: &[IpNet],
     service_cidrs: &[IpNet],
 ) -> HostObjects {
@@ -116,50 +182,107 @@ pub fn overlay_objects(
         let key = RouteKey { dst: cidr.trunc(), table: TABLE_MAIN, metric: BARRIER_METRIC };
         objects.routes.insert(key, RouteSpec { kind: RouteKind::Unreachable, ..RouteSpec::default() });
     }
-    if let Backend::Vxlan(config) = backend {
-        let link = LinkSpec::Vxlan {
-            vni: config.vni,
-            port: config.port,
-            local: own.underlay,
-            mac: own.vtep_mac,
-            mtu: config.mtu,
-        };
-        objects.links.insert(config.device.clone(), link);
+    for backend in up {
+        objects.links.extend(links(backend, own));
     }
-    let device = match backend {
-        Backend::Native => "lo",
-        Backend::Vxlan(config) => &config.device,
-    };
     for overlay in own.overlays.iter().filter(|ip| own.overlay_like(**ip) == Some(**ip)) {
         let address =
-            AddressSpec { device: device.to_owned(), address: IpNet::from(*overlay), scope_host: false };
+            AddressSpec { device: "lo".to_owned(), address: IpNet::from(*overlay), scope_host: false };
         objects.addresses.insert(address);
     }
-    let mut peers: Vec<&NodeFacts> = peers.iter().filter(|peer| is_other_node(own, peer)).collect();
-    peers.sort_by_key(|peer| peer.uuid);
+    let mut claims = claims(own, peers.iter().map(|peer| &peer.facts), pools);
+    let mut peers: Vec<&PeerPath> = peers.iter().collect();
+    peers.sort_by_key(|peer| peer.facts.uuid);
     for peer in peers {
-        match backend {
-            Backend::Native => native_peer(&mut objects, own, peer, pools),
-            Backend::Vxlan(config) => vxlan_peer(&mut objects, config, own, peer, pools),
+        // Taken out: of two records with one UUID the first counts.
+        let Some(claimed) = claims.remove(&peer.facts.uuid) else { continue };
+        for backend in up {
+            match (backend, peer.path) {
+                (Backend::Native, Some(Path::Native)) => native_peer(&mut objects, own, peer, &claimed),
+                (Backend::Vxlan(config), Some(Path::Vxlan)) => {
+                    vxlan_peer(&mut objects, config, own, peer, pools, &claimed);
+                }
+                (Backend::Wireguard(config), Some(Path::Wireguard { generation })) => {
+                    wireguard_peer(&mut objects, config, generation, own, peer, &claimed);
+                }
+                (Backend::Native | Backend::Vxlan(_) | Backend::Wireguard(_), _) => {}
+            }
         }
     }
     objects
 }
 
-fn is_other_node(own: &NodeFacts, peer: &NodeFacts) -> bool {
-    let same_overlay = own.overlays.iter().any(|overlay| peer.overlays.contains(overlay));
-    peer.uuid != own.uuid && peer.underlay != own.underlay && !same_overlay
+/// What each peer has a claim to: where packets to it go, and what packets from it may have as a source. A prefix is one
+/// peer's only; where two name it, the lower UUID has it.
+///
+/// A block outside all pools is passed over, so that a bad record cannot draw other traffic into the overlay; so is a
+/// block that this node owns. A single address is another matter: it moved to the peer out of a block, and wins over that
+/// block, also where the block is this node's own.
+pub fn allowed_ips(own: &NodeFacts, peers: &[NodeFacts], pools: &[IpNet]) -> BTreeMap<Uuid, BTreeSet<IpNet>> {
+    claims(own, peers.iter(), pools)
 }
 
-fn native_peer(objects: &mut HostObjects, own: &NodeFacts, peer: &NodeFacts, pools: &[IpNet]) {
-    let reachable = |dst: &IpNet| dst.addr().is_ipv4() == peer.underlay.is_ipv4();
-    for dst in destinations(own, peer, pools).into_iter().filter(reachable) {
+fn claims<'a>(
+    own: &NodeFacts,
+    peers: impl Iterator<Item = &'a NodeFacts>,
+    pools: &[IpNet],
+) -> BTreeMap<Uuid, BTreeSet<IpNet>> {
+    let mut peers: Vec<&NodeFacts> = peers.filter(|peer| is_other_node(own, peer)).collect();
+    peers.sort_by_key(|peer| peer.uuid);
+    let mut claimed = BTreeSet::new();
+    let mut claims = BTreeMap::new();
+    for peer in peers {
+        claims.entry(peer.uuid).or_insert_with(|| {
+            let free = destinations(own, peer, pools).into_iter().filter(|net| claimed.insert(*net));
+            free.collect::<BTreeSet<IpNet>>()
+        });
+    }
+    claims
+}
+
+fn is_other_node(own: &NodeFacts, peer: &NodeFacts) -> bool {
+    let same_overlay = own.overlays.iter().any(|overlay| peer.overlays.contains(overlay));
+    peer.uuid != own.uuid && !same_overlay
+}
+
+/// Whether the peer's underlay address leads to the peer. WireGuard does not ask: behind two address translators two nodes
+/// may have the same one.
+fn is_elsewhere(own: &NodeFacts, peer: &NodeFacts) -> bool {
+    peer.underlay != own.underlay && !peer.underlay.is_unspecified()
+}
+
+fn links(backend: &Backend, own: &NodeFacts) -> BTreeMap<String, LinkSpec> {
+    match backend {
+        Backend::Native => BTreeMap::new(),
+        Backend::Vxlan(config) => {
+            let VxlanConfig { vni, port, mtu, .. } = *config;
+            let link = LinkSpec::Vxlan { vni, port, local: own.underlay, mac: own.vtep_mac, mtu };
+            BTreeMap::from([(config.device.clone(), link)])
+        }
+        Backend::Wireguard(config) => {
+            let link = match config.kind {
+                WireguardKind::Kernel => LinkSpec::Wireguard { mtu: config.mtu },
+                WireguardKind::User => LinkSpec::Tun { mtu: config.mtu },
+            };
+            let device = |generation: &u64| (wireguard_device(*generation).to_owned(), link.clone());
+            config.generations.iter().map(device).collect()
+        }
+    }
+}
+
+fn native_peer(objects: &mut HostObjects, own: &NodeFacts, peer: &PeerPath, claimed: &BTreeSet<IpNet>) {
+    let underlay = peer.facts.underlay;
+    if !is_elsewhere(own, &peer.facts) {
+        return;
+    }
+    for dst in claimed.iter().filter(|dst| dst.addr().is_ipv4() == underlay.is_ipv4()) {
         let route = RouteSpec {
-            gateway: Some(peer.underlay),
+            gateway: Some(underlay),
             source: own.overlay_like(dst.addr()),
+            mtu: peer.mtu,
             ..RouteSpec::default()
         };
-        objects.routes.entry(RouteKey::main(dst)).or_insert(route);
+        objects.routes.insert(RouteKey::main(*dst), route);
     }
 }
 
@@ -167,18 +290,21 @@ fn vxlan_peer(
     objects: &mut HostObjects,
     config: &VxlanConfig,
     own: &NodeFacts,
-    peer: &NodeFacts,
+    peer: &PeerPath,
     pools: &[IpNet],
+    claimed: &BTreeSet<IpNet>,
 ) {
-    let fdb = FdbKey { device: config.device.clone(), mac: peer.vtep_mac };
-    if !peer.vtep_mac.is_station() || peer.vtep_mac == own.vtep_mac || objects.fdb.contains_key(&fdb) {
+    let facts = &peer.facts;
+    let fdb = FdbKey { device: config.device.clone(), mac: facts.vtep_mac };
+    let usable_mac = facts.vtep_mac.is_station() && facts.vtep_mac != own.vtep_mac;
+    if !is_elsewhere(own, facts) || !usable_mac || objects.fdb.contains_key(&fdb) {
         return;
     }
     let mut hops = Vec::new();
-    for overlay in peer.overlays.iter().filter(|ip| peer.overlay_like(**ip) == Some(**ip)) {
+    for overlay in facts.overlays.iter().filter(|ip| facts.overlay_like(**ip) == Some(**ip)) {
         let neighbour = NeighbourKey { device: config.device.clone(), ip: *overlay };
         if contains(pools, overlay) && !objects.neighbours.contains_key(&neighbour) {
-            objects.neighbours.insert(neighbour, NeighbourSpec { mac: peer.vtep_mac });
+            objects.neighbours.insert(neighbour, NeighbourSpec { mac: facts.vtep_mac });
             hops.push(*overlay);
         }
     }
@@ -186,8 +312,8 @@ fn vxlan_peer(
     if hops.is_empty() {
         return;
     }
-    objects.fdb.insert(fdb, FdbSpec { dst: peer.underlay });
-    for dst in destinations(own, peer, pools) {
+    objects.fdb.insert(fdb, FdbSpec { dst: facts.underlay });
+    for dst in claimed {
         let Some(hop) = hops.iter().copied().find(|hop| hop.is_ipv4() == dst.addr().is_ipv4()) else {
             continue;
         };
@@ -196,10 +322,41 @@ fn vxlan_peer(
             gateway: Some(hop),
             onlink: true,
             source: own.overlay_like(dst.addr()),
+            mtu: smaller_mtu(peer.mtu, config.mtu),
             ..RouteSpec::default()
         };
-        objects.routes.entry(RouteKey::main(dst)).or_insert(route);
+        objects.routes.insert(RouteKey::main(*dst), route);
     }
+}
+
+/// The device knows its peers by their allowed IPs: a route needs no next hop.
+fn wireguard_peer(
+    objects: &mut HostObjects,
+    config: &WireguardConfig,
+    generation: u64,
+    own: &NodeFacts,
+    peer: &PeerPath,
+    claimed: &BTreeSet<IpNet>,
+) {
+    if !config.generations.contains(&generation) {
+        return;
+    }
+    for dst in claimed {
+        let route = RouteSpec {
+            device: Some(wireguard_device(generation).to_owned()),
+            source: own.overlay_like(dst.addr()),
+            // IPv6 routes have no scope.
+            scope_link: dst.addr().is_ipv4(),
+            mtu: smaller_mtu(peer.mtu, config.mtu),
+            ..RouteSpec::default()
+        };
+        objects.routes.insert(RouteKey::main(*dst), route);
+    }
+}
+
+/// The path's MTU where it is less than the device's, which counts without being said.
+fn smaller_mtu(path: Option<u32>, device: u32) -> Option<u32> {
+    path.filter(|path| *path < device)
 }
 
 /// The peer's blocks and single addresses inside the pools, and its overlay addresses where no block covers them.

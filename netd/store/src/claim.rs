@@ -6,6 +6,7 @@ mod address;
 mod block;
 mod cas;
 mod config;
+mod member;
 mod removal;
 mod service;
 mod sticky;
@@ -14,6 +15,7 @@ pub use address::{AddressClaimError, deny_address, grant_address, release_addres
 pub use block::{ClaimError, claim_block, claim_block_containing, release_block};
 pub use cas::ChangeError;
 pub use config::ensure_config;
+pub use member::{MemberError, add_member, remove_member};
 pub use removal::{Progress, acknowledge_removal, confirm_fence, finish_removal, remove_node};
 pub use service::{
     ServiceClaimError, ServiceClaims, ServiceRange, StoredService, claim_service_ip, claim_service_ip_among,

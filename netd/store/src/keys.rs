@@ -46,6 +46,8 @@ pub enum Key {
         /// Who wrote it: a node's UUID, or a name.
         source: String,
     },
+    /// `members/<name>`: [`crate::records::MemberRecord`].
+    Member(String),
     /// `nodes/<uuid>`: [`crate::records::NodeRecord`].
     Node(Uuid),
     /// `pods/<node uuid>/<attachment>`: [`crate::records::PodRecord`].
@@ -101,6 +103,16 @@ impl Keys {
     /// A node's record.
     pub fn node(&self, node: Uuid) -> String {
         self.key(format_args!("nodes/{node}"))
+    }
+
+    /// Prefix of the members.
+    pub fn members(&self) -> String {
+        self.key("members/")
+    }
+
+    /// A machine outside the cluster that talks with pods through WireGuard.
+    pub fn member(&self, name: &str) -> String {
+        self.key(format_args!("members/{}", escape_part(name)))
     }
 
     /// Prefix of the signs of life.
@@ -222,6 +234,7 @@ impl Keys {
         Some(match *parts.as_slice() {
             ["config"] => Key::Config,
             ["nodes", node] => Key::Node(parse_uuid(node)?),
+            ["members", name] => Key::Member(unescape_part(name)?),
             ["alive", node] => Key::Alive(parse_uuid(node)?),
             ["pods", node, attachment] => {
                 Key::Pod { node: parse_uuid(node)?, attachment: attachment.parse().ok()? }
@@ -297,6 +310,7 @@ mod tests {
         for (text, key) in [
             (keys.config(), Key::Config),
             (keys.node(node), Key::Node(node)),
+            (keys.member("laptop.example"), Key::Member("laptop.example".into())),
             (keys.alive(node), Key::Alive(node)),
             (keys.pod(node, &attachment), Key::Pod { node, attachment: attachment.clone() }),
             (keys.pool("default"), Key::Pool("default".into())),

@@ -53,6 +53,14 @@ pub struct ClusterConfig {
     pub vni: u32,
     /// The VXLAN UDP port.
     pub vxlan_port: u16,
+    /// The UDP port of WireGuard keys of even generations; that of odd ones is the next.
+    pub wireguard_port: u16,
+    /// How often nodes make new WireGuard keys, in seconds; `None`: only when asked to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_rotation_secs: Option<u64>,
+    /// Hosts outside the cluster that may open connections to pods, under their own addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_cidrs: Vec<IpNet>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub extra: Extra,
@@ -69,6 +77,9 @@ impl Default for ClusterConfig {
             overlay: OverlayBackend::Vxlan,
             vni: 4242,
             vxlan_port: 4789,
+            wireguard_port: 51820,
+            key_rotation_secs: None,
+            trusted_cidrs: Vec::new(),
             extra: Extra::new(),
         }
     }
@@ -80,13 +91,52 @@ fn v4(first: u8, second: u8, length: u8) -> IpNet {
 }
 
 /// How nodes reach each other's pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OverlayBackend {
+    /// Plain routes to nodes on the same link, WireGuard to others.
+    Auto,
     /// Plain routes; all nodes on one L2 network.
     Native,
     /// VXLAN (RFC 7348).
     Vxlan,
+    /// WireGuard: encrypted.
+    Wireguard,
+}
+
+impl OverlayBackend {
+    /// As the configuration writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Vxlan => "vxlan",
+            Self::Wireguard => "wireguard",
+        }
+    }
+}
+
+/// What peers need to know about a node's WireGuard devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireguardRecord {
+    /// `kernel` or `user`: where its device runs, for people.
+    pub kind: String,
+    /// One key, two while it rotates.
+    pub keys: Vec<WireguardKeyRecord>,
+    /// The lowest generation that the node still sends over; `None` where its netd does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sends: Option<u64>,
+}
+
+/// A public key of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireguardKeyRecord {
+    /// Which generation, from 1. Nodes talk over a generation that both have.
+    pub generation: u64,
+    /// The key, 32 bytes in base64.
+    pub public_key: String,
+    /// Where its device listens, UDP, at the node's underlay address.
+    pub port: u16,
 }
 
 /// A node as it presents itself, at `nodes/<uuid>`. Written by that node only.
@@ -112,6 +162,18 @@ pub struct NodeRecord {
     /// Its VTEP's MAC, `02:00:…`.
     #[serde(default)]
     pub vtep_mac: String,
+    /// How it is reached over WireGuard; `None` where it has no such device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireguardRecord>,
+    /// MTU of its underlay device in bytes; 0 where its netd does not say.
+    #[serde(default)]
+    pub underlay_mtu: u32,
+    /// What it can receive by. Empty from a netd that knew VXLAN and plain routes only: then what the cluster wants.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backends_up: Vec<OverlayBackend>,
+    /// What it sends by to every peer; `None` while its peers differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sends: Option<OverlayBackend>,
     /// Its node DNS address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<IpAddr>,
@@ -198,6 +260,22 @@ pub struct StickyRecord {
     /// When they were last taken or given back, in milliseconds since the Unix epoch.
     #[serde(default)]
     pub since_ms: u64,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A machine outside the cluster that talks with pods through WireGuard, at `members/<name>`. Every node has it as a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Its name; the same as in the key.
+    pub name: String,
+    /// Its public key, 32 bytes in base64. The private one is nowhere but with it.
+    pub public_key: String,
+    /// Its addresses, one of a family. Who owns their block keeps them out of its own use.
+    pub ips: Vec<IpAddr>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub extra: Extra,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests; clippy knows only the test functions themselves")]
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "SKIP lines, and a child's results")]
 
+mod checked;
 mod client;
 mod lab;
 mod lifecycle;

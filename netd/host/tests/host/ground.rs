@@ -136,6 +136,7 @@ pub(crate) async fn dual_pod(netns: &Netns, last: u8) -> PodLinkSpec<'_> {
         host_ifname: host_veth_name("weft", &format!("pod{last}"), "eth0"),
         mac: None,
         mtu: 1400,
+        gso_max_segs: None,
         addresses: vec![
             format!("10.244.0.{last}/32").parse().unwrap(),
             format!("fd00:10:244::{last}/128").parse().unwrap(),

@@ -21,6 +21,7 @@ fn spec<'a>(netns: &'a Netns, ifname: &str, ip: &str) -> PodLinkSpec<'a> {
         host_ifname: host_veth_name("weft", "c0ffee", ifname),
         mac: Some(MAC),
         mtu: 1400,
+        gso_max_segs: None,
         addresses: vec![format!("{ip}/32").parse().unwrap()],
         gateways: vec![pods::POD_GATEWAY_V4.into()],
     }

@@ -14,7 +14,9 @@ fn config() -> NftConfig {
         no_masquerade_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "192.168.7.9/24".parse().unwrap()],
         trusted_cidrs: vec!["192.168.8.0/24".parse().unwrap()],
         node_dns: vec!["169.254.53.53".parse().unwrap()],
-        overlay_ports: vec![4789, 4789],
+        overlay_ports: vec![4789, 51821, 51820, 4789],
+        forgeable_ports: vec![4789],
+        checked_mark: 0x1000,
         ..NftConfig::default()
     }
 }
@@ -74,7 +76,7 @@ fn in_fresh_netns(command: &str, input: &str) -> Option<Output> {
 
 #[test]
 fn nft_takes_the_text_of_every_configuration() {
-    let native = NftConfig { pods_in_clear: true, ..config() };
+    let native = NftConfig { clear_cidrs: config().pod_cidrs, ..config() };
     let both_dns = ["169.254.53.53", "fd00:53::53"].map(|ip| ip.parse().unwrap());
     let v6_dns = NftConfig { node_dns: both_dns.into(), ..config() };
     let mapped = NftConfig { host_ports: host_ports(), ..config() };
@@ -111,9 +113,14 @@ fn text_reads_so() {
         "elements = { 10.0.0.0/8, 192.168.7.0/24 }",
         "ip daddr 169.254.53.53 meta l4proto { tcp, udp } th dport 53 notrack",
         "ip saddr 169.254.53.53 meta l4proto { tcp, udp } th sport 53 notrack",
-        "iifname != \"lo\" iifname != \"weft*\" ip saddr @pods_v4 counter name spoofed_in drop",
-        "iifname \"weft*\" udp dport { 4789 } counter name overlay_port drop",
-        "oifname != \"lo\" oifname != \"weft*\" ip saddr @pods_v4 ip daddr @pods_v4 counter name clear_out drop",
+        "iifname != \"lo\" iifname != \"weft*\" ip saddr @pods_v4 ip saddr != @clear_v4 counter name spoofed_in drop",
+        "iifname \"weft*\" udp dport { 4789, 51820, 51821 } counter name overlay_port drop",
+        "iifname \"weft*\" oifname != \"weft*\" udp dport { 4789 } counter name overlay_port drop",
+        "iifname != \"weft*\" udp dport { 4789, 51820, 51821 } notrack",
+        "udp sport { 4789, 51820, 51821 } notrack",
+        "iifname \"weft*\" iifname != \"weft.*\" iifname != \"weftq*\" meta mark & 0x00001000 == 0 counter name unchecked_in drop",
+        "iifname \"weft*\" iifname != \"weft.*\" iifname != \"weftq*\" meta mark set meta mark & 0xffffefff",
+        "oifname != \"lo\" oifname != \"weft*\" ip saddr @pods_v4 ip daddr @pods_v4 ip daddr != @clear_v4 counter name clear_out drop",
         "oifname != \"lo\" oifname != \"weft*\" ip saddr @pods_v4 ip daddr != @inside_v4 masquerade fully-random",
     ] {
         assert!(text.contains(line), "no `{line}` in\n{text}");
@@ -151,8 +158,17 @@ fn mapped_ports_read_so() {
 }
 
 #[test]
-fn native_overlay_lets_pods_use_the_uplink() {
-    let text = render(&NftConfig { pods_in_clear: true, ..config() });
-    assert!(!text.contains("spoofed_in drop") && !text.contains("clear_out drop"), "{text}");
-    assert!(text.contains("elements = { 10.244.0.0/16, 192.168.8.0/24 }"), "{text}");
+fn only_pods_of_peers_on_the_link_use_the_uplink() {
+    let clear = vec!["10.244.2.0/26".parse().unwrap(), "fd00:10:244:2::/122".parse().unwrap()];
+    let text = render(&NftConfig { clear_cidrs: clear, ..config() });
+    for line in [
+        "elements = { 10.244.2.0/26 }",
+        "elements = { fd00:10:244:2::/122 }",
+        // They open connections to pods here.
+        "elements = { 10.244.2.0/26, 192.168.8.0/24 }",
+        "ip6 saddr @pods_v6 ip6 saddr != @clear_v6 counter name spoofed_in drop",
+        "ip6 daddr @pods_v6 ip6 daddr != @clear_v6 counter name clear_out drop",
+    ] {
+        assert!(text.contains(line), "no `{line}` in\n{text}");
+    }
 }

@@ -4,12 +4,12 @@
 use std::net::IpAddr;
 
 use netd_plan::{
-    Backend, Bandwidth, HostObject, HostObjects, HostOp, LinkSpec, NodeFacts, PodWiring, RouteKind,
-    VxlanConfig, node_dns_objects, ordered, plan, pod_objects, shape_objects,
+    Backend, Bandwidth, HostObject, HostObjects, HostOp, LinkSpec, NodeFacts, Path, PodWiring, RouteKind,
+    RouteSpec, VxlanConfig, WireguardKind, node_dns_objects, ordered, plan, pod_objects, shape_objects,
 };
 use proptest::prelude::*;
 
-use super::overlay::{dual, dual_objects, node, objects, vxlan};
+use super::overlay::{by, changing, dual, dual_objects, node, objects, vxlan, wireguard};
 
 /// A kernel that refuses what the real one would refuse, and drops what the real one would drop.
 #[derive(Clone, Default)]
@@ -62,7 +62,7 @@ impl Kernel {
         }
         let LinkSpec::Vxlan { vni, port, .. } = spec else { return };
         let twin = self.objects.links.iter().any(|(other, known)| match known {
-            LinkSpec::Ifb => false,
+            LinkSpec::Ifb | LinkSpec::Tun { .. } | LinkSpec::Wireguard { .. } => false,
             LinkSpec::Vxlan { vni: known_vni, port: known_port, .. } => {
                 other != name && (known_vni, known_port) == (vni, port)
             }
@@ -132,7 +132,11 @@ fn move_to(kernel: &mut Kernel, desired: &HostObjects) {
     let closed_before = kernel.is_closed();
     for op in plan(desired, &kernel.objects) {
         kernel.apply(&op);
-        let has_overlay_routes = kernel.objects.routes.values().any(|route| route.gateway.is_some());
+        let leads_away = |route: &RouteSpec| {
+            route.gateway.is_some()
+                || route.device.as_ref().is_some_and(|device| device.starts_with("weft.wg"))
+        };
+        let has_overlay_routes = kernel.objects.routes.values().any(leads_away);
         assert!(kernel.is_closed() || !has_overlay_routes, "{op}: forwarding without a barrier");
         assert!(kernel.is_closed() || !closed_before || desired.is_empty(), "{op}: open in between");
     }
@@ -141,7 +145,7 @@ fn move_to(kernel: &mut Kernel, desired: &HostObjects) {
 }
 
 /// How many [`states`] there are.
-const STATES: usize = 20;
+const STATES: usize = 30;
 
 /// Cluster states in a sensible order of a node's life.
 fn states() -> Vec<HostObjects> {
@@ -160,6 +164,9 @@ fn states() -> Vec<HostObjects> {
         host_ifname: "weftpod1".to_owned(),
         container_mac: netd_plan::Mac([2, 0, 0, 0, 0, 5]),
     };
+    let (one, two) = (Path::Wireguard { generation: 1 }, Path::Wireguard { generation: 2 });
+    let user = |generations: &[u64]| [wireguard(WireguardKind::User, generations)];
+    let both = |generations: &[u64]| [vxlan(), wireguard(WireguardKind::User, generations)];
     let with_pods = |mut objects: HostObjects| {
         objects.merge(pod_objects(std::slice::from_ref(&pod), &node(1).overlays));
         objects.merge(node_dns_objects(&["169.254.53.53".parse().unwrap(), "fd00:53::53".parse().unwrap()]));
@@ -191,6 +198,17 @@ fn states() -> Vec<HostObjects> {
         limited(with_pods(objects(&vxlan(), &node(1), &[node(2)])), 8_000_000, 0),
         limited(with_pods(objects(&other_vni, &node(1), &[node(2)])), 4_000_000, 8_000_000),
         limited(with_pods(objects(&vxlan(), &node(1), &[node(2)])), 0, 4_000_000),
+        // To WireGuard pair by pair, through a rotation of keys, into the kernel, and back.
+        with_pods(dual_objects(&vxlan(), &dual(1), &[dual(2), dual(3)])),
+        with_pods(changing(&both(&[1]), &[by(dual(2), Path::Vxlan), by(dual(3), Path::Vxlan)])),
+        with_pods(changing(&both(&[1]), &[by(dual(2), one), by(dual(3), Path::Vxlan)])),
+        with_pods(changing(&both(&[1]), &[by(dual(2), one), by(dual(3), one)])),
+        with_pods(changing(&user(&[1]), &[by(dual(2), one), by(dual(3), one)])),
+        with_pods(changing(&user(&[1, 2]), &[by(dual(2), one), by(dual(3), two)])),
+        with_pods(changing(&user(&[2]), &[by(dual(2), two), by(dual(3), two)])),
+        with_pods(changing(&[wireguard(WireguardKind::Kernel, &[2])], &[by(dual(2), two)])),
+        changing(&[Backend::Native, vxlan()], &[by(dual(2), Path::Native), by(dual(3), Path::Vxlan)]),
+        changing(&both(&[2, 3]), &[by(dual(2), two), by(dual(3), Path::Vxlan)]),
     ]
 }
 
@@ -238,7 +256,7 @@ fn operations_read_well() {
         text,
         [
             "add link weft.vxlan".to_owned(),
-            "add address 10.244.1.0/32 on weft.vxlan".to_owned(),
+            "add address 10.244.1.0/32 on lo".to_owned(),
             "add route 10.96.0.0/16 metric 1000000".to_owned(),
             "add route 10.244.0.0/16 metric 1000000".to_owned(),
             "add neighbour 10.244.2.0 on weft.vxlan".to_owned(),

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netd_plan::overlay::BARRIER_METRIC;
 use netd_plan::{
-    Backend, FdbKey, HostObjects, LinkSpec, Mac, NeighbourKey, NodeFacts, PodWiring, RouteKey, RouteKind,
-    VxlanConfig, overlay_objects, pod_objects, vtep_mac, vxlan_mtu,
+    Backend, FdbKey, HostObjects, LinkSpec, Mac, NeighbourKey, NodeFacts, Path, PeerPath, PodWiring,
+    RouteKey, RouteKind, VxlanConfig, WireguardConfig, WireguardKind, allowed_ips, overlay_objects,
+    pod_objects, vtep_mac, vxlan_mtu, wireguard_mtu,
 };
+use proptest::prelude::*;
 use uuid::Uuid;
 
 const DEVICE: &str = "weft.vxlan";
@@ -46,19 +48,62 @@ pub(crate) fn vxlan() -> Backend {
     Backend::Vxlan(VxlanConfig { vni: 4242, port: 4789, mtu: 1450, device: DEVICE.to_owned() })
 }
 
+pub(crate) fn wireguard(kind: WireguardKind, generations: &[u64]) -> Backend {
+    Backend::Wireguard(WireguardConfig {
+        kind,
+        mtu: 1440,
+        generations: generations.iter().copied().collect(),
+    })
+}
+
+/// A peer that is reached so.
+pub(crate) fn by(facts: NodeFacts, path: Path) -> PeerPath {
+    PeerPath { facts, path: Some(path), mtu: None }
+}
+
+/// All peers by the one backend that there is.
+fn all_by(backend: &Backend, peers: &[NodeFacts]) -> Vec<PeerPath> {
+    let path = match backend {
+        Backend::Native => Path::Native,
+        Backend::Vxlan(_) => Path::Vxlan,
+        Backend::Wireguard(config) => Path::Wireguard { generation: *config.generations.last().unwrap() },
+    };
+    peers.iter().map(|peer| by(peer.clone(), path)).collect()
+}
+
+/// Node 1 with both families while several backends are up.
+pub(crate) fn changing(up: &[Backend], peers: &[PeerPath]) -> HostObjects {
+    overlay_objects(up, &dual(1), peers, &dual_pools(), &[net("10.96.0.0/16")])
+}
+
+fn dual_pools() -> [IpNet; 2] {
+    [net("10.244.0.0/16"), net("fd00:10:244::/56")]
+}
+
 pub(crate) fn objects(backend: &Backend, own: &NodeFacts, peers: &[NodeFacts]) -> HostObjects {
-    overlay_objects(backend, own, peers, &[net("10.244.0.0/16")], &[net("10.96.0.0/16")])
+    let peers = all_by(backend, peers);
+    overlay_objects(
+        std::slice::from_ref(backend),
+        own,
+        &peers,
+        &[net("10.244.0.0/16")],
+        &[net("10.96.0.0/16")],
+    )
 }
 
 /// With pools of both families.
 pub(crate) fn dual_objects(backend: &Backend, own: &NodeFacts, peers: &[NodeFacts]) -> HostObjects {
-    let pools = [net("10.244.0.0/16"), net("fd00:10:244::/56")];
-    overlay_objects(backend, own, peers, &pools, &[net("10.96.0.0/16")])
+    let peers = all_by(backend, peers);
+    overlay_objects(std::slice::from_ref(backend), own, &peers, &dual_pools(), &[net("10.96.0.0/16")])
 }
 
 fn unicast(objects: &HostObjects) -> Vec<String> {
     let forwarding = objects.routes.iter().filter(|(_, route)| route.kind == RouteKind::Unicast);
-    forwarding.map(|(key, route)| format!("{} via {}", key.dst, route.gateway.unwrap())).collect()
+    let way = |gateway: Option<IpAddr>, device: &Option<String>| match gateway {
+        Some(gateway) => format!("via {gateway}"),
+        None => format!("dev {}", device.as_ref().unwrap()),
+    };
+    forwarding.map(|(key, route)| format!("{} {}", key.dst, way(route.gateway, &route.device))).collect()
 }
 
 #[test]
@@ -70,7 +115,7 @@ fn two_nodes_over_vxlan() {
     assert_eq!((vni, port, local, mtu), (4242, 4789, ip("192.0.2.1"), 1450));
     assert_eq!(mac, vtep_mac(Uuid::from_u128(1)));
     let address = objects.addresses.first().unwrap();
-    assert_eq!((address.device.as_str(), address.address), (DEVICE, net("10.244.1.0/32")));
+    assert_eq!((address.device.as_str(), address.address), ("lo", net("10.244.1.0/32")));
 
     let neighbour = NeighbourKey { device: DEVICE.to_owned(), ip: ip("10.244.2.0") };
     assert_eq!(objects.neighbours[&neighbour].mac, vtep_mac(Uuid::from_u128(2)));
@@ -85,7 +130,7 @@ fn two_nodes_over_vxlan() {
 
 #[test]
 fn barriers_stand_under_pools_and_services_also_without_peers() {
-    for backend in [vxlan(), Backend::Native] {
+    for backend in [vxlan(), Backend::Native, wireguard(WireguardKind::User, &[1])] {
         let own = NodeFacts { overlays: Vec::new(), blocks: Vec::new(), ..node(1) };
         let objects = objects(&backend, &own, &[]);
         for cidr in ["10.244.0.0/16", "10.96.0.0/16"] {
@@ -98,7 +143,8 @@ fn barriers_stand_under_pools_and_services_also_without_peers() {
 
 #[test]
 fn pool_of_one_block_keeps_both_routes() {
-    let objects = overlay_objects(&vxlan(), &node(1), &[node(2)], &[net("10.244.2.0/26")], &[]);
+    let peer = by(node(2), Path::Vxlan);
+    let objects = overlay_objects(&[vxlan()], &node(1), &[peer], &[net("10.244.2.0/26")], &[]);
     assert_eq!(objects.routes.len(), 2, "{:?}", objects.routes);
 }
 
@@ -229,6 +275,119 @@ fn order_of_peers_does_not_matter_even_when_they_quarrel() {
 }
 
 #[test]
+fn wireguard_needs_no_next_hop() {
+    for (kind, link) in [
+        (WireguardKind::User, LinkSpec::Tun { mtu: 1440 }),
+        (WireguardKind::Kernel, LinkSpec::Wireguard { mtu: 1440 }),
+    ] {
+        let objects = dual_objects(&wireguard(kind, &[1]), &dual(1), &[dual(2), node(3)]);
+        assert_eq!(objects.links.iter().collect::<Vec<_>>(), [(&"weft.wg1".to_owned(), &link)]);
+        assert_eq!(
+            unicast(&objects),
+            ["10.244.2.0/26 dev weft.wg1", "10.244.3.0/26 dev weft.wg1", "fd00:10:244:2::/122 dev weft.wg1"]
+        );
+        assert!(objects.neighbours.is_empty() && objects.fdb.is_empty());
+        let v4 = &objects.routes[&RouteKey::main(net("10.244.2.0/26"))];
+        assert_eq!((v4.source, v4.scope_link, v4.mtu), (Some(ip("10.244.1.0")), true, None));
+        let v6 = &objects.routes[&RouteKey::main(net("fd00:10:244:2::/122"))];
+        assert_eq!((v6.source, v6.scope_link), (Some(ip("fd00:10:244:1::")), false), "IPv6 has no scope");
+        assert!(objects.addresses.iter().all(|spec| spec.device == "lo") && objects.addresses.len() == 2);
+    }
+}
+
+#[test]
+fn each_peer_goes_by_its_own_path_while_several_are_up() {
+    let up = [Backend::Native, vxlan(), wireguard(WireguardKind::User, &[4, 5])];
+    let nowhere = PeerPath { facts: dual(6), path: None, mtu: None };
+    let not_up = by(dual(7), Path::Wireguard { generation: 6 });
+    let peers = [
+        by(node(2), Path::Native),
+        by(node(3), Path::Vxlan),
+        by(node(4), Path::Wireguard { generation: 4 }),
+        by(node(5), Path::Wireguard { generation: 5 }),
+        nowhere,
+        not_up,
+    ];
+    let objects = changing(&up, &peers);
+    assert_eq!(
+        unicast(&objects),
+        [
+            "10.244.2.0/26 via 192.0.2.2",
+            "10.244.3.0/26 via 10.244.3.0",
+            "10.244.4.0/26 dev weft.wg0",
+            "10.244.5.0/26 dev weft.wg1",
+        ]
+    );
+    assert_eq!(objects.links.keys().collect::<Vec<_>>(), ["weft.vxlan", "weft.wg0", "weft.wg1"]);
+    assert_eq!((objects.fdb.len(), objects.neighbours.len()), (1, 1), "the one that is sent to by VXLAN");
+    assert_eq!(unicast(&changing(&[], &peers)), [""; 0], "nothing is up: the barriers answer");
+}
+
+#[test]
+fn a_narrow_path_stands_on_the_routes() {
+    let narrow = |path, mtu| PeerPath { mtu: Some(mtu), ..by(node(2), path) };
+    let mtu = |up: Backend, peer: PeerPath| {
+        changing(&[up], &[peer]).routes[&RouteKey::main(net("10.244.2.0/26"))].mtu
+    };
+    let tunnel = || wireguard(WireguardKind::User, &[1]);
+    let one = Path::Wireguard { generation: 1 };
+    assert_eq!(mtu(tunnel(), narrow(one, 1400)), Some(1400));
+    assert_eq!(mtu(tunnel(), narrow(one, 1440)), None, "the device's own");
+    assert_eq!(mtu(vxlan(), narrow(Path::Vxlan, 1400)), Some(1400));
+    assert_eq!(mtu(Backend::Native, narrow(Path::Native, 1400)), Some(1400));
+}
+
+#[test]
+fn wireguard_reaches_those_who_have_no_address_of_their_own_on_the_underlay() {
+    let hidden = NodeFacts { underlay: ip("0.0.0.0"), ..node(2) };
+    let same = NodeFacts { underlay: node(1).underlay, ..node(3) };
+    for peer in [hidden, same] {
+        let tunnel = wireguard(WireguardKind::User, &[1]);
+        assert_eq!(unicast(&objects(&tunnel, &node(1), std::slice::from_ref(&peer))).len(), 1);
+        for backend in [vxlan(), Backend::Native] {
+            let objects = objects(&backend, &node(1), std::slice::from_ref(&peer));
+            assert!(unicast(&objects).is_empty() && objects.fdb.is_empty(), "{objects:?}");
+        }
+    }
+}
+
+#[test]
+fn allowed_ips_are_what_is_routed() {
+    let moved = NodeFacts { blocks: [node(2).blocks, vec![net("10.244.1.9/32")]].concat(), ..node(2) };
+    let quarrel = NodeFacts { blocks: vec![net("10.244.2.0/26"), net("0.0.0.0/0")], ..node(3) };
+    let allowed = allowed_ips(&node(1), &[quarrel, moved, node(1)], &[net("10.244.0.0/16")]);
+    let text =
+        |n: u128| -> Vec<String> { allowed[&Uuid::from_u128(n)].iter().map(IpNet::to_string).collect() };
+    assert_eq!(allowed.len(), 2, "not for this node itself");
+    assert_eq!(text(2), ["10.244.1.9/32", "10.244.2.0/26"]);
+    assert_eq!(text(3), ["10.244.3.0/32"], "what is left: its overlay address");
+}
+
+proptest! {
+    /// Whatever records say: the routes over WireGuard are the devices' allowed IPs, each prefix is one peer's, and nothing
+    /// outside the pools is drawn in.
+    #[test]
+    fn routes_and_allowed_ips_agree(claims in prop::collection::vec((1..8_u8, 0..10_u8, 20..=32_u8), 0..20)) {
+        let mut peers: Vec<NodeFacts> = (2..8).map(node).collect();
+        for (peer, block, prefix_len) in claims {
+            let block = IpNet::new(ip(&format!("10.{}.{block}.0", 240 + peer)), prefix_len).unwrap();
+            if let Some(peer) = peers.get_mut(usize::from(block.prefix_len() % 6)) {
+                peer.blocks.push(block);
+            }
+        }
+        let pools = [net("10.244.0.0/16")];
+        let allowed = allowed_ips(&node(1), &peers, &pools);
+        let all: Vec<IpNet> = allowed.values().flatten().copied().collect();
+        let distinct: std::collections::BTreeSet<IpNet> = all.iter().copied().collect();
+        prop_assert_eq!(all.len(), distinct.len());
+        prop_assert!(distinct.iter().all(|net| pools[0].contains(net)));
+        let objects = objects(&wireguard(WireguardKind::User, &[1]), &node(1), &peers);
+        let routed = objects.routes.iter().filter(|(_, route)| route.kind == RouteKind::Unicast);
+        prop_assert_eq!(routed.map(|(key, _)| key.dst).collect::<std::collections::BTreeSet<_>>(), distinct);
+    }
+}
+
+#[test]
 fn vtep_addresses_are_local_and_differ() {
     let macs: std::collections::BTreeSet<Mac> = (0..500).map(|n| vtep_mac(Uuid::from_u128(n))).collect();
     assert_eq!(macs.len(), 500);
@@ -239,4 +398,11 @@ fn vtep_addresses_are_local_and_differ() {
 fn vxlan_costs_fifty_bytes_over_v4_and_seventy_over_v6() {
     assert_eq!(vxlan_mtu(1500, ip("192.0.2.1")), 1450);
     assert_eq!(vxlan_mtu(1500, ip("2001:db8::1")), 1430);
+}
+
+#[test]
+fn wireguard_costs_sixty_bytes_over_v4_and_eighty_over_v6() {
+    assert_eq!(wireguard_mtu(1500, ip("192.0.2.1")), 1440);
+    assert_eq!(wireguard_mtu(1500, ip("2001:db8::1")), 1420);
+    assert_eq!(wireguard_mtu(50, ip("192.0.2.1")), 0);
 }

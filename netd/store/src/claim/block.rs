@@ -34,15 +34,14 @@ pub enum ClaimError {
         why: &'static str,
     },
     /// Every block of the family, in every pool that this node may use, has an owner.
-    #[error(
-        "no free {family} block in {}: add a pool, make one larger, or remove nodes that are gone",
-        name_pools(pools)
-    )]
+    #[error("{}", exhausted_text(*family, pools, draining))]
     Exhausted {
         /// The family.
         family: Family,
         /// The pools that were tried, as `name (cidr)`.
         pools: Vec<String>,
+        /// Pools of the family that drain, and could be taken into use again.
+        draining: Vec<String>,
     },
     /// No pool has the address.
     #[error("{0} is in no address pool")]
@@ -68,12 +67,14 @@ pub enum ClaimError {
     },
 }
 
-fn name_pools(pools: &[String]) -> String {
-    match pools {
-        [] => "any pool (there is none for this node)".into(),
-        [one] => format!("pool {one}"),
-        many => format!("pools {}", many.join(", ")),
-    }
+fn exhausted_text(family: Family, pools: &[String], draining: &[String]) -> String {
+    let full = match pools {
+        [] => format!("no {family} pool is in use for this node"),
+        [one] => format!("all {family} blocks of pool {one} are claimed"),
+        many => format!("all {family} blocks of pools {} are claimed", many.join(", ")),
+    };
+    let undrain: String = draining.iter().map(|name| format!("`weft ipam pool undrain {name}`, ")).collect();
+    format!("{full}: `weft ipam pool add` another, {undrain}or delete pods or nodes that nobody needs")
 }
 
 impl ClaimError {
@@ -113,8 +114,11 @@ pub async fn claim_block(
     }
     let mine = |pool: &&Pool| pool.state.is_active() && pool.family() == family && pool.admits(node_labels);
     let tried = pools.iter().filter(mine);
-    let pools = tried.map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
-    Err(ClaimError::Exhausted { family, pools })
+    let tried = tried.map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
+    let drains =
+        |pool: &&Pool| !pool.state.is_active() && pool.family() == family && pool.admits(node_labels);
+    let draining = pools.iter().filter(drains).map(|pool| pool.name.clone()).collect();
+    Err(ClaimError::Exhausted { family, pools: tried, draining })
 }
 
 /// As [`claim_block`], the very block that has the address; [`ClaimError::Taken`] says whose it is where it is taken.
@@ -238,12 +242,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exhaustion_names_the_pools() {
-        let text = |pools: &[&str]| {
-            let pools = pools.iter().map(|p| (*p).into()).collect();
-            ClaimError::Exhausted { family: Family::V4, pools }.to_string()
+    fn exhaustion_names_the_pools_and_every_way_out() {
+        let text = |pools: &[&str], draining: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(|p| (*p).into()).collect();
+            ClaimError::Exhausted { family: Family::V4, pools: owned(pools), draining: owned(draining) }
+                .to_string()
         };
-        assert!(text(&["a (10.0.0.0/24)"]).starts_with("no free IPv4 block in pool a (10.0.0.0/24): "));
-        assert!(text(&["a", "b"]).starts_with("no free IPv4 block in pools a, b: "));
+        assert!(
+            text(&["a (10.0.0.0/24)"], &[])
+                .starts_with("all IPv4 blocks of pool a (10.0.0.0/24) are claimed: ")
+        );
+        assert!(text(&["a", "b"], &[]).starts_with("all IPv4 blocks of pools a, b are claimed: "));
+        assert!(!text(&["a"], &[]).contains("undrain") && !text(&["a"], &[]).contains("larger"));
+        assert!(text(&["a"], &["old"]).contains("`weft ipam pool undrain old`"));
+        assert!(text(&[], &["old"]).starts_with("no IPv4 pool is in use for this node: "));
     }
 }

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Key generations: single decisions. Whole clusters: `rotation.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netd_plan::generation::{GENERATION_MAX, ROTATION_DEADLINE_MS, ROTATION_SETTLE_MS};
+use netd_plan::{GenerationInput, GenerationPlan, Generations, PeerGenerations, RotationRefused};
+use uuid::Uuid;
+
+pub(crate) fn uuid(n: usize) -> Uuid {
+    Uuid::from_u128(u128::try_from(n).unwrap())
+}
+
+fn own(keys: &[(u64, u64)], peers: Vec<PeerGenerations>) -> GenerationInput {
+    GenerationInput {
+        own: keys.iter().copied().collect(),
+        peers,
+        deadline_ms: ROTATION_DEADLINE_MS,
+        ..GenerationInput::default()
+    }
+}
+
+fn peer(n: usize, published: &[u64], sends: u64, handshakes: &[u64]) -> PeerGenerations {
+    PeerGenerations {
+        uuid: uuid(n),
+        live: true,
+        published: published.iter().copied().collect(),
+        sends: Some(sends),
+        handshakes: handshakes.iter().map(|generation| (*generation, 1_000)).collect(),
+    }
+}
+
+fn step(input: &GenerationInput, now_ms: u64) -> GenerationPlan {
+    Generations::default().step(input, now_ms)
+}
+
+#[test]
+fn the_first_key_is_of_the_newest_generation_that_there_is() {
+    assert_eq!(step(&own(&[], vec![]), 0).make, Some(1));
+    assert_eq!(step(&own(&[], vec![peer(2, &[3, 4], 3, &[])]), 0).make, Some(4));
+    let bad = PeerGenerations { published: BTreeSet::from([0, GENERATION_MAX + 1]), ..peer(3, &[], 0, &[]) };
+    assert_eq!(step(&own(&[], vec![bad]), 0).make, Some(1), "what nobody can follow is not believed");
+    assert_eq!(step(&own(&[(1, 0)], vec![peer(2, &[1], 1, &[])]), 0).make, None);
+}
+
+#[test]
+fn a_pair_moves_on_a_handshake_and_never_back() {
+    let mut state = Generations::default();
+    let keys = [(1, 0), (2, 0)];
+    let plan = state.step(&own(&keys, vec![peer(2, &[1], 1, &[])]), 1_000);
+    let tunnel = &plan.peers[&uuid(2)];
+    assert_eq!((tunnel.path, tunnel.keepalive), (Some(1), None), "one in common needs no handshake");
+
+    let plan = state.step(&own(&keys, vec![peer(2, &[1, 2], 1, &[1])]), 2_000);
+    let tunnel = &plan.peers[&uuid(2)];
+    assert_eq!((tunnel.path, tunnel.keepalive, plan.sends), (Some(1), Some(2), Some(1)), "it waits");
+    assert_eq!(tunnel.common, BTreeSet::from([1, 2]), "both devices take it");
+
+    let plan = state.step(&own(&keys, vec![peer(2, &[1, 2], 1, &[1, 2])]), 3_000);
+    let tunnel = &plan.peers[&uuid(2)];
+    assert_eq!((tunnel.path, tunnel.keepalive, plan.sends), (Some(2), None, Some(2)));
+
+    let forgotten = own(&keys, vec![peer(2, &[1, 2], 1, &[])]);
+    assert_eq!(state.step(&forgotten, 4_000).peers[&uuid(2)].path, Some(2), "the device was restarted");
+    assert_eq!(
+        step(&forgotten, 4_000).peers[&uuid(2)].path,
+        Some(1),
+        "this node too: what the peer sends over"
+    );
+    assert_eq!(step(&own(&keys, vec![peer(2, &[1, 2], 2, &[])]), 4_000).peers[&uuid(2)].path, Some(2));
+}
+
+#[test]
+fn the_old_key_goes_when_nobody_needs_it_or_at_the_deadline() {
+    let keys = [(1, 0), (2, 100_000)];
+    let moved = own(&keys, vec![peer(2, &[1, 2], 2, &[1, 2])]);
+    let mut state = Generations::default();
+    let plan = state.step(&moved, 120_000);
+    assert_eq!((plan.drop, plan.next_ms), (None, Some(120_000 + ROTATION_SETTLE_MS)));
+    let plan = state.step(&moved, 120_000 + ROTATION_SETTLE_MS);
+    assert_eq!((plan.drop, plan.sends), (Some(1), Some(2)));
+    assert_eq!(plan.peers[&uuid(2)].common, BTreeSet::from([2]), "nothing of the key that goes");
+
+    // The other end still sends over the old key, as one whose netd was killed does.
+    let stays = own(&keys, vec![peer(2, &[1, 2], 1, &[1, 2]), peer(3, &[2], 2, &[])]);
+    let mut state = Generations::default();
+    let plan = state.step(&stays, 120_000);
+    assert_eq!((plan.drop, plan.next_ms), (None, Some(100_000 + ROTATION_DEADLINE_MS)));
+    assert_eq!(state.step(&stays, 399_999).drop, None);
+    assert_eq!(state.step(&stays, 400_000).drop, Some(1));
+
+    // A record without a word about it counts by its newest key.
+    let silent = PeerGenerations { sends: None, ..peer(2, &[1, 2], 0, &[1, 2]) };
+    let mut state = Generations::default();
+    assert_eq!(state.step(&own(&keys, vec![silent.clone()]), 120_000).drop, None);
+    assert_eq!(state.step(&own(&keys, vec![silent]), 130_000).drop, Some(1));
+}
+
+#[test]
+fn one_without_a_lease_counts_as_long_as_packets_come_from_it() {
+    let keys = [(1, 0), (2, 100_000)];
+    let away = |handshake_ms| PeerGenerations {
+        live: false,
+        handshakes: BTreeMap::from([(1, handshake_ms)]),
+        ..peer(2, &[1], 1, &[])
+    };
+    let mut state = Generations::default();
+    state.step(&own(&keys, vec![away(110_000)]), 200_000);
+    assert_eq!(state.step(&own(&keys, vec![away(110_000)]), 230_000).drop, None);
+    // Not a word for three minutes.
+    state.step(&own(&keys, vec![away(110_000)]), 300_000);
+    assert_eq!(state.step(&own(&keys, vec![away(110_000)]), 310_000).drop, Some(1));
+}
+
+#[test]
+fn a_clock_that_was_set_back_does_not_keep_the_old_key() {
+    let input = own(&[(1, 0), (2, 9_000_000_000)], vec![peer(2, &[1, 2], 1, &[1])]);
+    let mut state = Generations::default();
+    assert_eq!(state.step(&input, 1_000).next_ms, Some(1_000 + ROTATION_DEADLINE_MS));
+    assert_eq!(state.step(&input, 1_000 + ROTATION_DEADLINE_MS).drop, Some(1));
+}
+
+#[test]
+fn one_that_missed_rotations_catches_up_by_way_of_the_other_device() {
+    // Device 0 is free for the newest.
+    let plan = step(&own(&[(1, 0)], vec![peer(2, &[4], 4, &[])]), 0);
+    assert_eq!((plan.drop, plan.make), (None, Some(4)));
+    // It is not, but nobody else speaks what is there.
+    let plan = step(&own(&[(2, 0)], vec![peer(2, &[4], 4, &[])]), 0);
+    assert_eq!((plan.drop, plan.make), (Some(2), Some(4)));
+    // Somebody does: both go by 3.
+    let behind = || peer(3, &[2], 2, &[2]);
+    let plan = step(&own(&[(2, 0)], vec![peer(2, &[4], 4, &[]), behind()]), 0);
+    assert_eq!((plan.drop, plan.make), (None, Some(3)));
+    let plan = step(&own(&[(2, 0), (3, 0)], vec![peer(2, &[4], 4, &[]), behind()]), 0);
+    assert_eq!((plan.drop, plan.make), (None, None), "2 must go first");
+    let gone = PeerGenerations { live: false, ..behind() };
+    let plan = step(&own(&[(2, 0)], vec![peer(2, &[4], 4, &[]), gone]), 1_000_000);
+    assert_eq!((plan.drop, plan.make), (Some(2), Some(4)), "who is away finds back alone");
+    // Damage on the disk: two keys for one device.
+    assert_eq!(step(&own(&[(2, 0), (4, 0)], vec![]), 0).drop, Some(2));
+}
+
+#[test]
+fn a_rotation_is_asked_for_or_due_and_one_at_a_time() {
+    let asked = |input: GenerationInput| step(&GenerationInput { rotate: true, ..input }, 1_000);
+    assert_eq!(asked(own(&[(5, 0)], vec![peer(2, &[5], 5, &[])])).make, Some(6));
+    let plan = asked(own(&[(5, 0), (6, 0)], vec![]));
+    assert_eq!((plan.make, plan.refused), (None, Some(RotationRefused::Holding { older: 5, newer: 6 })));
+    let plan = asked(own(&[(5, 0)], vec![peer(2, &[5, 6], 5, &[])]));
+    assert_eq!((plan.make, plan.refused), (Some(6), Some(RotationRefused::Behind { own: 5, seen: 6 })));
+    let plan = asked(own(&[(GENERATION_MAX, 0)], vec![]));
+    assert_eq!(plan.refused, Some(RotationRefused::End(GENERATION_MAX)));
+
+    let due = |now_ms| {
+        let input = GenerationInput { rotation_ms: Some(60_000), ..own(&[(5, 1_000)], vec![]) };
+        let plan = step(&input, now_ms);
+        (plan.make, plan.next_ms, plan.refused)
+    };
+    assert_eq!(due(60_999), (None, Some(61_000), None));
+    assert_eq!(due(61_000), (Some(6), None, None));
+}
