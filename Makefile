@@ -1,7 +1,7 @@
 # Weft. Each target is a line or two; scripts live in .ci/.
 BIN := target/release
 
-.PHONY: build demo test bench soak lint static install install-build uninstall deps bench-deps
+.PHONY: build demo test bench soak vm lint static install install-build uninstall deps bench-deps
 
 build: deps
 	cargo build --release --locked --bins
@@ -12,11 +12,18 @@ demo: build
 test: build
 	bash .ci/test
 
+# The tunnel that can leave out its cipher is built apart: the shipped one cannot.
 bench: build
+	cargo build --release --locked --package netd-wireguard --bins --features bench --target-dir target/bench-cipher
 	$(BIN)/weft-bench $(if $(ROW),--row $(ROW))
 
 soak: build
 	WEFT_SOAK=1 bash .ci/test
+
+# Boots other kernels in emulation: WireGuard between them and ours, our BPF programs under their verifiers.
+vm: build
+	@bash .ci/deps vm
+	sh tests/vm/run
 
 lint: deps
 	bash .ci/lint

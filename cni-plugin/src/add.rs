@@ -74,6 +74,7 @@ impl Call<'_> {
             host_ifname: self.host_ifname.clone(),
             mac: self.options.mac.map(Mac),
             mtu: request::mtu(&self.options, allocated),
+            gso_max_segs: allocated.gso_max_segs,
             addresses: allocated.addresses.clone(),
             gateways: allocated.gateways.clone(),
         };

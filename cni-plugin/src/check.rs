@@ -105,6 +105,7 @@ async fn own(
         host_ifname: record.host_ifname,
         mac: promised.mac(record.container_mac.as_deref())?,
         mtu: mtu.map_or(record.mtu, |wanted| wanted.min(record.mtu)),
+        gso_max_segs: None,
         addresses: record.addresses,
         gateways: record.gateways,
     };

@@ -147,6 +147,7 @@ mod tests {
             host_ifname: "weft0".into(),
             mac: None,
             mtu: 1450,
+            gso_max_segs: None,
             addresses: Vec::new(),
             gateways: vec!["169.254.1.1".parse().unwrap(), "fe80::1".parse().unwrap()],
         };

@@ -225,6 +225,28 @@ impl Allocator {
         Some((ips, vec![JournalEntry::Release { sequence, at: now, ip, also, owner: owner.clone() }]))
     }
 
+    /// Takes back the owner's address of one family alone; the other it keeps. `None` where it has none of that family.
+    pub fn release_family(
+        &mut self,
+        owner: &Owner,
+        family: Family,
+        now: Timestamp,
+    ) -> Option<(IpAddr, JournalEntry)> {
+        let places = self.owners.get_mut(owner)?;
+        let (cidr, ordinal) = places.remove(&family)?;
+        if places.is_empty() {
+            self.owners.remove(owner);
+        }
+        let sequence = self.next_sequence;
+        if let Some(block) = self.blocks.get_mut(&cidr) {
+            block.used.remove(&ordinal);
+            block.released.insert(ordinal, Released { owner: owner.clone(), sequence, at: now });
+        }
+        let ip = address::at(&cidr, u128::from(ordinal))?;
+        self.next_sequence = after(sequence);
+        Some((ip, JournalEntry::Release { sequence, at: now, ip, also: Vec::new(), owner: owner.clone() }))
+    }
+
     /// Puts an address back on record as in use by an owner: a repair, whatever the cool-down or the pool's state. Nothing
     /// where that is known.
     pub fn restore(

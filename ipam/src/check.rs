@@ -3,7 +3,7 @@
 //!
 //! The allocator, the attachments on record, the kernel's routes to pods and the store's records should tell one story. Where
 //! they do not, a [`Finding`] says who says what. Rule: repair only what is proven. A repair frees an address only when no
-//! witness knows a user; it puts an address on record only when the kernel or a record shows it in use and nobody else has it.
+//! witness knows a user, the pod's link and the runtime's cache among them; it puts an address on record only when the kernel or a record shows it in use and nobody else has it.
 //! Two who claim one address are never judged: an operator is told.
 //!
 //! Take the witnesses under the locks that keep them still, or leave out ([`Witnesses::in_flight`]) what is being made;
@@ -16,6 +16,7 @@ mod services;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -33,12 +34,17 @@ pub struct Witnesses {
     pub node: Uuid,
     /// When the witnesses were heard.
     pub now: Timestamp,
+    /// How long an attachment without a link and without another witness is waited for ([`crate::reconcile`]).
+    pub lost_after: Duration,
     /// The allocator's addresses.
     pub allocations: Vec<Allocation>,
     /// The allocator's blocks, as their records should be.
     pub own_blocks: Vec<BlockRecord>,
     /// The attachments on record on this node.
     pub attachments: Vec<AttachmentWitness>,
+    /// What is seen of attachments that have an address, by the allocator or the store, and are not on record: the record may
+    /// be what is lost, and the pod runs.
+    pub unrecorded: BTreeMap<AttachmentKey, Sight>,
     /// Addresses that the kernel leads to a pod of ours, with the link's host end.
     pub observed: Vec<(IpAddr, String)>,
     /// Owners that are being given addresses, or whose addresses are being taken back, right now.
@@ -266,6 +272,16 @@ impl Witnesses {
 
     fn knows(&self, key: &AttachmentKey) -> bool {
         self.attachments.iter().any(|attachment| attachment.key == *key)
+    }
+
+    /// Who still knows an attachment that is not on record, in words; none where nobody does.
+    fn known_elsewhere(&self, key: &AttachmentKey) -> Option<&'static str> {
+        match self.unrecorded.get(key).copied().unwrap_or_default() {
+            Sight { link: true, listed: true, .. } => Some("its link is there, and the runtime lists it"),
+            Sight { link: true, .. } => Some("its link is there"),
+            Sight { listed: true, .. } => Some("the runtime lists it"),
+            Sight { .. } => None,
+        }
     }
 
     fn is_own(&self, ip: &IpAddr) -> bool {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! When the last block of a pool will be claimed, at the pace of late.
+//! When the last block of a pool will be claimed, at the recent rate.
 
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// Samples that span less tell nothing: a rollout is over by then.
-pub const FORECAST_SPAN_MIN: Duration = Duration::from_secs(600);
+/// Samples that span less tell nothing: they show the beginning of a cluster, or one rollout.
+pub const FORECAST_SPAN_MIN: Duration = Duration::from_secs(6 * 3600);
 
 /// A pool that lasts longer than this does not grow enough for a forecast.
 pub const FORECAST_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -67,31 +67,37 @@ mod tests {
 
     #[test]
     fn steady_growth_ends_when_it_must() {
-        // A block each minute, 109 after 99 minutes: 1,024 are gone after another 915.
-        let samples = line(60, 1, 100);
-        let now = at(99 * 60);
-        assert_eq!(forecast(&samples, 1024, now), Some(Duration::from_secs(915 * 60)));
-        assert_eq!(forecast(&samples, 1024, at(100 * 60)), Some(Duration::from_secs(914 * 60)));
+        // A block each ten minutes, 109 after 99 of these: 1,024 are gone after another 915.
+        let samples = line(600, 1, 100);
+        let now = at(99 * 600);
+        assert_eq!(forecast(&samples, 1024, now), Some(Duration::from_secs(915 * 600)));
+        assert_eq!(forecast(&samples, 1024, at(100 * 600)), Some(Duration::from_secs(914 * 600)));
         assert_eq!(forecast(&samples, 109, now), Some(Duration::ZERO));
     }
 
     #[test]
     fn too_little_to_say() {
         assert_eq!(forecast(&[], 10, at(0)), None);
-        assert_eq!(forecast(&line(60, 0, 100), 1024, at(6000)), None, "no growth");
+        assert_eq!(forecast(&line(600, 0, 100), 1024, at(60_000)), None, "no growth");
         assert_eq!(forecast(&line(60, 1, 5), 1024, at(300)), None, "a few minutes");
+        assert_eq!(forecast(&line(60, 1, 300), 1024, at(18_000)), None, "a morning: three nodes that joined");
+        assert_eq!(
+            forecast(&line(60, 1, 5), 14, at(300)),
+            Some(Duration::ZERO),
+            "what is full needs no history"
+        );
         assert_eq!(forecast(&line(86_400, 1, 30), 1024, at(30 * 86_400)), None, "lasts for years");
-        let falling: Vec<_> = line(60, 1, 100).into_iter().map(|(at, n)| (at, 200 - n)).collect();
-        assert_eq!(forecast(&falling, 1024, at(6000)), None);
-        assert_eq!(forecast(&line(60, 1, 100), u64::MAX, at(6000)), None, "an IPv6 pool");
+        let falling: Vec<_> = line(600, 1, 100).into_iter().map(|(at, n)| (at, 200 - n)).collect();
+        assert_eq!(forecast(&falling, 1024, at(60_000)), None);
+        assert_eq!(forecast(&line(600, 1, 100), u64::MAX, at(60_000)), None, "an IPv6 pool");
     }
 
     #[test]
     fn samples_from_a_clock_that_was_set_back_are_left_out() {
-        let mut samples = line(60, 1, 100);
-        let now = at(99 * 60);
+        let mut samples = line(600, 1, 100);
+        let now = at(99 * 600);
         samples.insert(0, (at(1_000_000), 900));
-        assert_eq!(forecast(&samples, 1024, now), Some(Duration::from_secs(915 * 60)));
+        assert_eq!(forecast(&samples, 1024, now), Some(Duration::from_secs(915 * 600)));
     }
 
     proptest! {

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pools and sticky names, changed by an operator while everything runs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ipam::{Family, Pool, PoolState, validate_pools};
-use netd_api::{ApiError, PoolAddRequest, PoolRequest, StickyRequest};
+use ipam::{BlockRecord, Family, Owner, Pool, PoolState, validate_pools};
+use netd_api::{ApiError, PoolAddRequest, PoolReply, PoolRequest, StickyRequest};
 use netd_store::claim::{StickyError, remove_sticky};
-use netd_store::records::{ClusterConfig, decode, encode};
+use netd_store::records::{ClusterConfig, NodeRecord, decode, encode};
 use netd_store::{KeyValue, StoreError, Transaction};
+use uuid::Uuid;
 
+use crate::names::with_names;
 use crate::node::Node;
 
 /// A write is answered once this node has seen it.
@@ -17,7 +20,7 @@ const SEEN_WAIT: Duration = Duration::from_secs(1);
 const TRIES: usize = 5;
 
 /// `POST /v1/ipam/pools/add`.
-pub(crate) async fn add_pool(node: &Node, request: &PoolAddRequest) -> Result<(), ApiError> {
+pub(crate) async fn add_pool(node: &Node, request: &PoolAddRequest) -> Result<PoolReply, ApiError> {
     let default = ipam::default_block_prefix(&request.cidr);
     let pool = Pool {
         name: request.name.clone(),
@@ -28,7 +31,7 @@ pub(crate) async fn add_pool(node: &Node, request: &PoolAddRequest) -> Result<()
     };
     let view = node.view.load_full();
     match view.pools.get(&pool.name) {
-        Some(known) if *known == pool => return Ok(()),
+        Some(known) if *known == pool => return Ok(PoolReply::default()),
         Some(known) => {
             return Err(ApiError::conflict(format!(
                 "pool {} exists with {} and blocks of /{}; a pool's prefix does not change: add another",
@@ -42,14 +45,15 @@ pub(crate) async fn add_pool(node: &Node, request: &PoolAddRequest) -> Result<()
     if let Some(reason) = view.objection(&pool) {
         return Err(ApiError::invalid(format!("pool {} ({}): {reason}", pool.name, pool.cidr)));
     }
-    if Family::of_net(&pool.cidr) == Family::V6
-        && !node.config.dns_addresses.iter().any(std::net::IpAddr::is_ipv6)
-    {
-        tracing::warn!(
-            "the first IPv6 pool: restart netd with an IPv6 --dns-address so that IPv6-only pods have a DNS server"
+    let before = families(view.pools.values());
+    let mut notes: Vec<String> = added_note(&pool, &before).into_iter().collect();
+    if pool.family() == Family::V6 && !node.config.dns_addresses.iter().any(std::net::IpAddr::is_ipv6) {
+        notes.push(
+            "Pods with IPv6 alone would have no DNS server on their node: start netd with an IPv6 --dns-address for such".into(),
         );
     }
-    write(node, &pool, 0).await
+    write(node, &pool, 0).await?;
+    Ok(PoolReply { notes })
 }
 
 /// `POST /v1/ipam/pools/drain` and `undrain`.
@@ -57,7 +61,7 @@ pub(crate) async fn set_pool_state(
     node: &Node,
     request: &PoolRequest,
     state: PoolState,
-) -> Result<(), ApiError> {
+) -> Result<PoolReply, ApiError> {
     let key = node.keys.pool(&request.name);
     for _ in 0..TRIES {
         let (pool, seen): (Pool, u64) = match node.store.get(&key).await.map_err(store_error)? {
@@ -66,18 +70,55 @@ pub(crate) async fn set_pool_state(
             None => (configured(node, &request.name)?, 0),
         };
         if pool.state == state {
-            return Ok(());
+            return Ok(PoolReply::default());
         }
-        if write(node, &Pool { state, ..pool }, seen).await.is_ok() {
-            return Ok(());
+        let changed = Pool { state, ..pool };
+        if write(node, &changed, seen).await.is_ok() {
+            let view = node.view.load();
+            let others = families(view.pools.values().filter(|other| other.name != changed.name));
+            let note = match state {
+                PoolState::Active => added_note(&changed, &others),
+                PoolState::Draining => drained_note(&changed, &others),
+            };
+            return Ok(PoolReply { notes: note.into_iter().collect() });
         }
     }
     Err(ApiError::retry(format!("pool {} is being changed by somebody else; try again", request.name)))
 }
 
+/// The families that pods get an address of.
+fn families<'p>(pools: impl Iterator<Item = &'p Pool>) -> BTreeSet<Family> {
+    pools.filter(|pool| pool.state.is_active()).map(Pool::family).collect()
+}
+
+/// What a pool in use changes for everybody; `before` are the families of the others.
+fn added_note(pool: &Pool, before: &BTreeSet<Family>) -> Option<String> {
+    let family = pool.family();
+    let other = before.iter().find(|other| **other != family)?;
+    (!before.contains(&family)).then(|| {
+        format!(
+            "The cluster is dual-stack from now on: every new pod gets an {family} address beside its {other} one; pods that \
+             run keep what they have. `weft ipam pool drain {}` is the way back",
+            pool.name
+        )
+    })
+}
+
+/// What is missing once a pool drains; `others` are the families of the others.
+fn drained_note(pool: &Pool, others: &BTreeSet<Family>) -> Option<String> {
+    let (family, name) = (pool.family(), &pool.name);
+    if others.is_empty() {
+        return Some(format!(
+            "No pool gives addresses any more, so no pod can be made: `weft ipam pool add` another, or `weft ipam pool undrain {name}`"
+        ));
+    }
+    (!others.contains(&family))
+        .then(|| format!("It is the last {family} pool: new pods get no {family} address"))
+}
+
 /// `POST /v1/ipam/pools/remove`: refused while a node owns one of its blocks. The transaction compares nothing about blocks,
 /// so a claim may come at the same moment; a block without its pool gives nothing new, and is shown.
-pub(crate) async fn remove_pool(node: &Node, request: &PoolRequest) -> Result<(), ApiError> {
+pub(crate) async fn remove_pool(node: &Node, request: &PoolRequest) -> Result<PoolReply, ApiError> {
     let pool = known(node, &request.name)?;
     if pool.state != PoolState::Draining {
         return Err(ApiError::invalid(format!(
@@ -86,12 +127,15 @@ pub(crate) async fn remove_pool(node: &Node, request: &PoolRequest) -> Result<()
         )));
     }
     let listing = node.store.list(&node.keys.blocks()).await.map_err(store_error)?;
-    let owned = listing.items.iter().filter(|item| block_lies_in(node, item, &pool)).count();
-    if owned > 0 {
-        return Err(ApiError::conflict(format!(
-            "nodes own {owned} blocks of pool {}; they go when their last pod does (`weft ipam show`)",
-            pool.name
-        )));
+    let owned = listing.items.iter().filter(|item| block_lies_in(node, item, &pool));
+    let owned: Vec<BlockRecord> =
+        owned.map(|item| decode(&item.key, &item.value).map_err(bad)).collect::<Result<_, _>>()?;
+    if !owned.is_empty() {
+        let view = node.view.load();
+        let others: Vec<&Pool> = view.pools.values().filter(|other| other.name != pool.name).collect();
+        let nodes: BTreeMap<Uuid, &NodeRecord> =
+            view.nodes.iter().map(|(uuid, node)| (*uuid, node)).collect();
+        return Err(ApiError::conflict(owned_text(&pool, &owned, &others, &nodes)));
     }
     for _ in 0..TRIES {
         let key = node.keys.pool(&pool.name);
@@ -108,10 +152,72 @@ pub(crate) async fn remove_pool(node: &Node, request: &PoolRequest) -> Result<()
         let done = node.store.transact(change).await.map_err(store_error)?;
         if done.succeeded {
             node.wait_seen(done.revision, SEEN_WAIT).await;
-            return Ok(());
+            return Ok(PoolReply::default());
         }
     }
     Err(ApiError::retry(format!("pool {} is being changed by somebody else; try again", pool.name)))
+}
+
+/// What the blocks of a pool hold, and what makes them go.
+fn owned_text(
+    pool: &Pool,
+    blocks: &[BlockRecord],
+    others: &[&Pool],
+    nodes: &BTreeMap<Uuid, &NodeRecord>,
+) -> String {
+    let owners = || blocks.iter().flat_map(|block| block.allocations.values());
+    let count = |is: fn(&Owner) -> bool| owners().filter(|owner| is(owner)).count();
+    let held = [
+        (count(|owner| matches!(owner, Owner::Attachment(_))), "addresses of pods", "delete these pods"),
+        (
+            count(|owner| matches!(owner, Owner::Sticky(_))),
+            "addresses of sticky names",
+            "`weft ipam sticky rm` those names",
+        ),
+        (
+            count(|owner| matches!(owner, Owner::Reserved(_))),
+            "addresses lent to other nodes or set aside",
+            "delete the pods that have these, `weft member rm` members",
+        ),
+    ];
+    let held: Vec<_> = held.into_iter().filter(|(count, ..)| *count > 0).collect();
+    let head = format!(
+        "nodes own {} block{} of pool {}",
+        blocks.len(),
+        if blocks.len() == 1 { "" } else { "s" },
+        pool.name
+    );
+    if !held.is_empty() {
+        let what: Vec<String> = held.iter().map(|(count, what, _)| format!("{count} {what}")).collect();
+        let how: Vec<&str> = held.iter().map(|(.., how)| *how).collect();
+        return format!("{head}, with {}: {} (`weft ipam show` lists them)", what.join(", "), how.join(", "));
+    }
+    let head = format!("{head}, with the nodes' own addresses only");
+    let active: Vec<&&Pool> = others.iter().filter(|other| other.state.is_active()).collect();
+    if active.is_empty() {
+        return format!(
+            "{head}: it is the last pool of the cluster; `weft ipam pool add` another, then it can go"
+        );
+    }
+    let family = pool.family();
+    let of_family: Vec<&&&Pool> = active.iter().filter(|other| other.family() == family).collect();
+    let left_out: BTreeSet<&str> = blocks
+        .iter()
+        .filter_map(|block| nodes.get(&block.owner))
+        .filter(|node| !of_family.is_empty() && !of_family.iter().any(|other| other.admits(&node.labels)))
+        .map(|node| node.name.as_str())
+        .collect();
+    if left_out.is_empty() {
+        return format!(
+            "{head}: these go within seconds where netd runs and no pod of the cluster has an {family} address from a pool that \
+             drains; try again"
+        );
+    }
+    let left_out: Vec<&str> = left_out.into_iter().collect();
+    format!(
+        "{head}: no other {family} pool admits {} (by its node selector); `weft ipam pool add` one that does",
+        left_out.join(", ")
+    )
 }
 
 /// `POST /v1/ipam/sticky/remove`.
@@ -123,7 +229,7 @@ pub(crate) async fn remove_sticky_name(node: &Node, request: &StickyRequest) -> 
         }
         Err(error @ StickyError::HeldBy { .. }) => {
             let picture = node.view.load().picture(node.uuid, Default::default(), None);
-            Err(ApiError::conflict(picture.explain(&error)))
+            Err(ApiError::conflict(with_names(node, &picture.explain(&error))))
         }
         Err(error @ StickyError::Unknown(_)) => Err(ApiError::not_found(error.to_string())),
         Err(error) => Err(ApiError::retry(error.to_string())),
@@ -170,4 +276,63 @@ fn store_error(error: StoreError) -> ApiError {
 
 fn bad(error: netd_store::records::BadRecord) -> ApiError {
     ApiError::fatal(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(name: &str, cidr: &str) -> Pool {
+        Pool::new(name, cidr.parse().unwrap(), None)
+    }
+
+    fn block(pool: &Pool, owners: &[Owner]) -> BlockRecord {
+        let first = pool.cidr.to_string().replace("/64", "/122").replace("/16", "/26");
+        let mut block = BlockRecord::claimed(pool, first.parse().unwrap(), Uuid::from_u128(1));
+        block.allocations = (0..).zip(owners.iter().cloned()).collect();
+        block
+    }
+
+    fn told(pool: &Pool, owners: &[Owner], others: &[&Pool]) -> String {
+        let node: NodeRecord = serde_json::from_value(serde_json::json!({
+            "schema": 1, "uuid": Uuid::from_u128(1), "name": "n1", "underlay": "192.0.2.1", "vtep_mac": "02:00:00:00:00:01",
+            "labels": {"zone": "a"},
+        }))
+        .unwrap();
+        owned_text(pool, &[block(pool, owners)], others, &BTreeMap::from([(node.uuid, &node)]))
+    }
+
+    #[test]
+    fn a_pool_that_cannot_go_yet_says_what_is_in_it_and_what_helps() {
+        let (four, six) = (pool("default", "10.244.0.0/16"), pool("six", "fd00:1::/64"));
+        let own = Owner::Node(Uuid::from_u128(1));
+        let of_pod = Owner::Attachment(ipam::AttachmentKey::new("weft", "c1", "eth0"));
+        let text = told(&six, &[own.clone(), of_pod, Owner::Sticky("db".into())], &[&four]);
+        assert!(
+            text.contains("1 block of pool six, with 1 addresses of pods, 1 addresses of sticky names"),
+            "{text}"
+        );
+        assert!(text.contains("weft ipam sticky rm"), "{text}");
+        let text = told(&six, std::slice::from_ref(&own), &[&four]);
+        assert!(text.contains("own addresses only") && text.contains("within seconds"), "{text}");
+        let text = told(&four, std::slice::from_ref(&own), &[]);
+        assert!(text.contains("the last pool of the cluster"), "{text}");
+        let mut edge = pool("edge", "10.245.0.0/16");
+        edge.node_selector = BTreeMap::from([("zone".into(), "b".into())]);
+        let text = told(&four, &[own], &[&edge]);
+        assert!(text.contains("no other IPv4 pool admits n1"), "{text}");
+    }
+
+    #[test]
+    fn a_second_family_and_a_last_pool_are_told() {
+        let (four, six) = (pool("default", "10.244.0.0/16"), pool("six", "fd00:1::/64"));
+        let only = |family| BTreeSet::from([family]);
+        assert!(added_note(&six, &only(Family::V4)).is_some_and(|note| note.contains("dual-stack")));
+        assert_eq!(added_note(&four, &only(Family::V4)), None);
+        assert_eq!(added_note(&four, &BTreeSet::new()), None, "the first pool of all");
+        assert_eq!(added_note(&six, &BTreeSet::from([Family::V4, Family::V6])), None);
+        assert!(drained_note(&six, &only(Family::V4)).is_some_and(|note| note.contains("no IPv6 address")));
+        assert!(drained_note(&four, &BTreeSet::new()).is_some_and(|note| note.contains("undrain default")));
+        assert_eq!(drained_note(&four, &only(Family::V4)), None);
+    }
 }

@@ -7,13 +7,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ebpf_loader::ObservedPod;
 use netd_api::PendingItem;
 use netd_host::{Events, Host};
-use netd_store::records::{ClusterConfig, OverlayBackend};
+use netd_plan::{BackendKind, NodeFacts};
+use netd_store::records::{ClusterConfig, NodeRecord, OverlayBackend};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach;
@@ -21,7 +24,9 @@ use crate::attachments::{Attachment, Phase};
 use crate::datapath::{ServiceSync, Synced};
 use crate::desired;
 use crate::hostsync::{Applied, HostSync};
-use crate::node::{Node, lock, monotonic_ms};
+use crate::node::{Node, lock, monotonic_ms, now_ms};
+use crate::overlay::{self, OverlayPaths, Routed};
+use crate::pace::Pace;
 use crate::settings::Settings;
 use crate::status::Progress;
 use crate::sweep::gone_links;
@@ -32,11 +37,13 @@ use crate::view::{Known, View};
 const FULL_PASS_EVERY: Duration = Duration::from_secs(30);
 /// Changes that come in a burst are handled together.
 const COALESCE: Duration = Duration::from_millis(5);
-/// While changes keep coming, passes take at most half of the time: a pause is as long as the pass before, up to this.
-const COALESCE_MAX: Duration = Duration::from_millis(500);
 /// Events come with every pod of ours, too; reading all links and routes for each would make ADD slower with every pod that
 /// is there. An event after a quiet time is acted upon at once.
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
+/// And after so many times what such a pass took: the kernel reads out all links under the lock that every ADD and DEL needs.
+const OBSERVE_REST: u32 = 30;
+/// Drift that events tell of is found within this all the same.
+const OBSERVE_REST_MAX: Duration = Duration::from_secs(2);
 /// After a failure, or while something waits for retired slots.
 const RETRY_AFTER: Duration = Duration::from_millis(1_100);
 
@@ -46,6 +53,15 @@ pub(crate) struct Agent {
     host: HostSync,
     settings: Settings,
     services: ServiceSync,
+    paths: OverlayPaths,
+    /// What the routes stand for once this pass has made them.
+    routes: Routed,
+    /// What the tunnel was last woken for: the peers, their records, their leases.
+    seen: (Vec<NodeFacts>, BTreeMap<uuid::Uuid, NodeRecord>, BTreeSet<uuid::Uuid>),
+    /// Gives pods another MTU.
+    following: Option<JoinHandle<()>>,
+    /// When the choice of paths is due again by itself.
+    choose_at: Option<Instant>,
     known: Known,
     /// Overlay device (interface index) that the programs were told of; `None` before the first time.
     overlay: Option<Option<u32>>,
@@ -61,11 +77,17 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn new(node: Arc<Node>, host: Host, settings: Settings) -> Self {
+        let underlay_mtu = node.underlay.mtu;
         Self {
             node,
             host: HostSync::new(host),
             settings,
             services: ServiceSync::new(),
+            paths: OverlayPaths::new(underlay_mtu),
+            routes: Routed::default(),
+            seen: Default::default(),
+            following: None,
+            choose_at: None,
             known: Known::default(),
             overlay: None,
             gone: BTreeSet::new(),
@@ -83,9 +105,9 @@ impl Agent {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = false;
         let mut doubt = Doubt::ALL;
-        let mut last_pass = Duration::ZERO;
-        // When to read the kernel because of events, and when that was done last.
-        let (mut look_at, mut last_observed) = (None::<Instant>, None::<Instant>);
+        let mut pace = Pace::new(COALESCE);
+        // When to read the kernel because of events, and from when on that may be done.
+        let (mut look_at, mut rested) = (None::<Instant>, Instant::now());
         loop {
             let node = self.node.clone();
             tokio::select! {
@@ -96,29 +118,35 @@ impl Agent {
                     if event.is_none() {
                         events = resubscribe(&host).await;
                     }
-                    let rested = last_observed.map_or(Instant::now(), |at| at + OBSERVE_EVERY);
                     look_at.get_or_insert(rested.max(Instant::now()));
                     continue;
                 }
                 () = tokio::time::sleep_until(look_at.unwrap_or_else(Instant::now).into()), if look_at.is_some() => {
                     doubt.host = true;
                 }
+                () = tokio::time::sleep_until(self.choose_at.unwrap_or_else(Instant::now).into()), if self.choose_at.is_some() => {}
                 _ = timer.tick() => doubt = Doubt::ALL,
                 () = tokio::time::sleep(RETRY_AFTER), if retry => doubt.host = true,
             }
-            tokio::time::sleep(last_pass.clamp(COALESCE, COALESCE_MAX)).await;
+            pace.wait().await;
             let state = mirror.borrow_and_update().clone();
-            if state.revision == 0 {
+            if state.revision == 0 || !self.tunnel_is_known(&state) {
+                // What was seen is still to be looked at, with the first pass: the tunnel's task wakes us for it.
+                look_at = None;
                 continue;
             }
             let start = Instant::now();
             if doubt.host {
-                (look_at, last_observed) = (None, Some(start));
+                look_at = None;
             }
             retry = self.pass(&state, doubt).await;
+            let took = start.elapsed();
+            if doubt.host {
+                rested = start + (took * OBSERVE_REST).clamp(OBSERVE_EVERY, OBSERVE_REST_MAX);
+            }
             doubt = Doubt::default();
-            last_pass = start.elapsed();
-            self.node.counters.passed(last_pass);
+            pace.ran(took);
+            self.node.counters.passed(took);
         }
     }
 
@@ -129,20 +157,26 @@ impl Agent {
         let view = self.refresh_view(state);
         if doubt.host {
             self.host.suspect();
-            self.gone = gone_links(&lock(&self.node.attachments));
+            let attachments = lock(&self.node.attachments).all();
+            self.gone = tokio::task::block_in_place(|| gone_links(&attachments));
         }
         if doubt.programs {
             self.services.suspect();
             self.overlay = None;
         }
         let (mut errors, mut kernel) = (Vec::new(), Vec::new());
+        self.choose_paths(&view, doubt.host).await;
         self.observe_addresses(&view, doubt.programs, &mut errors);
-        if let Err(error) = self.keep_settings(&view, doubt.programs).await {
-            kernel.push(format!("host settings: {error:#}"));
-        }
         if doubt.programs {
             self.find_foreign_tc().await;
             attach::follow_all(&self.node).await;
+        }
+        // Before the nft table, which lets nothing out of a pod that the program has not marked: programs of a netd that did
+        // not know the mark are replaced first, so that an upgrade costs running pods nothing. One whose program cannot be
+        // replaced is cut off then, and shown as pending.
+        let mut pending = self.keep_pods(&view, doubt.programs, &mut kernel);
+        if let Err(error) = self.keep_settings(&view, doubt.programs).await {
+            kernel.push(format!("host settings: {error:#}"));
         }
         let mut retry = match self.keep_host(&view).await {
             Ok(applied) => applied.more,
@@ -153,8 +187,14 @@ impl Agent {
         };
         // More to do, or something that failed and waits: the kernel is not at this revision yet.
         let behind = retry || self.host.is_waiting();
-        if let Err(error) = self.keep_overlay(&view) {
+        if !behind && kernel.is_empty() && self.say_routed(self.routes) {
+            self.node.publish_wake.notify_one();
+        }
+        if let Err(error) = self.keep_overlay() {
             kernel.push(format!("overlay program: {error}"));
+        }
+        if let Err(error) = self.keep_checksums() {
+            kernel.push(format!("checksums of {}: {error}", desired::VXLAN_DEVICE));
         }
         let last = self.node.progress.load_full();
         let (image, problems) = match self.keep_services(&view) {
@@ -167,7 +207,6 @@ impl Agent {
                 (last.image.clone(), last.problems.clone())
             }
         };
-        let mut pending = self.keep_pods(&view, doubt.programs, &mut kernel);
         self.keep_dns(&view, &mut errors);
 
         let as_wished = kernel.is_empty();
@@ -200,8 +239,78 @@ impl Agent {
         retry
     }
 
+    /// A netd that starts must not take away routes over a tunnel that it has not looked at yet.
+    fn tunnel_is_known(&mut self, state: &netd_store::MirrorState) -> bool {
+        let view = self.refresh_view(state);
+        let wanted = matches!(view.config.overlay, OverlayBackend::Auto | OverlayBackend::Wireguard)
+            || overlay::offered_before(&self.node, &view, BackendKind::Wireguard);
+        let known = !wanted || self.node.tunnel.state.load().looked;
+        if !known {
+            self.node.tunnel.wake.notify_one();
+        }
+        known
+    }
+
+    /// How each peer is reached from now on.
+    async fn choose_paths(&mut self, view: &View, doubt: bool) {
+        if doubt {
+            match self.host.underlay_now(&self.node.underlay.device).await {
+                Ok((subnets, mtu)) => (self.paths.subnets, self.paths.underlay_mtu) = (subnets, mtu),
+                Err(error) => tracing::warn!(%error, "the underlay's device could not be read"),
+            }
+        }
+        // What is routed to a peer must be allowed to it, too, and at once.
+        let seen = (view.peers(self.node.uuid), view.nodes.clone(), view.alive.clone());
+        if self.seen != seen {
+            self.seen = seen;
+            self.node.tunnel.wake.notify_one();
+        }
+        let now = self.paths.choose(&self.node, view);
+        let last = self.node.overlay.load_full();
+        for (uuid, choice) in &now.plan.peers {
+            let before = last.plan.peers.get(uuid);
+            if before.map(|before| before.path) != Some(choice.path) {
+                let name = view.nodes.get(uuid).map_or("", |record| record.name.as_str());
+                match (&choice.path, &choice.problem) {
+                    (Some(path), _) => tracing::info!(peer = name, ?path, "reached by"),
+                    (None, Some(problem)) => tracing::warn!(peer = name, %problem, "not reached"),
+                    (None, None) => {}
+                }
+            }
+        }
+        self.choose_at =
+            now.plan.next_ms.map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now_ms())));
+        let (moved, offered) = (now.plan != last.plan, now.plan.up != last.plan.up);
+        self.routes = Routed { sends: now.plan.sends, generation: self.node.tunnel.state.load().plan.sends };
+        // Taken back before the routes change, said once they stand.
+        let published = self.say_routed(self.node.routed.load().until(self.routes)) || offered;
+        let mtu = now.mtu;
+        self.node.overlay.store(Arc::new(now));
+        // Not waited for: an ADD that holds a pod's turn may wait for this pass.
+        if self.following.as_ref().is_none_or(JoinHandle::is_finished) {
+            let node = self.node.clone();
+            self.following = Some(tokio::spawn(async move { attach::follow_mtu(&node, mtu).await }));
+        }
+        let has = self.node.tunnel.state.load();
+        if moved || !has.members.keys().eq(view.members.keys()) {
+            self.node.tunnel.wake.notify_one();
+        }
+        if published {
+            self.node.publish_wake.notify_one();
+        }
+    }
+
+    /// What the record says of this node's routes; true when that is news.
+    fn say_routed(&self, routed: Routed) -> bool {
+        let news = **self.node.routed.load() != routed;
+        if news {
+            self.node.routed.store(Arc::new(routed));
+        }
+        news
+    }
+
     async fn keep_settings(&mut self, view: &View, doubt: bool) -> Result<()> {
-        let attachments: Vec<Attachment> = lock(&self.node.attachments).iter().cloned().collect();
+        let attachments = lock(&self.node.attachments).all();
         let rules = desired::nft_rules(&self.node, view, &attachments);
         self.settings.pass(&rules, &view.pod_cidrs(), &self.node.underlay.device, doubt).await?;
         // After the table, which keeps pods from what listens on the loopback addresses.
@@ -220,7 +329,7 @@ impl Agent {
         let node = self.node.clone();
         let gone = &self.gone;
         let wishes = || {
-            let attachments: Vec<Attachment> = lock(&node.attachments).iter().cloned().collect();
+            let attachments = lock(&node.attachments).all();
             let objects = desired::host_objects(&node, view, &attachments, gone);
             (objects, desired::busy_devices(&attachments))
         };
@@ -308,10 +417,11 @@ impl Agent {
     }
 
     /// The program on the overlay device: attached once by this netd, and again when the device was remade.
-    fn keep_overlay(&mut self, view: &View) -> Result<(), ebpf_loader::AttachError> {
-        let device = match view.config.overlay {
-            OverlayBackend::Native => None,
-            OverlayBackend::Vxlan => netd_host::interface_index(desired::VXLAN_DEVICE),
+    fn keep_overlay(&mut self) -> Result<(), ebpf_loader::AttachError> {
+        // WireGuard's devices carry IP packets, not frames: those take the host's stack.
+        let device = match self.node.overlay.load().keeps(BackendKind::Vxlan) {
+            true => netd_host::interface_index(desired::VXLAN_DEVICE),
+            false => None,
         };
         if self.overlay == Some(device) {
             return Ok(());
@@ -322,6 +432,18 @@ impl Agent {
             None => datapath.detach_overlay(),
         })?;
         self.overlay = Some(device);
+        Ok(())
+    }
+
+    /// Who computes checksums inside VXLAN. A device that lost the offload keeps it off: what was found out stays true.
+    fn keep_checksums(&self) -> Result<(), netd_host::HostError> {
+        let is_off = self.node.vxlan_checksum_off.load(Ordering::Relaxed);
+        let device = desired::VXLAN_DEVICE;
+        if is_off && netd_host::interface_index(device).is_some() && netd_host::offload::tx_checksum(device)?
+        {
+            netd_host::offload::set_tx_checksum(device, false)?;
+            tracing::info!(device, "the kernel computes checksums");
+        }
         Ok(())
     }
 

@@ -22,7 +22,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::node::Node;
-use crate::{admin, apply, attach, inspect, removal, status, trace, usage};
+use crate::{
+    admin, apply, attach, cluster_config, doctor, inspect, members, removal, status, trace, tunnel, usage,
+};
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,10 @@ pub(crate) async fn serve(
         .route(paths::RELEASE, post(release))
         .route(paths::CHECK, post(check))
         .route(paths::STATUS, get(|State(n): State<Arc<Node>>| async move { Json(status::status(&n)) }))
+        .route(
+            paths::DOCTOR,
+            get(|State(n): State<Arc<Node>>| async move { Json(doctor::examine(&n).await) }),
+        )
         .route(paths::NODES, get(|State(n): State<Arc<Node>>| async move { Json(status::nodes(&n)) }))
         .route(paths::PODS, get(|State(n): State<Arc<Node>>| async move { Json(status::pods(&n)) }))
         .route(paths::SERVICES, get(|State(n): State<Arc<Node>>| async move { Json(status::services(&n)) }))
@@ -87,6 +93,20 @@ pub(crate) async fn serve(
         .route(paths::STICKY_REMOVE, post(sticky_remove))
         .route(paths::NODE_REMOVE, post(node_remove))
         .route(paths::POD_LABEL, post(pod_label))
+        .route(
+            paths::CONFIG,
+            get(|State(n): State<Arc<Node>>| async move { Json(cluster_config::show(&n)) }).post(config_set),
+        )
+        .route(paths::KEY_ROTATE, post(key_rotate))
+        .route(paths::MEMBERS, get(|State(n): State<Arc<Node>>| async move { Json(members::list(&n)) }))
+        .route(
+            paths::MEMBER,
+            get(|State(n): State<Arc<Node>>, Path(name): Path<String>| async move {
+                answer(members::show(&n, &name))
+            }),
+        )
+        .route(paths::MEMBER_ADD, post(member_add))
+        .route(paths::MEMBER_REMOVE, post(member_remove))
         .fallback(|| async { error(&ApiError::not_found("no such path in this version of the API")) })
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .layer(axum::middleware::from_fn(trace::layer))
@@ -135,7 +155,7 @@ async fn pool_add(
     body: Bytes,
 ) -> Answer {
     match request(peer, &body) {
-        Ok(request) => answer(admin::add_pool(&node, &request).await.map(|()| Empty {})),
+        Ok(request) => answer(admin::add_pool(&node, &request).await),
         Err(refused) => error(&refused),
     }
 }
@@ -146,9 +166,7 @@ async fn pool_drain(
     body: Bytes,
 ) -> Answer {
     match request(peer, &body) {
-        Ok(request) => {
-            answer(admin::set_pool_state(&node, &request, PoolState::Draining).await.map(|()| Empty {}))
-        }
+        Ok(request) => answer(admin::set_pool_state(&node, &request, PoolState::Draining).await),
         Err(refused) => error(&refused),
     }
 }
@@ -159,9 +177,7 @@ async fn pool_undrain(
     body: Bytes,
 ) -> Answer {
     match request(peer, &body) {
-        Ok(request) => {
-            answer(admin::set_pool_state(&node, &request, PoolState::Active).await.map(|()| Empty {}))
-        }
+        Ok(request) => answer(admin::set_pool_state(&node, &request, PoolState::Active).await),
         Err(refused) => error(&refused),
     }
 }
@@ -172,7 +188,7 @@ async fn pool_remove(
     body: Bytes,
 ) -> Answer {
     match request(peer, &body) {
-        Ok(request) => answer(admin::remove_pool(&node, &request).await.map(|()| Empty {})),
+        Ok(request) => answer(admin::remove_pool(&node, &request).await),
         Err(refused) => error(&refused),
     }
 }
@@ -184,6 +200,50 @@ async fn sticky_remove(
 ) -> Answer {
     match request(peer, &body) {
         Ok(request) => answer(admin::remove_sticky_name(&node, &request).await.map(|()| Empty {})),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn config_set(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(cluster_config::set(&node, &request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn key_rotate(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(tunnel::rotate(&node, &request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn member_add(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(members::add(&node, &request).await),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn member_remove(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Bytes,
+) -> Answer {
+    match request(peer, &body) {
+        Ok(request) => answer(members::remove(&node, &request).await.map(|()| Empty {})),
         Err(refused) => error(&refused),
     }
 }
@@ -261,7 +321,10 @@ fn answer<T: Serialize>(outcome: Result<T, ApiError>) -> Answer {
 fn error(refused: &ApiError) -> Answer {
     let status =
         StatusCode::from_u16(refused.http_status().as_u16()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    if status.is_server_error() {
+    if refused.cni_code == netd_api::Code::POOL_EXHAUSTED.0 {
+        // Said once for each time that addresses run out, by who gives them; a runtime tries again and again.
+        tracing::debug!(%status, "refused: {refused}");
+    } else if status.is_server_error() {
         tracing::warn!(%status, class = ?refused.class, "not done: {refused}");
     } else {
         tracing::info!(%status, class = ?refused.class, "refused: {refused}");

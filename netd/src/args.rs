@@ -70,12 +70,34 @@ pub(crate) struct Options {
     /// File that holds the etcd user's password (a newline at its end is dropped).
     #[arg(long, env = "WEFT_STORE_PASSWORD_FILE", value_name = "FILE", global = true)]
     pub store_password_file: Option<PathBuf>,
-    /// How pods of different nodes reach each other [default: vxlan].
+    /// How pods of different nodes reach each other. Used when the cluster has no configuration in the store yet; `weft config set` changes it [default: wireguard].
     #[arg(long, env = "WEFT_OVERLAY", global = true)]
     pub overlay: Option<OverlayKind>,
+    /// Where WireGuard runs: in the kernel where it can, else in weft-wireguard [default: auto].
+    #[arg(long, env = "WEFT_WIREGUARD_DEVICE", global = true)]
+    pub wireguard_device: Option<WireguardKind>,
+    /// Where weft-wireguard has its control sockets [default: /var/run/wireguard].
+    #[arg(long, env = "WEFT_WIREGUARD_SOCKET_DIR", value_name = "DIR", global = true)]
+    pub wireguard_socket_dir: Option<PathBuf>,
+    /// Who computes checksums of packets inside VXLAN: the network card where it offers that, until it is found to spoil them, or always the kernel [default: auto].
+    #[arg(long, env = "WEFT_VXLAN_TX_CHECKSUM", global = true)]
+    pub vxlan_tx_checksum: Option<VxlanChecksumKind>,
+    /// A secret that all nodes share (32 bytes in base64, as `wg genpsk` makes it), for WireGuard beside the keys.
+    #[arg(long, env = "WEFT_WIREGUARD_PSK_FILE", value_name = "FILE", global = true)]
+    pub wireguard_psk_file: Option<PathBuf>,
+    /// Seconds of silence after which a packet goes to each WireGuard peer, so that a router on the way (NAT) does not forget this node and a peer learns where it moved to; 0: never [default: 25].
+    #[arg(long, env = "WEFT_WIREGUARD_KEEPALIVE_SECS", value_name = "SECS", global = true)]
+    pub wireguard_keepalive_secs: Option<u16>,
+    /// Hosts outside the cluster that may open connections to pods, comma-separated. Used when the cluster has no configuration in the store yet; `weft config set` changes it [default: none].
+    #[arg(long, env = "WEFT_TRUSTED_CIDRS", value_delimiter = ',', value_name = "CIDR", global = true)]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub trusted_cidrs: Option<Vec<ipnet::IpNet>>,
     /// This node's address on the underlay [default: the one towards the store, else of the default route].
     #[arg(long, env = "WEFT_UNDERLAY_ADDRESS", value_name = "IP", global = true)]
     pub underlay_address: Option<IpAddr>,
+    /// How often a larger MTU is tried on the way to a peer where less was found to fit, in seconds; 0: what fits is never asked of peers, only computed [default: 600].
+    #[arg(long, env = "WEFT_MTU_PROBE_SECS", value_name = "SECS", global = true)]
+    pub mtu_probe_secs: Option<u32>,
     /// Pod CIDRs, comma-separated; IPv4, IPv6 or both. Used when the cluster has no configuration in the store yet [default: 10.244.0.0/16].
     #[arg(long, env = "WEFT_POD_CIDR", value_delimiter = ',', value_name = "CIDR", global = true)]
     #[serde(default, deserialize_with = "one_or_many")]
@@ -99,6 +121,9 @@ pub(crate) struct Options {
     /// How per-packet programs attach; tcx needs Linux 6.6 [default: auto].
     #[arg(long, env = "WEFT_DATAPATH_ATTACH", global = true)]
     pub datapath_attach: Option<AttachKind>,
+    /// Whether the kernel is asked for short grace periods (/sys/kernel/rcu_expedited) while a program is attached or a pod's link removed: ADD and DEL are faster, at the price of an interrupt on each CPU [default: auto].
+    #[arg(long, env = "WEFT_DATAPATH_EXPEDITE", global = true)]
+    pub datapath_expedite: Option<ExpediteKind>,
     /// How long a freed address rests before reuse, in seconds [default: 30].
     #[arg(long, env = "WEFT_COOL_DOWN_SECS", value_name = "SECS", global = true)]
     pub cool_down_secs: Option<u64>,
@@ -132,10 +157,36 @@ pub(crate) struct Options {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OverlayKind {
+    /// Plain routes to nodes on the same link, WireGuard to others.
+    Auto,
     /// Plain routes; all nodes on one link.
     Native,
     /// The kernel's VXLAN.
     Vxlan,
+    /// WireGuard: encrypted.
+    Wireguard,
+}
+
+/// Where WireGuard runs.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WireguardKind {
+    /// In the kernel where it can.
+    Auto,
+    /// In the kernel.
+    Kernel,
+    /// In weft-wireguard.
+    User,
+}
+
+/// Who computes checksums of packets inside VXLAN.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum VxlanChecksumKind {
+    /// The network card where it offers that, until it is found to spoil them.
+    Auto,
+    /// The kernel.
+    Off,
 }
 
 /// How TC programs attach.
@@ -148,6 +199,16 @@ pub(crate) enum AttachKind {
     Clsact,
     /// TCX links only.
     Tcx,
+}
+
+/// Whether grace periods are made short.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ExpediteKind {
+    /// Where the kernel lets us, and nobody else has set it.
+    Auto,
+    /// Never; the switch is not touched.
+    Off,
 }
 
 /// Log formats.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipam::AttachmentKey;
 use netd_api::{Bandwidth, PortMapping};
@@ -87,7 +88,7 @@ impl Attachment {
 #[derive(Debug)]
 pub(crate) struct Attachments {
     dir: PathBuf,
-    items: BTreeMap<AttachmentKey, Attachment>,
+    items: BTreeMap<AttachmentKey, Arc<Attachment>>,
 }
 
 impl Attachments {
@@ -111,7 +112,7 @@ impl Attachments {
             let text = std::fs::read(&path)?;
             match serde_json::from_slice::<Attachment>(&text) {
                 Ok(attachment) => {
-                    items.insert(attachment.key.clone(), attachment);
+                    items.insert(attachment.key.clone(), Arc::new(attachment));
                 }
                 Err(error) => {
                     let aside = path.with_extension("damaged");
@@ -128,22 +129,27 @@ impl Attachments {
     pub(crate) fn put(&mut self, attachment: Attachment) -> io::Result<()> {
         let bytes = serde_json::to_vec_pretty(&attachment)?;
         write_whole(&self.path(&attachment.key), &bytes)?;
-        self.items.insert(attachment.key.clone(), attachment);
+        self.items.insert(attachment.key.clone(), Arc::new(attachment));
         Ok(())
     }
 
     /// Removes; absent is fine. One that a crash of the machine brings back has no link any more, and is swept.
-    pub(crate) fn remove(&mut self, key: &AttachmentKey) -> io::Result<Option<Attachment>> {
+    pub(crate) fn remove(&mut self, key: &AttachmentKey) -> io::Result<Option<Arc<Attachment>>> {
         remove_if_there(&self.path(key))?;
         Ok(self.items.remove(key))
     }
 
     pub(crate) fn get(&self, key: &AttachmentKey) -> Option<&Attachment> {
-        self.items.get(key)
+        self.items.get(key).map(Arc::as_ref)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Attachment> {
-        self.items.values()
+        self.items.values().map(Arc::as_ref)
+    }
+
+    /// All of them as they are now, for work without the lock.
+    pub(crate) fn all(&self) -> Vec<Arc<Attachment>> {
+        self.items.values().cloned().collect()
     }
 
     pub(crate) fn len(&self) -> usize {

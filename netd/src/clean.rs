@@ -13,8 +13,10 @@ use crate::config::Config;
 use crate::dropin::DropIn;
 use crate::files::lock_state;
 use crate::identity;
-use crate::node::{Node, now_ms};
+use crate::node::now_ms;
+use crate::pins;
 use crate::settings::Settings;
+use crate::tunnel;
 
 /// Goes on after errors, and reports them at the end.
 pub(crate) async fn clean(config: &Config) -> Result<()> {
@@ -35,8 +37,11 @@ pub(crate) async fn clean(config: &Config) -> Result<()> {
         tracing::info!(link, "removed");
     }
     note("attachments", attachments(config));
-    note("BPF pins", pins(config));
+    note("BPF pins", own_pins(config));
+    let expedited = ebpf_loader::settle_expedited().map(drop).map_err(anyhow::Error::from);
+    note("/sys/kernel/rcu_expedited", expedited);
     note("links and routes", objects().await);
+    note("WireGuard devices", tunnel::clean(config).await);
     note("nft table and iptables rules", Settings::remove_rules().await);
     note("sysctls", Settings::restore_sysctls(&config.state_dir));
     if failures.is_empty() {
@@ -69,27 +74,10 @@ fn attachments(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// The pins of every ABI version that this node had.
-fn pins(config: &Config) -> Result<()> {
-    let Some(uuid) = identity::load(&config.state_dir) else { return Ok(()) };
-    let current = Node::pin_dir(config, uuid);
-    let Some(of_node) = current.parent() else { return Ok(()) };
-    let versions = match std::fs::read_dir(of_node) {
-        Ok(entries) => entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>()?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(e).with_context(|| of_node.display().to_string()),
-    };
-    for dir in versions {
-        let removed = ebpf_loader::remove_all(&dir)?;
-        tracing::info!(dir = %dir.display(), ?removed, "removed");
-    }
-    // The folders above are the node's and the cluster's: removed when they are empty.
-    for above in current.ancestors().skip(1).take(3) {
-        if std::fs::remove_dir(above).is_err() {
-            break;
-        }
-    }
-    Ok(())
+/// The pins of this node, also of identities that it had before its state directory was emptied.
+fn own_pins(config: &Config) -> Result<()> {
+    let uuid = identity::load(&config.state_dir);
+    pins::remove(&config.bpf_dir, &config.cluster, uuid, pins::own_netns()?)
 }
 
 async fn objects() -> Result<()> {

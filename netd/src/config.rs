@@ -7,15 +7,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use netd_wireguard::PresharedKey;
 use thiserror::Error;
 
-use crate::args::{Args, AttachKind, LogFormat, Options, OverlayKind};
+use crate::args::{
+    Args, AttachKind, ExpediteKind, LogFormat, Options, OverlayKind, VxlanChecksumKind, WireguardKind,
+};
 use crate::desired;
 
 /// Read when it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/weft/netd.toml";
 /// A cluster name is part of keys, paths and pins: longer ones make them unreadable.
 const CLUSTER_NAME_MAX: usize = 63;
+/// Routers forget a silent flow of UDP after 30 s (Linux' default); of 1,000 peers this makes 40 small packets a second.
+const WIREGUARD_KEEPALIVE_SECS: u16 = 25;
 /// The API's socket in the run directory.
 const SOCKET_FILE: &str = "netd.sock";
 /// Where pods ask for names: link-local, so that no network of anybody's is in the way.
@@ -36,15 +41,26 @@ pub(crate) struct Config {
     pub cgroup_root: Option<PathBuf>,
     pub store: StoreConfig,
     pub overlay: OverlayKind,
+    pub vxlan_tx_checksum: VxlanChecksumKind,
+    pub wireguard_device: WireguardKind,
+    pub wireguard_socket_dir: PathBuf,
+    pub wireguard_psk: Option<PresharedKey>,
+    /// Seconds; 0: none.
+    pub wireguard_keepalive_secs: u16,
+    pub trusted_cidrs: Vec<IpNet>,
     pub underlay_address: Option<IpAddr>,
+    /// How often a larger MTU is tried, in milliseconds; peers are not asked without.
+    pub mtu_probe_ms: Option<u64>,
     pub pod_cidrs: Vec<IpNet>,
     pub service_cidr: IpNet,
+    pub given: Given,
     pub no_masquerade_cidrs: Vec<IpNet>,
     pub metrics_listen: SocketAddr,
     /// One of each family at most, IPv4 first.
     pub dns_addresses: Vec<IpAddr>,
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     pub datapath_attach: AttachKind,
+    pub datapath_expedite: ExpediteKind,
     pub cool_down: Duration,
     pub lost_after: Duration,
     pub node_labels: BTreeMap<String, String>,
@@ -52,6 +68,13 @@ pub(crate) struct Config {
     pub cni_cache_dir: PathBuf,
     pub log_format: LogFormat,
     pub log_level: String,
+}
+
+/// What somebody said about the cluster's networks, and is no default: worth a word where the cluster has it otherwise.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Given {
+    pub pod_cidr: bool,
+    pub service_cidr: bool,
 }
 
 /// The network config that netd writes for the container runtime.
@@ -113,6 +136,7 @@ impl Config {
                 .into_owned(),
         };
         check_name("node-name", &node_name)?;
+        let given = Given { pod_cidr: o.pod_cidr.is_some(), service_cidr: o.service_cidr.is_some() };
         let pod_cidrs = check_pod_cidrs(o.pod_cidr)?;
         let service_cidr = o.service_cidr.unwrap_or(IpNet::V4(v4net([10, 96, 0, 0], 16)));
         no_host_bits("service-cidr", service_cidr)?;
@@ -143,15 +167,28 @@ impl Config {
                 o.store_user,
                 o.store_password_file,
             )?,
-            overlay: o.overlay.unwrap_or(OverlayKind::Vxlan),
+            overlay: o.overlay.unwrap_or(OverlayKind::Wireguard),
+            vxlan_tx_checksum: o.vxlan_tx_checksum.unwrap_or(VxlanChecksumKind::Auto),
+            wireguard_device: o.wireguard_device.unwrap_or(WireguardKind::Auto),
+            wireguard_socket_dir: o.wireguard_socket_dir.unwrap_or_else(|| "/var/run/wireguard".into()),
+            wireguard_psk: o.wireguard_psk_file.as_deref().map(read_psk).transpose()?,
+            wireguard_keepalive_secs: o.wireguard_keepalive_secs.unwrap_or(WIREGUARD_KEEPALIVE_SECS),
+            trusted_cidrs: o.trusted_cidrs.unwrap_or_default(),
             underlay_address: o.underlay_address,
+            mtu_probe_ms: match o.mtu_probe_secs {
+                None => Some(netd_plan::mtu::RAISE_MS),
+                Some(0) => None,
+                Some(secs) => Some(u64::from(secs) * 1_000),
+            },
             dns_addresses: check_dns_addresses(o.dns_address, &pod_cidrs)?,
             pod_cidrs,
             service_cidr,
+            given,
             no_masquerade_cidrs: o.no_masquerade_cidrs.unwrap_or_default(),
             metrics_listen: o.metrics_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9157))),
             dns_upstreams: o.dns_upstreams.map(|list| check_upstreams(&list)).transpose()?,
             datapath_attach: o.datapath_attach.unwrap_or(AttachKind::Auto),
+            datapath_expedite: o.datapath_expedite.unwrap_or(ExpediteKind::Auto),
             cool_down: Duration::from_secs(o.cool_down_secs.unwrap_or(30)),
             lost_after: o.lost_after_secs.map_or(ipam::reconcile::LOST_AGE_MIN, Duration::from_secs),
             node_labels: check_labels(o.node_labels.unwrap_or_default())?,
@@ -198,7 +235,14 @@ fn overlay_options(over: Options, under: Options) -> Options {
         store_user,
         store_password_file,
         overlay,
+        vxlan_tx_checksum,
+        wireguard_device,
+        wireguard_socket_dir,
+        wireguard_psk_file,
+        wireguard_keepalive_secs,
+        trusted_cidrs,
         underlay_address,
+        mtu_probe_secs,
         pod_cidr,
         service_cidr,
         no_masquerade_cidrs,
@@ -206,6 +250,7 @@ fn overlay_options(over: Options, under: Options) -> Options {
         dns_address,
         dns_upstreams,
         datapath_attach,
+        datapath_expedite,
         cool_down_secs,
         lost_after_secs,
         node_labels,
@@ -251,6 +296,12 @@ fn check_store(
     Ok(StoreConfig { endpoints, ca, cert, key, user, password })
 }
 
+fn read_psk(path: &Path) -> Result<PresharedKey, ConfigError> {
+    let refused = |reason: String| bad("wireguard-psk-file", format!("{}: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    text.trim().parse().map_err(|error| refused(format!("{error}; `wg genpsk` makes one")))
+}
+
 fn check_pod_cidrs(cidrs: Option<Vec<IpNet>>) -> Result<Vec<IpNet>, ConfigError> {
     let cidrs = cidrs.unwrap_or_else(|| vec![IpNet::V4(v4net([10, 244, 0, 0], 16))]);
     if cidrs.is_empty() {
@@ -261,7 +312,9 @@ fn check_pod_cidrs(cidrs: Option<Vec<IpNet>>) -> Result<Vec<IpNet>, ConfigError>
         if let Some(other) = cidrs.iter().take(index).find(|other| overlap(other, cidr)) {
             return Err(bad("pod-cidr", format!("{cidr} and {other} share addresses")));
         }
-        desired::pool(index, *cidr).validate().map_err(|error| bad("pod-cidr", error.to_string()))?;
+    }
+    for pool in desired::initial_pools(&cidrs) {
+        pool.validate().map_err(|error| bad("pod-cidr", error.to_string()))?;
     }
     Ok(cidrs)
 }
@@ -409,6 +462,38 @@ mod tests {
             let error = parse(&format!("node-name = \"n1\"\n{text}")).unwrap_err();
             assert!(error.contains(option), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn each_pod_cidr_becomes_a_pool_of_its_own() {
+        let text = "node-name = \"n1\"\npod-cidr = [\"10.250.0.0/16\", \"10.251.0.0/16\", \"fd00:1::/56\", \"10.252.0.0/16\"]";
+        let pools = desired::initial_config(&parse(text).unwrap()).pools;
+        let named: Vec<_> = pools.iter().map(|pool| (pool.name.as_str(), pool.cidr.to_string())).collect();
+        let wanted = [
+            ("default", "10.250.0.0/16"),
+            ("default-2", "10.251.0.0/16"),
+            ("default-v6", "fd00:1::/56"),
+            ("default-3", "10.252.0.0/16"),
+        ];
+        assert_eq!(named, wanted.map(|(name, cidr)| (name, cidr.to_owned())));
+    }
+
+    #[test]
+    fn what_the_cluster_has_otherwise_is_told_unless_it_is_a_default() {
+        let cluster =
+            desired::initial_config(&parse("node-name = \"n1\"\npod-cidr = \"10.250.0.0/16\"").unwrap());
+        let pools = ["10.250.0.0/16".parse().unwrap()];
+        let told = |text: &str| {
+            desired::not_in_force(&parse(&format!("node-name = \"n1\"\n{text}")).unwrap(), &cluster, &pools)
+        };
+        assert_eq!(told(""), Vec::<String>::new());
+        assert_eq!(told("pod-cidr = \"10.250.0.0/16\""), Vec::<String>::new());
+        let said = told("pod-cidr = \"10.249.0.0/16\"\nservice-cidr = \"10.97.0.0/16\"");
+        assert!(
+            said[0].contains("10.249.0.0/16") && said[0].contains("the cluster has 10.250.0.0/16"),
+            "{said:?}"
+        );
+        assert!(said[1].contains("10.97.0.0/16") && said[1].contains("10.96.0.0/16"), "{said:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::addressing::Addressing;
 use crate::agent::Agent;
-use crate::args::AttachKind;
+use crate::args::{AttachKind, ExpediteKind};
 use crate::attachments::Attachments;
 use crate::config::{Config, StoreConfig};
 use crate::dropin::DropIn;
@@ -30,8 +30,10 @@ use crate::files::lock_state;
 use crate::node::{Node, Parts};
 use crate::settings::Settings;
 use crate::task::Task;
+use crate::tunnel::Tunnel;
 use crate::{
-    api, deferred, desired, health, hold, identity, lease, publish, removal, snapshot, spare, status, sweep,
+    api, deferred, desired, health, hold, identity, lease, mtu, pins, publish, removal, snapshot, spare,
+    status, sweep, tunnel,
 };
 
 /// The store of a host without etcd, in the state directory.
@@ -49,6 +51,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         node = config.node_name,
         "netd starts"
     );
+    // Read once, before anything is served: a chain that cannot work is told at start, and not later.
+    let drop_in = config.drop_in.as_ref().map(DropIn::new).transpose()?;
     for dir in [&config.state_dir, &config.run_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
@@ -59,6 +63,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let listener = api::bind(&node).await?;
     let metrics = health::bind(&node).await?;
     let dns = bind_dns(&node)?;
+    // With these ports no other netd lives in this network namespace.
+    pins::take_over(&node.config.bpf_dir, &node.config.cluster, node.uuid, pins::own_netns()?)?;
 
     let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
     let spawn = |name, work: BoxFuture<'static, Result<()>>| Task::spawn(name, ended.clone(), work);
@@ -66,6 +72,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("store", tail.boxed()),
         spawn("metrics", health::serve(node.clone(), metrics).boxed()),
         spawn("agent", Agent::new(node.clone(), host.clone(), settings).run(host).boxed()),
+        spawn("tunnel", tunnel::keep(node.clone()).boxed()),
+        spawn("MTU probes", mtu::keep(node.clone()).boxed()),
         spawn("publish", publish::keep(node.clone()).boxed()),
         spawn("blocks", spare::keep(node.clone()).boxed()),
         spawn("sweep", sweep::keep(node.clone()).boxed()),
@@ -73,7 +81,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("lease", lease::keep(node.clone()).boxed()),
         spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
         spawn("records of others", removal::keep(node.clone()).boxed()),
-        spawn("network config", keep_drop_in(node.clone()).boxed()),
+        spawn("network config", keep_drop_in(node.clone(), drop_in).boxed()),
     ];
     let answer = dns.run(stop.clone().cancelled_owned()).map(Ok);
     let draining = [
@@ -111,6 +119,7 @@ async fn prepare(
     let datapath = open_datapath(&config, uuid)?;
     let underlay = host.underlay(config.underlay_address, store_address(&config.store).await).await?;
     tracing::info!(address = %underlay.address, device = underlay.device, mtu = underlay.mtu, reason = underlay.reason, "underlay");
+    let tunnel = Tunnel::new(tunnel::device_kind(&config).await);
     let attachments = Attachments::load(&config.state_dir).context("cannot read the attachment records")?;
     let store = connect(&config).await?;
     let clock = Arc::new(|| ipam::Timestamp(crate::node::now_ms()));
@@ -148,6 +157,7 @@ async fn prepare(
         addressing,
         attachments,
         datapath,
+        tunnel,
     });
     Ok((Arc::new(node), follow))
 }
@@ -237,7 +247,13 @@ fn open_datapath(config: &Config, uuid: uuid::Uuid) -> Result<Datapath> {
         AttachKind::Clsact => AttachMode::Clsact,
         AttachKind::Tcx => AttachMode::Tcx,
     };
-    Datapath::open(DatapathConfig { pin_dir, cgroup_root, attach }).context("cannot open the BPF datapath")
+    if let Err(error) = ebpf_loader::settle_expedited() {
+        tracing::warn!(%error, "/sys/kernel/rcu_expedited: what a killed netd left there stays until the next ADD");
+    }
+    let mut datapath = Datapath::open(DatapathConfig { pin_dir, cgroup_root, attach })
+        .context("cannot open the BPF datapath")?;
+    datapath.expedite(config.datapath_expedite == ExpediteKind::Auto);
+    Ok(datapath)
 }
 
 async fn connect(config: &Config) -> Result<Arc<dyn Store>> {
@@ -261,10 +277,10 @@ async fn connect(config: &Config) -> Result<Arc<dyn Store>> {
 }
 
 /// The network config for the container runtime, there while this node can serve an ADD.
-async fn keep_drop_in(node: Arc<Node>) -> Result<()> {
-    let Some(config) = node.config.drop_in.clone() else { return std::future::pending().await };
+async fn keep_drop_in(node: Arc<Node>, drop_in: Option<DropIn>) -> Result<()> {
+    let Some(drop_in) = drop_in else { return std::future::pending().await };
     let live = move || status::not_ready_reasons(&node).is_empty();
-    DropIn::new(&config)?.keep(live).await;
+    drop_in.keep(live).await;
     Ok(())
 }
 

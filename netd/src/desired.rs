@@ -4,15 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dns_zone::{Zone, ZoneEndpoint, ZoneError, ZoneKind, ZonePort, ZoneService};
 use ipam::Pool;
 use ipnet::IpNet;
 use lb::{Metadata, Port, Protocol, Service};
-use netd_host::Underlay;
 use netd_plan::{
-    Backend, HostObjects, NftConfig, PodWiring, VxlanConfig, node_dns_objects, overlay_objects, pod_objects,
-    shape_objects, vxlan_mtu,
+    BackendKind, HostObjects, NftConfig, PodWiring, node_dns_objects, overlay_objects, pod_objects,
+    shape_objects,
 };
 use netd_store::records::{ClusterConfig, OverlayBackend};
 
@@ -20,7 +20,9 @@ use crate::args::OverlayKind;
 use crate::attach;
 use crate::attachments::{Attachment, Phase};
 use crate::config::Config;
+use crate::members;
 use crate::node::Node;
+use crate::overlay;
 use crate::view::View;
 
 /// The overlay device.
@@ -32,48 +34,61 @@ pub(crate) const OWN_SERVER: &str = "own server";
 /// Where DNS is served.
 pub(crate) const DNS_PORT: u16 = 53;
 
-/// The overlay of this node.
-pub(crate) fn backend(node: &Node, config: &ClusterConfig) -> Backend {
-    match config.overlay {
-        OverlayBackend::Native => Backend::Native,
-        OverlayBackend::Vxlan => Backend::Vxlan(VxlanConfig {
-            vni: config.vni,
-            port: config.vxlan_port,
-            mtu: pod_mtu(&node.underlay, config.overlay),
-            device: VXLAN_DEVICE.into(),
-        }),
-    }
-}
-
-/// MTU of pods and overlay device: what fits into one packet of the underlay.
-pub(crate) fn pod_mtu(underlay: &Underlay, overlay: OverlayBackend) -> u32 {
-    match overlay {
-        OverlayBackend::Native => underlay.mtu,
-        OverlayBackend::Vxlan => vxlan_mtu(underlay.mtu, underlay.address),
-    }
-}
-
 /// The configuration that this node gives a cluster that has none.
 pub(crate) fn initial_config(config: &Config) -> ClusterConfig {
     let defaults = ClusterConfig::default();
     ClusterConfig {
-        pools: config.pod_cidrs.iter().enumerate().map(|(index, cidr)| pool(index, *cidr)).collect(),
+        pools: initial_pools(&config.pod_cidrs),
         service_cidr: config.service_cidr,
         dns_vip: dns_vip(config.service_cidr).unwrap_or(defaults.dns_vip),
         overlay: match config.overlay {
+            OverlayKind::Auto => OverlayBackend::Auto,
             OverlayKind::Native => OverlayBackend::Native,
             OverlayKind::Vxlan => OverlayBackend::Vxlan,
+            OverlayKind::Wireguard => OverlayBackend::Wireguard,
         },
+        trusted_cidrs: config.trusted_cidrs.clone(),
         ..defaults
     }
 }
 
-/// The pool of the pod CIDR that stands at `index` in the configuration.
-pub(crate) fn pool(index: usize, cidr: IpNet) -> Pool {
-    let family = if cidr.addr().is_ipv4() { "default" } else { "default-v6" };
-    // The first of a family has the plain name; two of them differ by their place.
-    let name = if index < 2 { family.to_owned() } else { format!("{family}-{index}") };
-    Pool { name, cidr, block_prefix: ipam::default_block_prefix(&cidr), ..Pool::default() }
+/// The pools of these pod CIDRs: the first of each family has the plain name, others a number after it.
+pub(crate) fn initial_pools(cidrs: &[IpNet]) -> Vec<Pool> {
+    let name = |index: usize, cidr: &IpNet| {
+        let family = if cidr.addr().is_ipv4() { "default" } else { "default-v6" };
+        let before =
+            cidrs.iter().take(index).filter(|other| other.addr().is_ipv4() == cidr.addr().is_ipv4()).count();
+        if before == 0 { family.to_owned() } else { format!("{family}-{}", before + 1) }
+    };
+    let pool = |(index, cidr): (usize, &IpNet)| Pool {
+        name: name(index, cidr),
+        cidr: *cidr,
+        block_prefix: ipam::default_block_prefix(cidr),
+        ..Pool::default()
+    };
+    cidrs.iter().enumerate().map(pool).collect()
+}
+
+/// What this node was told of the cluster's networks that is not so: the cluster keeps what its first node gave it.
+pub(crate) fn not_in_force(config: &Config, cluster: &ClusterConfig, pools: &[IpNet]) -> Vec<String> {
+    let list = |cidrs: &[IpNet]| cidrs.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ");
+    let mut told = Vec::new();
+    let strange: Vec<IpNet> = config.pod_cidrs.iter().filter(|cidr| !pools.contains(cidr)).copied().collect();
+    if config.given.pod_cidr && !strange.is_empty() {
+        told.push(format!(
+            "pod-cidr names {}, which is not in force: the cluster has {}; pools of a cluster that runs are changed with \
+             `weft ipam pool add|drain|rm`",
+            list(&strange),
+            list(pools)
+        ));
+    }
+    if config.given.service_cidr && config.service_cidr != cluster.service_cidr {
+        told.push(format!(
+            "service-cidr is {}, which is not in force: the cluster has {} and keeps it",
+            config.service_cidr, cluster.service_cidr
+        ));
+    }
+    told
 }
 
 /// The tenth address of the service CIDR, as Kubernetes' installers have it.
@@ -85,14 +100,18 @@ fn dns_vip(service_cidr: IpNet) -> Option<IpAddr> {
 pub(crate) fn host_objects(
     node: &Node,
     view: &View,
-    attachments: &[Attachment],
+    attachments: &[Arc<Attachment>],
     gone: &BTreeSet<String>,
 ) -> HostObjects {
     let own = node.facts();
-    let (backend, peers) = (backend(node, &view.config), view.peers(node.uuid));
-    let mut objects = overlay_objects(&backend, &own, &peers, &view.pod_cidrs(), &[view.config.service_cidr]);
+    let now = node.overlay.load();
+    let peers = overlay::peer_paths(node, view, &now);
+    let services = [view.config.service_cidr];
+    let mut objects = overlay_objects(&now.backends, &own, &peers, &view.pod_cidrs(), &services);
+    objects.merge(members::routes(node, view, &own));
     objects.merge(node_dns_objects(&node.config.dns_addresses));
-    let wiring: Vec<PodWiring> = attachments.iter().filter(|a| is_live(a, gone)).flat_map(wiring).collect();
+    let wiring: Vec<PodWiring> =
+        attachments.iter().filter(|a| is_live(a, gone)).flat_map(|a| wiring(a)).collect();
     objects.merge(pod_objects(&wiring, &own.overlays));
     for attachment in attachments.iter().filter(|a| a.bandwidth.is_some() && is_live(a, gone)) {
         // Checked when the attachment was made.
@@ -104,7 +123,7 @@ pub(crate) fn host_objects(
 }
 
 /// Devices on which an ADD or a DEL is at work: their objects are its business until it is done.
-pub(crate) fn busy_devices(attachments: &[Attachment]) -> BTreeSet<String> {
+pub(crate) fn busy_devices(attachments: &[Arc<Attachment>]) -> BTreeSet<String> {
     let busy = attachments.iter().filter(|a| a.phase != Phase::Committed && !a.adopted);
     busy.map(|a| a.host_ifname.clone()).collect()
 }
@@ -134,11 +153,13 @@ fn wiring(attachment: &Attachment) -> Vec<PodWiring> {
 }
 
 /// The nft table.
-pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Attachment]) -> NftConfig {
+pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>]) -> NftConfig {
+    let now = node.overlay.load();
     NftConfig {
         pod_cidrs: view.pod_cidrs(),
         service_cidrs: vec![view.config.service_cidr],
-        no_masquerade_cidrs: node.config.no_masquerade_cidrs.clone(),
+        // Who reaches pods under its own address is answered, and spoken to, under theirs.
+        no_masquerade_cidrs: [&node.config.no_masquerade_cidrs[..], &view.config.trusted_cidrs].concat(),
         node_dns: node.config.dns_addresses.clone(),
         host_ports: attach::host_ports(attachments),
         // Pods of this node whose link another plugin made have addresses of no pool, and are the cluster's all the same.
@@ -146,12 +167,15 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Attachment]) ->
             .iter()
             .filter(|a| a.adopted && a.phase == Phase::Committed)
             .flat_map(|a| a.ips.iter().copied().map(IpNet::from))
+            .chain(view.config.trusted_cidrs.iter().copied())
             .collect(),
-        overlay_ports: match view.config.overlay {
-            OverlayBackend::Native => Vec::new(),
-            OverlayBackend::Vxlan => vec![view.config.vxlan_port],
+        overlay_ports: overlay::ports(&now, &view.config),
+        forgeable_ports: match now.keeps(BackendKind::Vxlan) {
+            true => vec![view.config.vxlan_port],
+            false => Vec::new(),
         },
-        pods_in_clear: view.config.overlay == OverlayBackend::Native,
+        checked_mark: ebpf_abi::CHECKED_MARK,
+        clear_cidrs: overlay::clear_cidrs(node, view, &now),
         ..NftConfig::default()
     }
 }

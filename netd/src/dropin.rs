@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::time::sleep;
 
@@ -29,6 +29,9 @@ const TEMPORARY: &str = "10-weft.conflist.tmp";
 const NETWORK: &str = "weft";
 /// How weft-cni is called in a network config.
 const PLUGIN: &str = "weft-cni";
+/// What weft-cni does when a runtime asks for it (CNI CONVENTIONS.md, "Dynamic Plugin specific fields").
+const CAPABILITIES: [&str; 8] =
+    ["aliases", "bandwidth", "cgroupPath", "dns", "ipRanges", "ips", "mac", "portMappings"];
 /// Looks without an event: for file systems and changes that inotify does not see.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How soon a datapath that came alive is noticed; a node is waiting to be usable.
@@ -43,7 +46,7 @@ const EVENT_BYTES: usize = 4096;
 /// Why the network config cannot be made.
 #[derive(Debug, Error)]
 pub(crate) enum DropInError {
-    #[error("cni-chain: cannot read {path}: {source}")]
+    #[error("cni-chain: cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("cni-chain: {path}: {reason}; a JSON list of plugin objects is needed, each with its \"type\"")]
     Chain { path: PathBuf, reason: String },
@@ -191,22 +194,16 @@ pub(crate) fn chained_plugins(dir: &Path, network: &str) -> Vec<String> {
     types
 }
 
-/// The config list (CNI spec, section 1) with weft-cni first.
+/// The config list (CNI spec, section 1) with weft-cni first. A capability that a plugin behind it declares is that plugin's:
+/// a runtime hands it to all who declare it, and two would do the same job, or stand in each other's way.
 fn render(config: &DropInConfig, chain: Vec<Value>) -> Vec<u8> {
-    let mut plugins = vec![json!({
-        "type": PLUGIN,
-        "socket": config.socket,
-        "capabilities": {
-            "aliases": true,
-            "bandwidth": true,
-            "cgroupPath": true,
-            "dns": true,
-            "ipRanges": true,
-            "ips": true,
-            "mac": true,
-            "portMappings": true,
-        },
-    })];
+    let theirs = |name: &str| chain.iter().any(|plugin| plugin["capabilities"][name] == true);
+    let ours = CAPABILITIES
+        .into_iter()
+        .filter(|name| !theirs(name))
+        .map(|name| (name.to_owned(), Value::Bool(true)));
+    let capabilities: Map<String, Value> = ours.collect();
+    let mut plugins = vec![json!({ "type": PLUGIN, "socket": config.socket, "capabilities": capabilities })];
     plugins.extend(chain);
     let list = json!({ "cniVersion": config.version, "name": NETWORK, "plugins": plugins });
     format!("{list:#}\n").into_bytes()

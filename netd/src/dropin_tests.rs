@@ -59,6 +59,38 @@ fn it_says_what_a_runtime_needs() {
 }
 
 #[test]
+fn a_capability_that_a_chained_plugin_declares_is_that_plugin_s_alone() {
+    let plugins = json!([
+        {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
+        {"type": "bandwidth", "capabilities": {"bandwidth": true}},
+        {"type": "tuning", "capabilities": {"mac": false}},
+    ]);
+    let text = render(&config(Path::new("/x")), plugins.as_array().unwrap().clone());
+    let list: Value = serde_json::from_slice(&text).unwrap();
+    let declared = |name: &str| {
+        let plugins = list["plugins"].as_array().unwrap().iter();
+        let who = plugins.filter(|plugin| plugin["capabilities"][name] == true);
+        who.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (declared("portMappings"), declared("bandwidth")),
+        (vec!["portmap".into()], vec!["bandwidth".into()])
+    );
+    for name in ["aliases", "cgroupPath", "dns", "ipRanges", "ips", "mac"] {
+        assert_eq!(declared(name), ["weft-cni"], "{name}");
+    }
+}
+
+#[test]
+fn a_chain_that_is_not_there_is_told_once_with_its_cause() {
+    let config = DropInConfig { chain: Some("/nowhere/chain.json".into()), ..config(Path::new("/x")) };
+    let error = anyhow::Error::from(DropIn::new(&config).unwrap_err());
+    let told = format!("{error:#}");
+    assert_eq!(told.matches("No such file").count(), 1, "{told}");
+    assert!(told.contains("/nowhere/chain.json"), "{told}");
+}
+
+#[test]
 fn a_chain_that_cannot_work_is_refused_with_its_file() {
     let dir = tempfile::tempdir().unwrap();
     let chain = dir.path().join("chain.json");

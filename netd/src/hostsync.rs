@@ -34,6 +34,11 @@ impl HostSync {
         Self { host, observed: None, backoff: Backoff::default() }
     }
 
+    /// On-link prefixes of the underlay's device, and its MTU in bytes.
+    pub(crate) async fn underlay_now(&self, device: &str) -> Result<(Vec<ipnet::IpNet>, u32), HostError> {
+        Ok((self.host.subnets(device).await?, self.host.link_mtu(device).await?))
+    }
+
     /// Pods' veths with a qdisc or filter that is not ours, and what it is.
     pub(crate) async fn traffic_control(&self) -> Result<BTreeMap<String, String>, HostError> {
         self.host.foreign_traffic_controls().await

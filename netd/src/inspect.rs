@@ -16,7 +16,9 @@ use netd_store::claim::{StickyHolder, give_back_sticky};
 use netd_store::{MirrorState, Transaction};
 
 use crate::attachments::Phase;
+use crate::names;
 use crate::node::{Node, lock};
+use crate::sweep::sight_by_name;
 use crate::view::View;
 use crate::witness::{runtime_cache, sight};
 
@@ -30,7 +32,7 @@ const VIEW_LIMIT: Duration = Duration::from_secs(1);
 /// `GET /v1/ipam/check`.
 pub(crate) async fn check(node: &Arc<Node>) -> Result<IpamCheckReply, ApiError> {
     let (heard, findings) = examine(node).await.map_err(fatal)?;
-    Ok(reply(&heard.witnesses, &findings, Vec::new()))
+    Ok(reply(node, &heard.witnesses, &findings, Vec::new()))
 }
 
 /// `POST /v1/ipam/repair`: what is proven is mended, then looked at again.
@@ -51,7 +53,7 @@ pub(crate) async fn repair(node: &Arc<Node>) -> Result<IpamCheckReply, ApiError>
     }
     node.changed();
     let (heard, findings) = examine(node).await.map_err(fatal)?;
-    Ok(reply(&heard.witnesses, &findings, repaired))
+    Ok(reply(node, &heard.witnesses, &findings, repaired))
 }
 
 /// The witnesses, and the store's items that they were taken from.
@@ -82,14 +84,15 @@ async fn examine(node: &Arc<Node>) -> Result<(Heard, Vec<Finding>)> {
     Ok((heard, findings))
 }
 
-fn reply(witnesses: &Witnesses, findings: &[Finding], repaired: Vec<String>) -> IpamCheckReply {
+fn reply(node: &Node, witnesses: &Witnesses, findings: &[Finding], repaired: Vec<String>) -> IpamCheckReply {
     let finding = |finding: &Finding| IpamFinding {
         kind: finding.kind.to_string(),
         subject: finding.subject.clone(),
+        pod: names::attachment(&finding.subject).and_then(|key| names::pod_of(node, &key)),
         address: finding.address,
-        explanation: finding.explanation.clone(),
+        explanation: names::with_names(node, &finding.explanation),
         repairable: finding.repairable,
-        remedy: finding.action.to_string(),
+        remedy: names::with_names(node, &finding.action.to_string()),
     };
     IpamCheckReply {
         compared: witnesses.compared(),
@@ -113,7 +116,22 @@ async fn hear(node: &Arc<Node>) -> Result<Heard> {
     let in_flight = node.addressing.in_flight();
     let attachments = lock(&node.attachments);
     let addresses = node.addressing.addresses();
+    let by_allocator = addresses.allocations().map(|allocation| allocation.owner);
+    let by_store = view.borrowed.values().filter(|record| record.node == Some(node.uuid));
+    let by_owner =
+        by_allocator.chain(by_store.map(|record| record.owner.clone())).filter_map(|owner| match owner {
+            Owner::Attachment(key) => Some(key),
+            Owner::Node(_) | Owner::Reserved(_) | Owner::Sticky(_) => None,
+        });
+    let by_name = view.sticky.values().filter(|record| record.node == Some(node.uuid));
+    let unrecorded = by_owner
+        .chain(by_name.filter_map(|record| record.attachment.clone()))
+        .filter(|key| attachments.get(key).is_none())
+        .map(|key| (key.clone(), sight_by_name(&key, cache.as_ref())))
+        .collect();
     let witnesses = Witnesses {
+        lost_after: node.config.lost_after,
+        unrecorded,
         observed,
         in_flight,
         attachments: attachments

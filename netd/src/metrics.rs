@@ -2,6 +2,8 @@
 //! Metrics in the OpenMetrics text form. What other parts know (maps, progress, view) is read at the scrape; only events
 //! are counted here.
 
+mod overlay;
+
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -76,6 +78,7 @@ pub(crate) fn render(node: &Node) -> Result<String, std::fmt::Error> {
     addresses(node, &mut registry);
     services(node, &mut registry);
     dns(node, &mut registry);
+    overlay::register(node, &mut registry);
     let c = &node.counters;
     registry.register("attachments_allocated", "Addresses given to attachments (ADD)", c.adds.clone());
     registry.register("attachments_released", "Attachments released (DEL)", c.dels.clone());

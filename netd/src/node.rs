@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,12 +20,16 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::addressing::Addressing;
+use crate::args::VxlanChecksumKind;
 use crate::attach::Chains;
 use crate::attachments::Attachments;
 use crate::config::Config;
 use crate::keylocks::KeyLocks;
 use crate::metrics::Counters;
+use crate::mtu::ProbedPath;
+use crate::overlay::{OverlayNow, Routed};
 use crate::status::Progress;
+use crate::tunnel::Tunnel;
 use crate::usage::Usage;
 use crate::view::View;
 
@@ -45,6 +49,16 @@ pub(crate) struct Node {
     pub progress: ArcSwap<Progress>,
     /// The parsed store content that the agent works from.
     pub view: ArcSwap<View>,
+    /// How the other nodes are reached; empty before the agent's first pass.
+    pub overlay: ArcSwap<OverlayNow>,
+    /// What of it the kernel's routes have.
+    pub routed: ArcSwap<Routed>,
+    /// This node's WireGuard devices.
+    pub tunnel: Tunnel,
+    /// What fits through to each peer, as probes say.
+    pub probed: ArcSwap<BTreeMap<Uuid, ProbedPath>>,
+    /// Checksums inside VXLAN were found to be spoilt: the kernel computes them.
+    pub vxlan_checksum_off: AtomicBool,
     pub zone: Arc<ArcSwapOption<Zone>>,
     pub dns_stats: Arc<DnsStats>,
     pub counters: Counters,
@@ -104,6 +118,7 @@ pub(crate) struct Parts {
     pub addressing: Addressing,
     pub attachments: Attachments,
     pub datapath: Datapath,
+    pub tunnel: Tunnel,
 }
 
 impl Node {
@@ -120,7 +135,9 @@ impl Node {
             addressing,
             attachments,
             datapath,
+            tunnel,
         } = parts;
+        let checksum_off = config.vxlan_tx_checksum == VxlanChecksumKind::Off;
         Self {
             config,
             uuid,
@@ -133,6 +150,11 @@ impl Node {
             datapath: Mutex::new(datapath),
             progress: ArcSwap::default(),
             view: ArcSwap::default(),
+            overlay: ArcSwap::default(),
+            routed: ArcSwap::default(),
+            tunnel,
+            probed: ArcSwap::default(),
+            vxlan_checksum_off: AtomicBool::new(checksum_off),
             zone: Arc::default(),
             dns_stats: Arc::default(),
             counters: Counters::default(),

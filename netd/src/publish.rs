@@ -5,19 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
 use lb::PodFacts;
-use netd_store::records::{BadRecord, Extra, NodeRecord, PodRecord, SCHEMA, encode};
+use netd_store::records::{
+    BadRecord, Extra, NodeRecord, PodRecord, SCHEMA, WireguardKeyRecord, WireguardRecord, encode,
+};
 use netd_store::{
     Key, KeyValue, Keys, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction,
 };
 
 use crate::attachments::{Attachment, Phase};
 use crate::node::{Node, Published, lock};
+use crate::overlay::{recorded, sent_by};
+use crate::pace::Pace;
 use crate::status::VERSION;
+use crate::tunnel::ListeningKey;
 use crate::view::View;
 
 /// A burst of ADDs becomes one transaction.
@@ -30,13 +35,14 @@ const WRITES_PER_TRANSACTION: usize = MAX_TRANSACTION_OPERATIONS / 2 - 1;
 const BYTES_PER_TRANSACTION: usize = MAX_TRANSACTION_BYTES / 2;
 
 /// Pods' records as they were written last: of hundreds one change makes one be written anew.
-type Written = BTreeMap<String, (Attachment, Bytes)>;
+type Written = BTreeMap<String, (Arc<Attachment>, Bytes)>;
 
 /// Keeps the store as this node owes it; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut mirror = node.mirror.clone();
     let mut retry = false;
     let mut written = Written::new();
+    let mut pace = Pace::new(COALESCE);
     loop {
         tokio::select! {
             // The store's task has ended: so does netd.
@@ -44,12 +50,12 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
             () = node.publish_wake.notified() => {}
             () = tokio::time::sleep(RETRY_AFTER), if retry => {}
         }
-        tokio::time::sleep(COALESCE).await;
+        pace.wait().await;
         let state = mirror.borrow_and_update().clone();
         if !state.in_sync {
             continue;
         }
-        retry = match round(&node, &state, &mut written).await {
+        retry = match round(&node, &state, &mut written, &mut pace).await {
             Ok(quiet) => {
                 node.publish_error.store(None);
                 !quiet
@@ -71,12 +77,22 @@ fn complain(node: &Node, error: String) {
 }
 
 /// Writes what differs. True when nothing did: then everything up to this revision and local change is in the store.
-async fn round(node: &Arc<Node>, state: &MirrorState, written: &mut Written) -> Result<bool> {
+async fn round(
+    node: &Arc<Node>,
+    state: &MirrorState,
+    written: &mut Written,
+    pace: &mut Pace,
+) -> Result<bool> {
+    let start = Instant::now();
     // Before the state is read: a change that comes while we look is not claimed to be published.
     let change = node.change();
     let view = node.view.load_full();
     if view.revision != state.revision || !view.in_sync {
         // The agent has not parsed this revision yet; it wakes us when it has.
+        return Ok(false);
+    }
+    if node.overlay.load().plan.keep.is_empty() {
+        // It has not chosen how to reach the others: the record would say that this node has nothing to be reached by.
         return Ok(false);
     }
     let desired = desired(node, &view, written)?;
@@ -85,6 +101,8 @@ async fn round(node: &Arc<Node>, state: &MirrorState, written: &mut Written) -> 
     let held = node.held.load_full();
     let present = held.as_deref().unwrap_or(state);
     let writes = difference(&desired, present, &node.keys, node);
+    // Waiting for the store costs nobody anything.
+    pace.ran(start.elapsed());
     if writes.is_empty() && held.is_some() {
         return Ok(true);
     }
@@ -148,6 +166,7 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
         |key: String, value: Result<Bytes, BadRecord>| value.map(|value| drop(records.insert(key, value)));
     let facts = node.facts();
     let key = node.keys.node(node.uuid);
+    let overlay = node.overlay.load();
     let record = NodeRecord {
         schema: SCHEMA,
         uuid: node.uuid,
@@ -157,6 +176,10 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
         overlay6: facts.overlays.iter().find(|ip| ip.is_ipv6()).copied(),
         labels: node.config.node_labels.clone(),
         vtep_mac: facts.vtep_mac.to_string(),
+        wireguard: wireguard(node, view),
+        underlay_mtu: overlay.underlay_mtu,
+        backends_up: overlay.plan.up.iter().copied().map(recorded).collect(),
+        sends: node.routed.load().sends.map(sent_by),
         dns: node.config.dns_addresses.first().copied(),
         version: VERSION.to_owned(),
         // What a newer netd put there stays.
@@ -164,12 +187,12 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
     };
     add(key.clone(), encode(&key, &record))?;
 
-    let attachments: Vec<Attachment> = lock(&node.attachments).iter().cloned().collect();
+    let attachments = lock(&node.attachments).all();
     let mut still = Written::new();
     for attachment in attachments.iter().filter(|a| a.phase != Phase::Pending) {
         let key = node.keys.pod(node.uuid, &attachment.key);
         let value = match written.remove(&key) {
-            Some((of, value)) if of == *attachment => value,
+            Some((of, value)) if Arc::ptr_eq(&of, attachment) || of == *attachment => value,
             _ => encode(&key, &pod_record(node, attachment))?,
         };
         still.insert(key.clone(), (attachment.clone(), value.clone()));
@@ -197,6 +220,28 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
         }
     }
     Ok(records)
+}
+
+/// The keys whose devices listen; while none does, those that were published: a device that restarts is back before the
+/// peers have heard of it.
+fn wireguard(node: &Node, view: &View) -> Option<WireguardRecord> {
+    let tunnel = node.tunnel.state.load();
+    if tunnel.generations.is_empty() {
+        return None;
+    }
+    if tunnel.keys.is_empty() {
+        return view.nodes.get(&node.uuid)?.wireguard.clone();
+    }
+    let key = |key: &ListeningKey| WireguardKeyRecord {
+        generation: key.generation,
+        public_key: key.public.to_string(),
+        port: key.port,
+    };
+    Some(WireguardRecord {
+        kind: node.tunnel.kind.as_str().to_owned(),
+        keys: tunnel.keys.iter().map(key).collect(),
+        sends: node.routed.load().generation,
+    })
 }
 
 fn pod_record(node: &Node, attachment: &Attachment) -> PodRecord {

@@ -7,16 +7,20 @@
 //! data plane, not a timer.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use ipam::AttachmentKey;
 use netd_api::{ApiError, NodeRemoveReply, NodeRemoveRequest};
 use netd_store::claim::{ChangeError, acknowledge_removal, confirm_fence, finish_removal, remove_node};
 use netd_store::records::Tombstone;
 use uuid::Uuid;
 
 use crate::node::{Node, lock, now_ms};
+use crate::pace::Pace;
+use crate::sweep::link_exists;
 use crate::view::View;
 
 /// Nobody wakes us when a time-out elsewhere is over.
@@ -31,17 +35,21 @@ const REMOVE_WAIT: Duration = Duration::from_secs(2);
 /// Runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut last_error = String::new();
+    let mut pace = Pace::new(COALESCE);
     loop {
         tokio::select! {
             () = node.settle_wake.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        tokio::time::sleep(COALESCE).await;
+        pace.wait().await;
+        let start = Instant::now();
         let view = node.view.load_full();
         if !view.in_sync || !node.mirror.borrow().connected {
             continue;
         }
-        match round(&node, &view).await {
+        let outcome = round(&node, &view).await;
+        pace.ran(start.elapsed());
+        match outcome {
             Ok(()) => last_error.clear(),
             Err(error) => {
                 let error = error.to_string();
@@ -60,7 +68,9 @@ async fn round(node: &Arc<Node>, view: &View) -> Result<(), ChangeError> {
     let mirrors = || node.addressing.addresses().mirrors();
     let before = mirrors();
     // What cannot be settled stops no removal.
-    let settled = node.addressing.settle(|key| lock(&node.attachments).get(key).is_some()).await;
+    // A pod whose record alone is lost still has its link, and its addresses with it.
+    let known = |key: &AttachmentKey| lock(&node.attachments).get(key).is_some() || link_exists(key);
+    let settled = node.addressing.settle(known).await;
     if mirrors() != before {
         // The change in the store that led to this may have been compared before it.
         node.publish_wake.notify_one();
@@ -69,14 +79,20 @@ async fn round(node: &Arc<Node>, view: &View) -> Result<(), ChangeError> {
         if tombstone.uuid == node.uuid {
             if tombstone.acknowledged_ms.is_none() {
                 tracing::error!(
-                    "this node was removed from the cluster: it gives no addresses and has no peers any more"
+                    "this node was removed from the cluster: it gives no addresses and has no peers any more; to join again as a \
+                     new node: {}",
+                    join_again(&node.config.state_dir)
                 );
                 acknowledge_removal(node.store.as_ref(), &node.keys, node.uuid, now_ms()).await?;
             }
             continue;
         }
         // The kernel no longer has the node once the revision with its tombstone is programmed.
-        let programmed = node.progress.load().programmed_revision >= view.revision;
+        let tunnel = node.tunnel.state.load();
+        let programmed = node.progress.load().programmed_revision >= view.revision
+            // Nor do its devices: a round without an error has done what the same view says.
+            && !tunnel.peers.contains_key(&tombstone.uuid)
+            && tunnel.errors.is_empty();
         if programmed && !tombstone.fenced.contains_key(&node.uuid) {
             confirm_fence(node.store.as_ref(), &node.keys, tombstone.uuid, node.uuid, now_ms()).await?;
         } else if waiting_for(view, tombstone).is_empty() {
@@ -87,6 +103,12 @@ async fn round(node: &Arc<Node>, view: &View) -> Result<(), ChangeError> {
         }
     }
     settled
+}
+
+/// The way back for a removed node. `netd clean` comes before the state directory is emptied: it needs the attachments and the
+/// old values of sysctls that lie there.
+pub(crate) fn join_again(state_dir: &Path) -> String {
+    format!("drain it, stop netd, run `netd clean`, then empty {} and start netd", state_dir.display())
 }
 
 /// Nodes whose kernels must have forgotten the removed one: every other, also one whose record does not read here.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use netd_api::ApiError;
 
+use crate::desired;
 use crate::node::Node;
 
 /// Pause after a refusal: pools do not grow by asking again.
@@ -18,12 +19,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut pause = Duration::ZERO;
+    let mut compared = false;
     loop {
         tokio::select! {
             () = node.claim_wake.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         tokio::time::sleep(pause).await;
+        compared = compared || tell_what_is_in_force(&node);
         let outcome = round(&node).await;
         pause = if outcome.is_err() { RETRY_AFTER } else { Duration::ZERO };
         let error = outcome.err().map(|error| Arc::new(error.to_string()));
@@ -38,6 +41,18 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
             node.claim_wake.notify_one();
         }
     }
+}
+
+/// Once, as soon as the cluster's configuration is known: somebody who edits a file wants to hear that it changes nothing.
+fn tell_what_is_in_force(node: &Node) -> bool {
+    let view = node.view.load();
+    if !view.in_sync || !view.configured {
+        return false;
+    }
+    for line in desired::not_in_force(&node.config, &view.config, &view.pod_cidrs()) {
+        tracing::warn!("{line}");
+    }
+    true
 }
 
 async fn round(node: &Arc<Node>) -> Result<(), ApiError> {
@@ -57,7 +72,11 @@ async fn round(node: &Arc<Node>) -> Result<(), ApiError> {
     if held.is_some() {
         return Ok(());
     }
+    let blocks = || node.addressing.addresses().blocks();
+    let before = blocks();
     let claimed = node.addressing.keep_ahead().await;
-    node.changed();
+    if claimed.is_err() || blocks() != before {
+        node.changed();
+    }
     claimed.map_err(|error| ApiError::retry(error.to_string()))
 }

@@ -7,13 +7,18 @@ use std::sync::Arc;
 
 use lb::{Image, ServiceEntry, ServiceName};
 use netd_api::{
-    ApiError, BackendInfo, BadValue, FrontendInfo, NodeInfo, OverlayStatus, PeerInfo, PendingItem, PodInfo,
-    PortInfo, ServiceDetail, ServiceInfo, Status, StoreStatus,
+    ApiError, BackendInfo, BadValue, FrontendInfo, NodeInfo, OverlayStatus, PeerInfo, PeerTunnel,
+    PendingItem, PodInfo, PortInfo, ServiceDetail, ServiceInfo, Status, StoreStatus,
 };
+use netd_plan::{BackendKind, NodeFacts, Path};
 use netd_store::records::OverlayBackend;
 
+use crate::attachments::Phase;
 use crate::desired;
-use crate::node::{Node, lock};
+use crate::node::{Node, lock, now_ms};
+use crate::overlay::{self, OverlayNow};
+use crate::removal;
+use crate::tunnel::{PeerLink, TunnelState};
 use crate::view::View;
 
 /// `netd --version`: version, commit, ABI of the pinned maps.
@@ -78,12 +83,20 @@ pub(crate) fn not_ready_reasons(node: &Node) -> Vec<String> {
             node.underlay.address
         ));
     }
+    let encrypted =
+        matches!(node.view.load().config.overlay, OverlayBackend::Auto | OverlayBackend::Wireguard);
+    let tunnel = node.tunnel.state.load();
+    // On a single node there is nobody to speak with: no reason to refuse pods.
+    let alone = node.view.load().peers(node.uuid).is_empty();
+    if encrypted && !alone && progress.programmed_once && !tunnel.is_up() {
+        reasons.push(format!("WireGuard does not run on this node: {}", tunnel.errors.join("; ")));
+    }
     if is_removed(node) {
-        reasons.push(
-            "this node was removed from the cluster (`weft node rm`): its pods reach no other node; drain it, empty its \
-             state directory and start netd to join again as a new node"
-                .to_owned(),
-        );
+        reasons.push(format!(
+            "this node was removed from the cluster (`weft node rm`): its pods reach no other node; to join again as a new \
+             node: {}",
+            removal::join_again(&node.config.state_dir)
+        ));
     }
     reasons.extend(progress.errors.iter().cloned());
     reasons
@@ -116,6 +129,7 @@ pub(crate) fn status(node: &Node) -> Status {
             underlay: Some(node.underlay.address),
             overlay: own.overlays.first().copied(),
             alive: true,
+            removing: is_removed(node),
             blocks: own.blocks,
             version: VERSION.to_owned(),
         },
@@ -131,7 +145,7 @@ pub(crate) fn status(node: &Node) -> Status {
         },
         programmed_revision: progress.programmed_revision,
         published_revision: node.published.borrow().revision,
-        overlay: overlay(node, &view),
+        overlay: overlay_status(node, &view),
         pods: lock(&node.attachments).len(),
         services: view.table.services.len(),
         pending,
@@ -140,26 +154,57 @@ pub(crate) fn status(node: &Node) -> Status {
     }
 }
 
-fn overlay(node: &Node, view: &View) -> OverlayStatus {
-    let (backend, device) = match view.config.overlay {
-        OverlayBackend::Native => ("native", None),
-        OverlayBackend::Vxlan => ("vxlan", Some(desired::VXLAN_DEVICE.to_owned())),
+fn overlay_status(node: &Node, view: &View) -> OverlayStatus {
+    let (now, tunnel) = (node.overlay.load(), node.tunnel.state.load());
+    let wireguard = now.keeps(BackendKind::Wireguard);
+    let newest = tunnel.generations.last().copied().unwrap_or_default();
+    let device = match (wireguard, now.keeps(BackendKind::Vxlan)) {
+        (true, _) => Some(netd_plan::wireguard_device(newest).to_owned()),
+        (false, true) => Some(desired::VXLAN_DEVICE.to_owned()),
+        (false, false) => None,
     };
     let peers = view.peers(node.uuid).into_iter();
-    let peers = peers
-        .map(|p| PeerInfo {
-            uuid: p.uuid,
-            name: p.name,
-            underlay: p.underlay,
-            overlay: p.overlays.first().copied(),
-            blocks: p.blocks,
-        })
-        .collect();
     OverlayStatus {
-        backend: backend.to_owned(),
+        backend: view.config.overlay.as_str().to_owned(),
         device,
-        mtu: desired::pod_mtu(&node.underlay, view.config.overlay),
-        peers,
+        wireguard: wireguard.then(|| node.tunnel.kind.as_str().to_owned()),
+        underlay_reason: node.underlay.reason.clone(),
+        mtu: now.mtu,
+        peers: peers.map(|peer| peer_info(peer, view, &now, &tunnel)).collect(),
+    }
+}
+
+fn peer_info(peer: NodeFacts, view: &View, now: &OverlayNow, tunnel: &TunnelState) -> PeerInfo {
+    let choice = now.plan.peers.get(&peer.uuid);
+    let path = choice.and_then(|choice| choice.path);
+    let record = view.nodes.get(&peer.uuid).and_then(|record| record.wireguard.as_ref());
+    let kind = record.map(|record| record.kind.clone()).unwrap_or_default();
+    let mtu = overlay::peer_mtu(view, now, &peer, path).map_or(now.mtu, |mtu| mtu.min(now.mtu));
+    let link = |link: &PeerLink| PeerTunnel {
+        generation: link.generation,
+        device: netd_plan::wireguard_device(link.generation).to_owned(),
+        peer_kind: kind.clone(),
+        endpoint: link.endpoint,
+        handshake_secs: link.handshake_ms.map(|at| now_ms().saturating_sub(at) / 1_000),
+        rx_bytes: link.rx_bytes,
+        tx_bytes: link.tx_bytes,
+        rx_bits_per_sec: link.rx_bits_per_sec,
+        tx_bits_per_sec: link.tx_bits_per_sec,
+    };
+    PeerInfo {
+        uuid: peer.uuid,
+        tunnels: tunnel.peers.get(&peer.uuid).into_iter().flatten().map(link).collect(),
+        name: peer.name,
+        underlay: peer.underlay,
+        overlay: peer.overlays.first().copied(),
+        blocks: peer.blocks,
+        path: path.map(|path| match path {
+            Path::Native => "native".to_owned(),
+            Path::Vxlan => "vxlan".to_owned(),
+            Path::Wireguard { .. } => "wireguard".to_owned(),
+        }),
+        problem: choice.and_then(|choice| choice.problem.as_ref()).map(ToString::to_string),
+        mtu: path.map(|_| mtu),
     }
 }
 
@@ -172,6 +217,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeInfo> {
         underlay: Some(record.underlay),
         overlay: record.overlay,
         alive: view.alive.contains(&record.uuid),
+        removing: view.tombstones.contains_key(&record.uuid),
         blocks: view.blocks_of(record.uuid).map(|block| block.cidr).collect(),
         version: record.version.clone(),
     };
@@ -198,6 +244,10 @@ pub(crate) fn pods(node: &Node) -> Vec<PodInfo> {
             labels: a.labels.clone(),
             aliases: a.aliases.clone(),
             cgroup_path: a.cgroup_path.clone(),
+            sticky: a.sticky.clone(),
+            port_mappings: a.port_mappings.clone(),
+            bandwidth: a.bandwidth,
+            mac: (a.phase == Phase::Committed).then(|| a.container_mac.to_string()),
             local: true,
         })
         .collect();
@@ -214,6 +264,10 @@ pub(crate) fn pods(node: &Node) -> Vec<PodInfo> {
         labels: record.labels.clone(),
         aliases: record.aliases.clone(),
         cgroup_path: None,
+        sticky: None,
+        port_mappings: Vec::new(),
+        bandwidth: None,
+        mac: None,
         local: false,
     }));
     pods.sort_by(|a, b| (&a.namespace, &a.name, &a.ifname).cmp(&(&b.namespace, &b.name, &b.ifname)));

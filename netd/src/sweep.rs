@@ -13,7 +13,7 @@ use ipam::{AttachmentKey, LostWatch, Owner, PendingWatch, Sight, Timestamp};
 use netd_api::AttachmentId;
 
 use crate::attach;
-use crate::attachments::{Attachment, Attachments, Phase};
+use crate::attachments::{Attachment, Phase};
 use crate::node::{Node, lock};
 use crate::witness::{netns_exists, runtime_cache, sight};
 
@@ -135,8 +135,8 @@ fn vanished(node: &Node, watch: &mut LostWatch) -> Vec<AttachmentKey> {
     let mut sights: BTreeMap<AttachmentKey, Sight> =
         live.iter().map(|attachment| (attachment.key.clone(), sight(attachment, cache.as_ref()))).collect();
     for key in without_record(node) {
-        let listed = cache.as_ref().is_some_and(|cache| cache.contains(&key));
-        sights.insert(key.clone(), Sight { link: link_exists(&key), netns: false, listed });
+        let seen = sight_by_name(&key, cache.as_ref());
+        sights.insert(key, seen);
     }
     watch.observe(&sights, node.addressing.now())
 }
@@ -160,23 +160,22 @@ fn without_record(node: &Node) -> Vec<AttachmentKey> {
     keys.collect()
 }
 
+/// What is seen of an attachment that has no record.
+pub(crate) fn sight_by_name(key: &AttachmentKey, cache: Option<&BTreeSet<AttachmentKey>>) -> Sight {
+    let listed = cache.is_some_and(|cache| cache.contains(key));
+    Sight { link: link_exists(key), netns: false, listed }
+}
+
 /// Whether the link that an attachment of this name would have is there.
-fn link_exists(key: &AttachmentKey) -> bool {
+pub(crate) fn link_exists(key: &AttachmentKey) -> bool {
     let name = netd_plan::host_veth_name(&key.network, &key.container_id, &key.ifname);
     netd_host::interface_index(&name).is_some()
 }
 
-/// Host ends that should be there and are not, by one look at all links.
-pub(crate) fn gone_links(attachments: &Attachments) -> BTreeSet<String> {
-    let Ok(present) = nix::net::if_::if_nameindex() else { return BTreeSet::new() };
-    let present: BTreeMap<String, u32> =
-        present.iter().map(|link| (link.name().to_string_lossy().into_owned(), link.index())).collect();
-    attachments
-        .iter()
-        .filter(|a| a.phase == Phase::Committed && !a.adopted)
-        .filter(|a| present.get(&a.host_ifname) != Some(&a.host_index))
-        .map(|a| a.host_ifname.clone())
-        .collect()
+/// Host ends that should be there and are not. A look at each: they need no lock in the kernel, while a list of all links
+/// is read out under the one that every ADD and DEL waits for.
+pub(crate) fn gone_links(attachments: &[Arc<Attachment>]) -> BTreeSet<String> {
+    attachments.iter().filter(|a| is_gone(a)).map(|a| a.host_ifname.clone()).collect()
 }
 
 /// The attachment should have a link and has none.

@@ -12,7 +12,8 @@ use lb::{Backend, EndpointSlice, Service, ServiceName, ServiceTable};
 use netd_api::BadValue;
 use netd_plan::NodeFacts;
 use netd_store::records::{
-    AddressRecord, ClusterConfig, NodeRecord, PodRecord, ServiceIpRecord, StickyRecord, Tombstone, decode,
+    AddressRecord, ClusterConfig, MemberRecord, NodeRecord, PodRecord, ServiceIpRecord, StickyRecord,
+    Tombstone, decode,
 };
 use netd_store::{Key, KeyValue, Keys, MirrorState};
 use serde::de::DeserializeOwned;
@@ -40,6 +41,8 @@ pub(crate) struct View {
     /// Addresses lent from one node's block to another.
     pub borrowed: BTreeMap<IpAddr, AddressRecord>,
     pub sticky: BTreeMap<String, StickyRecord>,
+    /// Machines outside the cluster that are peers of every node.
+    pub members: BTreeMap<String, MemberRecord>,
     /// Nodes that an operator removed.
     pub tombstones: BTreeMap<Uuid, Tombstone>,
     pub service_ips: BTreeMap<IpAddr, ServiceIpRecord>,
@@ -133,6 +136,14 @@ impl View {
             Key::Endpoint { .. } => {
                 let slice = known.slices.get(key, &item.value)?;
                 self.slices.insert(key.to_owned(), slice);
+            }
+            Key::Member(name) => {
+                let record: MemberRecord = decode(key, value).map_err(reason)?;
+                same("name", &record.name, &name)?;
+                if let Err(error) = record.public_key.parse::<netd_wireguard::PublicKey>() {
+                    return Err(format!("public_key: {error}"));
+                }
+                self.members.insert(name, record);
             }
             Key::Node(uuid) => {
                 self.node_keys.insert(uuid);
@@ -262,6 +273,7 @@ impl View {
             blocks: self.blocks.clone(),
             borrowed: self.borrowed.clone(),
             sticky: self.sticky.clone(),
+            members: self.members.clone(),
             names: self.nodes.values().map(|node| (node.uuid, node.name.clone())).collect(),
             labels,
             removed: self.tombstones.contains_key(&own),

@@ -171,7 +171,7 @@ async fn allocate(State(book): State<Shared>, Json(request): Json<AllocateReques
     let gateways = if request.adopted.is_some() { Vec::new() } else { gateways(&addresses) };
     book.attachments.insert(id, Known { request, addresses: addresses.clone(), commit: None });
     let dns = DnsReply { nameservers: vec![Ipv4Addr::new(10, 96, 0, 10).into()], ..DnsReply::default() };
-    Ok(Json(AllocateReply { addresses, gateways, mtu: MTU, host_ifname, dns }))
+    Ok(Json(AllocateReply { addresses, gateways, mtu: MTU, gso_max_segs: None, host_ifname, dns }))
 }
 
 fn gateways(addresses: &[IpNet]) -> Vec<IpAddr> {
@@ -247,6 +247,10 @@ async fn pods(State(book): State<Shared>) -> Reply<Vec<PodInfo>> {
         aliases: Vec::new(),
         // By convention of these tests.
         cgroup_path: None,
+        sticky: None,
+        port_mappings: Vec::new(),
+        bandwidth: None,
+        mac: None,
         local: !id.container_id.starts_with("elsewhere"),
     });
     Ok(Json(pods.collect()))
@@ -264,6 +268,7 @@ async fn status(State(book): State<Shared>) -> Reply<Status> {
             underlay: None,
             overlay: None,
             alive: true,
+            removing: false,
             blocks: Vec::new(),
             version: "0.1.0".into(),
         },

@@ -3,18 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::{Action, AttachmentWitness, Finding, FindingKind, Witnesses, operator};
 use crate::allocator::{Allocation, Phase};
 use crate::gc::PENDING_AGE_MIN;
 use crate::owner::Owner;
-use crate::reconcile::Sight;
+use crate::reconcile::{LISTED_AGE_FACTOR, Sight};
 
 pub(super) fn check(witnesses: &Witnesses) -> Vec<Finding> {
     let mut findings = doubles(witnesses);
     findings.extend(leaks(witnesses));
     findings.extend(witnesses.attachments.iter().flat_map(|attachment| missing(witnesses, attachment)));
-    findings.extend(witnesses.attachments.iter().flat_map(lost));
+    findings
+        .extend(witnesses.attachments.iter().flat_map(|attachment| lost(attachment, witnesses.lost_after)));
     findings.extend(orphans(witnesses));
     findings
 }
@@ -61,9 +63,22 @@ fn leaks(witnesses: &Witnesses) -> Vec<Finding> {
         if witnesses.knows(key) || witnesses.is_in_flight(owner) || allocations.iter().any(young) {
             continue;
         }
+        if let Some(known) = witnesses.known_elsewhere(key) {
+            findings.extend(allocations.iter().map(|it| lost_record(owner, it.ip, known)));
+            continue;
+        }
         findings.extend(unused(witnesses, owner, &allocations, "no such attachment is on record"));
     }
     findings
+}
+
+/// An address whose attachment has lost its record, and perhaps nothing else.
+fn lost_record(owner: &Owner, ip: IpAddr, known: &str) -> Finding {
+    let text = format!(
+        "{ip} is kept for {owner}, of which no attachment is on record; still {known}: the pod may run with this address"
+    );
+    let action = operator("delete the pod and make it again; its DEL frees the address");
+    Finding::of_address(FindingKind::Leak, owner, ip, text, action)
 }
 
 /// A finding for each address of an owner that nobody uses. They are freed together, so one that the kernel still knows
@@ -130,7 +145,7 @@ fn missing(witnesses: &Witnesses, attachment: &AttachmentWitness) -> Vec<Finding
 }
 
 /// Addresses of an attachment whose link is gone. Two looks that lie well apart free them, not this one.
-fn lost(attachment: &AttachmentWitness) -> Vec<Finding> {
+fn lost(attachment: &AttachmentWitness, lost_after: Duration) -> Vec<Finding> {
     let Sight { link, netns, listed } = attachment.sight;
     if link || !attachment.settled || attachment.adopted {
         return Vec::new();
@@ -144,7 +159,11 @@ fn lost(attachment: &AttachmentWitness) -> Vec<Finding> {
     let finding = |ip: &IpAddr| {
         let key = &attachment.key;
         let text = format!("{key} has {ip}, but its link is gone; {known}");
-        let action = operator("wait: netd frees it when nothing of it came back; a DEL or GC does it now");
+        let wait = if netns || listed { lost_after.saturating_mul(LISTED_AGE_FACTOR) } else { lost_after };
+        let action = operator(format!(
+            "wait: netd frees it {} s after it missed the link first, if that does not come back; a DEL or GC does it now",
+            wait.as_secs()
+        ));
         Finding::of_address(FindingKind::Leak, key, *ip, text, action)
     };
     attachment.ips.iter().map(finding).collect()

@@ -141,10 +141,9 @@ fn address(witnesses: &Witnesses, record: &AddressWitness) -> Option<Finding> {
     let finding = |kind, text: String, action| Some(Finding::of_address(kind, owner, *ip, text, action));
     if record.node == Some(witnesses.node) && is_gone(witnesses, owner) {
         let text = format!("the store has {ip} in use on this node by {owner}, which is not on record here");
-        let action = if witnesses.links_of(ip).is_empty() {
-            Action::DeleteAddressRecord(*ip)
-        } else {
-            operator("the kernel still leads it to a link: delete the pod")
+        let action = match still_used(witnesses, Some(owner), std::slice::from_ref(ip)) {
+            None => Action::DeleteAddressRecord(*ip),
+            Some(action) => action,
         };
         return finding(FindingKind::Leak, text, action);
     }
@@ -178,17 +177,13 @@ fn sticky(witnesses: &Witnesses, record: &StickyWitness) -> Vec<Finding> {
     let holder = record.attachment.clone().map(Owner::Attachment);
     let is_lost = holder.as_ref().is_some_and(|holder| is_gone(witnesses, holder));
     if record.node == Some(witnesses.node) && is_lost {
+        let action = still_used(witnesses, holder.as_ref(), &record.ips)
+            .unwrap_or_else(|| Action::GiveBackSticky(record.name.clone()));
         let holder = holder.map(|holder| holder.to_string()).unwrap_or_default();
         let text = format!(
             "sticky name {} is in use on this node by {holder}, which is not on record here",
             record.name
         );
-        let idle = record.ips.iter().all(|ip| witnesses.links_of(ip).is_empty());
-        let action = if idle {
-            Action::GiveBackSticky(record.name.clone())
-        } else {
-            operator("the kernel still leads its address to a link: delete the pod")
-        };
         findings.push(Finding::of(FindingKind::Leak, &owner, text, action));
     }
     let orphan = missing_node(witnesses, record.node, &format!("sticky name {}", record.name));
@@ -282,6 +277,16 @@ fn elsewhere(witnesses: &Witnesses) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What an operator can do where an attachment without a record may still use these addresses; none where nobody knows it.
+fn still_used(witnesses: &Witnesses, owner: Option<&Owner>, ips: &[IpAddr]) -> Option<Action> {
+    if ips.iter().any(|ip| !witnesses.links_of(ip).is_empty()) {
+        return Some(operator("the kernel still leads its address to a link: delete the pod"));
+    }
+    let Some(Owner::Attachment(key)) = owner else { return None };
+    let known = witnesses.known_elsewhere(key)?;
+    Some(operator(format!("{known}: delete the pod and make it again")))
 }
 
 fn is_gone(witnesses: &Witnesses, owner: &Owner) -> bool {

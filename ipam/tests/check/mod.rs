@@ -64,16 +64,18 @@ fn a_link_that_is_gone_is_told_and_left_to_the_second_look() {
     let (_, mut witnesses) = healthy();
     let address = witnesses.attachments[0].ips[0];
     witnesses.observed.retain(|(ip, _)| *ip != address);
-    for (sight, words) in [
-        (Sight::default(), "neither"),
-        (Sight { listed: true, ..Sight::default() }, "the runtime still lists it"),
-        (Sight { netns: true, ..Sight::default() }, "its network namespace is there"),
+    witnesses.lost_after = ipam::reconcile::LOST_AGE_MIN;
+    for (sight, words, wait) in [
+        (Sight::default(), "neither", " 60 s "),
+        (Sight { listed: true, ..Sight::default() }, "the runtime still lists it", " 600 s "),
+        (Sight { netns: true, ..Sight::default() }, "its network namespace is there", " 600 s "),
     ] {
         witnesses.attachments[0].sight = sight;
         let findings = check(&witnesses);
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert_eq!((findings[0].kind, findings[0].address), (FindingKind::Leak, Some(address)));
         assert!(!findings[0].repairable && findings[0].explanation.contains(words), "{findings:?}");
+        is_for_the_operator(&findings[0].action, wait);
     }
     witnesses.attachments[0].settled = false;
     assert_eq!(check(&witnesses), [], "its DEL is at work");
@@ -113,6 +115,57 @@ fn address_of_nobody_is_a_leak_and_freed_only_when_the_kernel_knows_nothing() {
     assert_eq!(only(&witnesses), (FindingKind::Leak, Action::Release(pod(2))));
     witnesses.in_flight.insert(pod(2));
     assert_eq!(check(&witnesses), [], "it is being given right now");
+}
+
+#[test]
+fn a_lost_record_alone_frees_nothing_while_a_link_or_the_runtime_knows_the_pod() {
+    let (_, mut witnesses) = healthy();
+    witnesses.attachments.retain(|it| it.key != key(2));
+    // The route went with the record: netd takes routes of links it knows nothing of away.
+    witnesses.observed.retain(|(_, link)| link != "weft2");
+    for (sight, words) in [
+        (Sight { link: true, ..Sight::default() }, "its link is there"),
+        (Sight { listed: true, ..Sight::default() }, "the runtime lists it"),
+        (
+            Sight { link: true, listed: true, ..Sight::default() },
+            "its link is there, and the runtime lists it",
+        ),
+    ] {
+        witnesses.unrecorded = [(key(2), sight)].into();
+        let findings = check(&witnesses);
+        assert_eq!(findings.len(), 1, "{findings:#?}");
+        assert!(!findings[0].repairable && findings[0].explanation.contains(words), "{findings:#?}");
+    }
+    witnesses.unrecorded = [(key(2), Sight::default())].into();
+    assert_eq!(only(&witnesses), (FindingKind::Leak, Action::Release(pod(2))));
+}
+
+#[test]
+fn what_another_node_lent_and_a_sticky_name_outlive_a_lost_record_too() {
+    let (_, mut witnesses) = healthy();
+    witnesses.blocks.push(BlockRecord { owner: OTHER, ..block("10.244.9.0/26") });
+    let borrowed = AddressWitness {
+        ip: ip("10.244.9.5"),
+        owner: pod(7),
+        node: Some(NODE),
+        granted: true,
+        block_owner: OTHER,
+    };
+    witnesses.addresses.push(borrowed);
+    assert_eq!(only(&witnesses), (FindingKind::Leak, Action::DeleteAddressRecord(ip("10.244.9.5"))));
+    witnesses.unrecorded = [(key(7), Sight { link: true, ..Sight::default() })].into();
+    is_for_the_operator(&only(&witnesses).1, "its link is there");
+    witnesses.addresses.clear();
+    let named = StickyWitness {
+        name: "db".into(),
+        ips: vec![ip("10.244.9.6")],
+        node: Some(NODE),
+        attachment: Some(key(7)),
+    };
+    witnesses.sticky.push(named);
+    is_for_the_operator(&only(&witnesses).1, "its link is there");
+    witnesses.unrecorded.clear();
+    assert_eq!(only(&witnesses), (FindingKind::Leak, Action::GiveBackSticky("db".into())));
 }
 
 #[test]

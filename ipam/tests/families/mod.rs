@@ -50,6 +50,27 @@ fn dual_stack_pod_comes_and_goes_in_one_line_each() {
 }
 
 #[test]
+fn one_family_is_given_back_and_the_other_stays() {
+    let mut allocator = dual();
+    let owner = Owner::Node(NODE);
+    let mut lines = allocator.allocate_node_addresses(&BOTH.into(), NOW).unwrap().1;
+    lines.extend(allocator.commit(&owner, NOW));
+    let (released, entry) = allocator.release_family(&owner, Family::V6, NOW).unwrap();
+    assert_eq!(released, ip("fd00:10:244::40"));
+    lines.push(entry);
+    assert_eq!(allocator.release_family(&owner, Family::V6, NOW), None);
+    assert_eq!(allocator.addresses_of(&owner), [ip("10.244.3.0")], "it keeps the other one");
+    assert_eq!(allocator.free_count(Family::V6, NOW), 63, "it rests like any other");
+    let mut again = dual();
+    for line in lines {
+        again.replay(line).unwrap();
+    }
+    assert_eq!(again, allocator);
+    allocator.release_family(&owner, Family::V4, NOW).unwrap();
+    assert_eq!(allocator.addresses_of(&owner), Vec::<std::net::IpAddr>::new());
+}
+
+#[test]
 fn one_family_that_is_exhausted_leaves_the_other_untouched() {
     let mut allocator = with_block("10.244.3.0/26");
     let before = allocator.clone();

@@ -31,8 +31,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Whether this node is ready, and if not, why
+    /// Whether this node is ready, and if not, why; exit code 1 where it is not
     Status,
+    /// Look at everything that decides whether packets arrive; fails when something is wrong
+    Doctor,
     /// The cluster's nodes; take one out for good
     #[command(subcommand)]
     Node(NodeVerb),
@@ -49,6 +51,73 @@ pub(crate) enum Verb {
     /// Address pools, blocks and their use; find and mend what does not agree
     #[command(subcommand)]
     Ipam(IpamVerb),
+    /// The cluster's settings, some of which change while it runs
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// The WireGuard keys of this node
+    #[command(subcommand)]
+    Key(KeyVerb),
+    /// Machines outside the cluster that talk with pods through WireGuard
+    #[command(subcommand)]
+    Member(MemberVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Show the settings
+    Show,
+    /// Change settings; connections go on, one pair of nodes after the other changes over
+    Set(ConfigSetArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = true)]
+pub(crate) struct ConfigSetArgs {
+    /// How pods of different nodes reach each other
+    #[arg(long, value_parser = ["wireguard", "vxlan", "native", "auto"])]
+    pub(crate) overlay: Option<String>,
+    /// How often every node makes a new WireGuard key, such as 7d; `off` for only when asked to
+    #[arg(long, value_name = "TIME", value_parser = values::interval)]
+    pub(crate) key_rotation: Option<u64>,
+    /// Hosts outside the cluster that may open connections to pods, under their own addresses: the whole list,
+    /// comma-separated; `none` for nobody
+    #[arg(long, value_name = "CIDR,…", value_parser = values::cidrs)]
+    pub(crate) trusted_cidrs: Option<values::Cidrs>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// Make a new key while everything runs: the other nodes follow with theirs, and the old ones go
+    Rotate {
+        /// How long to wait until every peer has moved
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration)]
+        wait: Duration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberVerb {
+    /// Let a machine join; prints a configuration for its WireGuard client (wg-quick)
+    Add {
+        /// Its name
+        name: String,
+        /// The public key of a pair that it made itself; without, a pair is made and the private key printed once
+        #[arg(long, value_name = "KEY")]
+        public_key: Option<String>,
+    },
+    /// List the members, with the last handshake of each with this node
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Print a member's configuration as of now, without its private key: after keys were rotated or nodes came and went
+    Show {
+        /// The member
+        name: String,
+    },
+    /// Let a machine go; its addresses become free
+    Rm {
+        /// The member
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,7 +128,8 @@ pub(crate) enum NodeVerb {
     /// Take a node out of the cluster for good: its pods' addresses become free for others
     ///
     /// Every other node first stops sending to it, and the node itself says that it has stopped. Then its blocks are
-    /// free. The command waits for that; it may be broken off and repeated.
+    /// free. The command waits for that; broken off or not, what it began goes on, and nothing calls it off. A node that is
+    /// alive or has pods is removed only after a question, or with --yes.
     Rm(NodeRmArgs),
 }
 
@@ -67,7 +137,11 @@ pub(crate) enum NodeVerb {
 pub(crate) enum PodVerb {
     /// List the pods of all nodes
     #[command(visible_alias = "list")]
-    Ls,
+    Ls {
+        /// With MAC, host ports, limits, sticky name and container of the pods of this node
+        #[arg(short, long)]
+        wide: bool,
+    },
     /// Set and drop labels of a pod of this node; they last until the pod goes
     Label {
         /// NAMESPACE/NAME; a name alone means the namespace `default`
@@ -97,6 +171,9 @@ pub(crate) struct NodeRmArgs {
     /// The node's name or UUID
     #[arg(value_name = "NODE")]
     pub(crate) node: String,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
     /// The machine is off and stays off: do not wait for its own word. The other nodes' is waited for all the same
     #[arg(long)]
     pub(crate) force: bool,

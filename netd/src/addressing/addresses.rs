@@ -145,6 +145,18 @@ impl Addresses {
         Ok(ips)
     }
 
+    /// Takes back the owner's address of one family alone.
+    pub(crate) fn release_family(
+        &mut self,
+        owner: &Owner,
+        family: Family,
+        now: Timestamp,
+    ) -> Result<Option<IpAddr>> {
+        self.catch_up()?;
+        let Some((ip, entry)) = self.allocator.release_family(owner, family, now) else { return Ok(None) };
+        self.write(&[entry]).map(|()| Some(ip))
+    }
+
     /// Puts an address on record that is in use without one. False where somebody has it.
     pub(crate) fn restore(&mut self, ip: IpAddr, owner: &Owner, now: Timestamp) -> Result<bool> {
         self.catch_up()?;

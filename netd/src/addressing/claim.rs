@@ -143,7 +143,8 @@ impl Addressing {
     }
 }
 
-fn ensure_node_addresses(
+/// The node's overlay address of each of these families that has a block here.
+pub(super) fn ensure_node_addresses(
     addresses: &mut Addresses,
     families: &std::collections::BTreeSet<Family>,
     of: &Addressing,

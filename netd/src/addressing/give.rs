@@ -69,8 +69,7 @@ pub enum GiveError {
     Unconfigured,
     /// This node was removed from the cluster.
     #[error(
-        "this node was removed from the cluster (`weft node rm`): it gives no addresses; empty its state directory to \
-         let it join again as a new node"
+        "this node was removed from the cluster (`weft node rm`): it gives no addresses; `weft status` has the way back"
     )]
     Removed,
     /// The disk does not take the change.
@@ -168,7 +167,12 @@ impl Addressing {
     }
 
     /// From own blocks; from freshly claimed ones when these are full.
-    async fn give_own(&self, owner: &Owner, want: Want, picture: &Picture) -> Result<Vec<IpAddr>, GiveError> {
+    pub(super) async fn give_own(
+        &self,
+        owner: &Owner,
+        want: Want,
+        picture: &Picture,
+    ) -> Result<Vec<IpAddr>, GiveError> {
         if want.families.is_empty() {
             return Ok(Vec::new());
         }
@@ -196,6 +200,17 @@ impl Addressing {
     /// A block with addresses of the ranges that nobody has yet.
     async fn claim_in_ranges(&self, family: Family, want: &Want, picture: &Picture) -> Result<(), GiveError> {
         let of_family = || want.ranges.iter().flatten().filter(|range| Family::of(&range.first) == family);
+        if of_family().next().is_some()
+            && !of_family().any(|range| picture.pools.values().any(|pool| range.meets(&pool.cidr)))
+        {
+            let ranges: Vec<String> = of_family().map(ToString::to_string).collect();
+            let pools: Vec<String> = picture.pools.values().map(|pool| pool.cidr.to_string()).collect();
+            return Err(GiveError::Invalid(format!(
+                "requested range {} lies in no pool ({})",
+                ranges.join(", "),
+                pools.join(", ")
+            )));
+        }
         let taken: BTreeSet<_> =
             picture.blocks.keys().copied().chain(lock(&self.addresses).blocks()).collect();
         let pools: Vec<_> = picture.pools.values().cloned().collect();
@@ -206,8 +221,9 @@ impl Addressing {
                 let ranges: Vec<String> =
                     of_family().map(|range| format!("{}-{}", range.first, range.last)).collect();
                 Err(GiveError::Exhausted(format!(
-                    "no free {family} address on this node in {}: every block there is full or another node's; widen the \
-                     range, or add a pool",
+                    "no free {family} address on this node in {}: every block there is full or another node's, and a range is \
+                     served from this node's blocks alone; widen the range, or ask for one address (ips), which another node \
+                     lends",
                     ranges.join(", ")
                 )))
             }

@@ -8,6 +8,7 @@
 //! | give.rs | an attachment gets addresses: from own blocks, from a fresh one, borrowed, or by a sticky name |
 //! | claim.rs | blocks of this node: taken over, claimed on demand and ahead, given up |
 //! | settle.rs | what this node owes others: grants, reservations and records that nobody needs any more |
+//! | members.rs | a machine outside the cluster gets addresses |
 //! | leave.rs | blocks of drained pools go back |
 //! | turns.rs | giving and settling never meet at one owner |
 //!
@@ -19,6 +20,7 @@ mod claim;
 mod give;
 mod journal;
 mod leave;
+mod members;
 mod picture;
 mod settle;
 mod turns;
@@ -39,6 +41,7 @@ use uuid::Uuid;
 
 pub(crate) use addresses::Addresses;
 pub use give::{GiveError, Given};
+pub use members::MemberAddError;
 pub use picture::Picture;
 use turns::Turns;
 

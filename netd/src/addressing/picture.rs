@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipam::{BlockRecord, Family, Pool, PoolState};
 use ipnet::IpNet;
 use netd_store::claim::StickyError;
-use netd_store::records::{AddressRecord, StickyRecord};
+use netd_store::records::{AddressRecord, MemberRecord, StickyRecord};
 use uuid::Uuid;
 
 /// The cluster's addresses as this node last read them.
@@ -27,6 +27,8 @@ pub struct Picture {
     pub borrowed: BTreeMap<IpAddr, AddressRecord>,
     /// Sticky names.
     pub sticky: BTreeMap<String, StickyRecord>,
+    /// Machines outside the cluster, each with addresses of some node's block.
+    pub members: BTreeMap<String, MemberRecord>,
     /// The nodes' names, for messages.
     pub names: BTreeMap<Uuid, String>,
     /// This node's labels, for pools with a selector.

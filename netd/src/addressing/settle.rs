@@ -12,6 +12,7 @@ use netd_store::claim::{
 };
 use netd_store::records::{AddressRecord, StickyRecord, decode};
 
+use super::members::{MEMBER, member_owner};
 use super::turns::Settling;
 use super::{Addressing, Picture};
 use crate::node::lock;
@@ -97,15 +98,19 @@ impl Addressing {
     /// Reservations whose record is gone are free, and a record in an own block without one gets it (a write that was given
     /// up and came late, a restored journal).
     async fn settle_reservations(&self, picture: &Picture) -> Result<(), ChangeError> {
-        let mut stale = Vec::new();
+        let (mut stale, mut stale_members) = (Vec::new(), Vec::new());
         for (ip, owner) in self.allocations() {
             match &owner {
                 // The picture is in sync: the record was in it when this was reserved, and somebody deleted it since.
                 Owner::Reserved(why) if why.starts_with(LENT) && !picture.borrowed.contains_key(&ip) => {
                     self.free(&owner);
                 }
+                Owner::Reserved(why) => {
+                    let name = why.strip_prefix(MEMBER).filter(|name| !picture.members.contains_key(*name));
+                    stale_members.extend(name.map(str::to_owned));
+                }
                 Owner::Sticky(name) if !has(picture.sticky.get(name), ip) => stale.push((ip, name.clone())),
-                Owner::Attachment(_) | Owner::Node(_) | Owner::Reserved(_) | Owner::Sticky(_) => {}
+                Owner::Attachment(_) | Owner::Node(_) | Owner::Sticky(_) => {}
             }
         }
         for (ip, name) in stale {
@@ -118,6 +123,13 @@ impl Addressing {
                 self.free(&Owner::Sticky(name));
             }
         }
+        for name in stale_members {
+            // As with sticky names: reserved first, recorded then.
+            let _turn = self.sticky_turn.lock().await;
+            if self.store.get(&self.keys.member(&name)).await?.is_none() {
+                self.free(&member_owner(&name));
+            }
+        }
         if picture.removed {
             return Ok(());
         }
@@ -126,6 +138,9 @@ impl Addressing {
         let mut known: Vec<(IpAddr, Owner)> = lent.map(|record| (record.ip, lent_owner(record.ip))).collect();
         for record in picture.sticky.values() {
             known.extend(record.ips.iter().map(|ip| (*ip, Owner::Sticky(record.name.clone()))));
+        }
+        for record in picture.members.values() {
+            known.extend(record.ips.iter().map(|ip| (*ip, member_owner(&record.name))));
         }
         tokio::task::block_in_place(|| self.reserve_known(&known));
         Ok(())

@@ -9,10 +9,12 @@ use ipnet::IpNet;
 use netd_api::{AllocateReply, AllocateRequest, ApiError, Code, IpRange};
 use netd_plan::Mac;
 
-use super::{gateways, key_of, pod_dns, ports};
+use super::{gateways, key_of, listeners, pod_dns, ports};
 use crate::addressing::{GiveError, Wish};
 use crate::attachments::{Attachment, Phase};
 use crate::desired;
+use crate::labels;
+use crate::names::with_names;
 use crate::node::{Node, lock, now_ms};
 
 /// Namespace of a container that does not say one.
@@ -34,6 +36,10 @@ pub(crate) async fn allocate(node: &Arc<Node>, request: AllocateRequest) -> Resu
             ));
         }
     }
+    let wrong = request.labels.iter().find_map(|(key, value)| labels::objection(key, Some(value)));
+    if let Some(wrong) = wrong {
+        return Err(ApiError::invalid(wrong));
+    }
     let _turn = node.key_locks.hold(&key).await;
     if let Some(known) = lock(&node.attachments).get(&key) {
         // Also while it is pending: of two ADDs at once the second must not undo the first.
@@ -43,6 +49,7 @@ pub(crate) async fn allocate(node: &Arc<Node>, request: AllocateRequest) -> Resu
         )));
     }
     ports::refuse_taken(&lock(&node.attachments), &request.port_mappings)?;
+    tokio::task::block_in_place(|| listeners::refuse_listening(&node.config, &request.port_mappings))?;
     let (ips, sticky, _given) = match &request.adopted {
         Some(adopted) => (adopted.addresses.iter().map(IpNet::addr).collect(), None, None),
         None => {
@@ -105,20 +112,19 @@ fn range(range: &IpRange) -> Result<AddressRange, ApiError> {
     Ok(AddressRange { first, last })
 }
 
-fn refusal(node: &Node, error: GiveError) -> ApiError {
+pub(crate) fn refusal(node: &Node, error: GiveError) -> ApiError {
     let text = error.to_string();
     match error {
         GiveError::Invalid(_) => ApiError::invalid(text),
-        GiveError::Taken(_) => ApiError::conflict(text).with_code(Code::TAKEN),
+        GiveError::Taken(_) => ApiError::conflict(with_names(node, &text)).with_code(Code::TAKEN),
         GiveError::Exhausted(_) => {
             node.counters.exhausted.inc();
-            ApiError::exhausted(format!("{text}; `weft ipam show` has the usage, `weft ipam pool add` helps"))
+            ApiError::exhausted(format!("{text}; `weft ipam show` has the usage"))
         }
-        GiveError::Later(_)
-        | GiveError::Claim(_)
-        | GiveError::StoreAway { .. }
-        | GiveError::Unconfigured
-        | GiveError::Removed => ApiError::retry(text),
+        GiveError::Later(_) => ApiError::retry(with_names(node, &text)),
+        GiveError::Claim(_) | GiveError::StoreAway { .. } | GiveError::Unconfigured | GiveError::Removed => {
+            ApiError::retry(text)
+        }
         GiveError::Journal(_) => ApiError::fatal(text),
     }
 }
@@ -159,7 +165,7 @@ fn pending(
         host_mac: Mac::default(),
         container_mac: Mac::default(),
         netns: String::new(),
-        mtu: desired::pod_mtu(&node.underlay, node.view.load().config.overlay),
+        mtu: node.overlay.load().mtu,
         allocated_at_ms: now_ms(),
     }
 }
@@ -169,6 +175,7 @@ fn reply(node: &Node, attachment: &Attachment) -> AllocateReply {
         addresses: attachment.ips.iter().map(|ip| IpNet::from(*ip)).collect(),
         gateways: gateways(attachment),
         mtu: attachment.mtu,
+        gso_max_segs: node.overlay.load().gso_max_segs(),
         host_ifname: attachment.host_ifname.clone(),
         dns: pod_dns(node, attachment),
     }

@@ -11,6 +11,7 @@ use netd_plan::Mac;
 use super::release::forget_flows;
 use super::{attach, detach, follow, key_of};
 use crate::attachments::{Attachment, Phase};
+use crate::labels;
 use crate::node::{Node, lock};
 
 /// Mapped ports and limits are in force when ADD is answered; a pass that takes longer fails the ADD.
@@ -89,6 +90,10 @@ async fn in_force(node: &Node, attachment: &Attachment, change: u64) -> Result<(
 
 /// `POST /v1/pods/label`: of a pod of this node, on all its interfaces.
 pub(crate) fn label(node: &Arc<Node>, request: &PodLabelRequest) -> Result<PodLabelReply, ApiError> {
+    let wrong = request.labels.iter().find_map(|(key, value)| labels::objection(key, value.as_deref()));
+    if let Some(wrong) = wrong {
+        return Err(ApiError::invalid(wrong));
+    }
     let mut attachments = lock(&node.attachments);
     let of_pod: Vec<Attachment> = attachments
         .iter()

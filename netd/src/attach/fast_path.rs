@@ -61,6 +61,11 @@ pub(crate) fn fast_path(node: &Node, attachment: &Attachment) -> Result<(), Stri
     if attachment.bandwidth.is_some() {
         return Err("the pod's bandwidth is limited".into());
     }
+    if let Some(peer) = &node.overlay.load().narrow {
+        return Err(format!(
+            "less fits through to {peer} than to other nodes, which only the host's stack heeds"
+        ));
+    }
     let chained = following(node, attachment);
     if let Some(plugin) = chained.iter().find(|plugin| STACK_PLUGINS.contains(&plugin.as_str())) {
         return Err(format!("the plugin {plugin} follows weft-cni in network {}", attachment.key.network));

@@ -7,6 +7,8 @@ mod check;
 mod commit;
 mod fast_path;
 mod follow;
+mod listeners;
+mod mtu;
 mod ports;
 mod release;
 
@@ -15,11 +17,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipam::AttachmentKey;
 use netd_api::{ApiError, AttachmentId, DnsReply};
 
-pub(crate) use allocate::allocate;
+pub(crate) use allocate::{allocate, refusal};
 pub(crate) use check::check;
 pub(crate) use commit::{commit, label};
 pub(crate) use fast_path::{Chains, fast_path};
 pub(crate) use follow::{follow_all, follow_mac};
+pub(crate) use mtu::follow_mtu;
 pub(crate) use ports::host_ports;
 pub(crate) use release::{release, release_when};
 

@@ -2,6 +2,7 @@
 //! Ports of the host that lead to pods: who has which, and what that means for the nft table.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use netd_api::{ApiError, Code, PortMapping, PortProtocol};
 use netd_plan::{HostPort, PortProtocol as Transport};
@@ -9,7 +10,7 @@ use netd_plan::{HostPort, PortProtocol as Transport};
 use crate::attachments::{Attachment, Attachments, Phase};
 
 /// What the nft table holds for these attachments.
-pub(crate) fn host_ports(attachments: &[Attachment]) -> Vec<HostPort> {
+pub(crate) fn host_ports(attachments: &[Arc<Attachment>]) -> Vec<HostPort> {
     let live = attachments.iter().filter(|a| a.phase != Phase::Releasing);
     live.flat_map(|attachment| {
         let of_mapping = |mapping: &PortMapping| -> Vec<HostPort> {

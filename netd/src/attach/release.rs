@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ebpf_loader::Expedited;
 use netd_api::{ApiError, AttachmentId, PortProtocol};
 
 use super::{detach, key_of};
+use crate::args::ExpediteKind;
 use crate::attachments::{Attachment, Phase};
 use crate::node::{Node, lock};
 
@@ -42,7 +44,7 @@ pub(crate) async fn release_when(
     }
     if !known.as_ref().is_some_and(|attachment| attachment.adopted) {
         let host_ifname = netd_plan::host_veth_name(&key.network, &key.container_id, &key.ifname);
-        delete_link(&host_ifname)
+        delete_link(&host_ifname, node.config.datapath_expedite == ExpediteKind::Auto)
             .await
             .map_err(|e| ApiError::fatal(format!("cannot delete the link {host_ifname}: {e}")))?;
     }
@@ -70,13 +72,16 @@ pub(crate) async fn release_when(
 }
 
 /// Deletes the link; done once nobody can see or use it. The kernel takes such a device apart for some more grace periods
-/// before it answers, and a DEL need not wait for that.
-async fn delete_link(host_ifname: &str) -> Result<(), netd_host::HostError> {
+/// before it answers, and a DEL need not wait for that; `expedite` makes them short, for the next ADD or DEL waits for the lock
+/// that is held meanwhile.
+async fn delete_link(host_ifname: &str, expedite: bool) -> Result<(), netd_host::HostError> {
     if netd_host::interface_index(host_ifname).is_none() {
         return Ok(());
     }
     let name = host_ifname.to_owned();
-    let mut deletion = tokio::spawn(async move { netd_host::veth::delete_host_link(&name).await });
+    let mut deletion = tokio::spawn(async move {
+        netd_host::veth::delete_host_link_during(&name, move || Expedited::begin(expedite)).await
+    });
     loop {
         tokio::select! {
             outcome = &mut deletion => {

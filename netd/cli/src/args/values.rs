@@ -4,6 +4,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// The namespace of an object that names none.
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
@@ -68,13 +70,46 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         "s" | "" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
         "h" => Ok(Duration::from_secs(number.saturating_mul(3_600))),
-        unit => Err(format!("unknown unit {unit:?}: ms, s, m and h are known")),
+        "d" => Ok(Duration::from_secs(number.saturating_mul(86_400))),
+        unit => Err(format!("unknown unit {unit:?}: ms, s, m, h and d are known")),
     }
+}
+
+/// Seconds between two times, or `off`: 0.
+pub(super) fn interval(text: &str) -> Result<u64, String> {
+    match text {
+        "off" => Ok(0),
+        _ => Ok(duration(text)?.as_secs()),
+    }
+}
+
+/// CIDRs as typed: comma-separated, or `none`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cidrs(pub(crate) Vec<IpNet>);
+
+pub(super) fn cidrs(text: &str) -> Result<Cidrs, String> {
+    if text == "none" {
+        return Ok(Cidrs(Vec::new()));
+    }
+    let parse = |item: &str| item.parse().map_err(|_| format!("{item:?} is no CIDR like 192.0.2.0/24"));
+    text.split(',').map(parse).collect::<Result<_, _>>().map(Cidrs)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_cidrs_may_be_empty() {
+        assert_eq!(cidrs("none"), Ok(Cidrs(Vec::new())));
+        assert_eq!(cidrs("192.0.2.0/24,fd00::/8").map(|cidrs| cidrs.0.len()), Ok(2));
+        assert!(cidrs("192.0.2.0/24,x").is_err_and(|error| error.contains("\"x\"")));
+    }
+
+    #[test]
+    fn never_is_an_interval() {
+        assert_eq!((interval("off"), interval("7d")), (Ok(0), Ok(604_800)));
+    }
 
     #[test]
     fn a_name_without_namespace_is_in_default() {
@@ -107,6 +142,6 @@ mod tests {
         assert_eq!(seconds("500ms"), Ok(0.5));
         assert_eq!(seconds("2m"), Ok(120.0));
         assert_eq!(seconds("1h"), Ok(3600.0));
-        assert!(duration("soon").is_err() && duration("5d").is_err() && duration("").is_err());
+        assert!(duration("soon").is_err() && duration("5y").is_err() && duration("").is_err());
     }
 }

@@ -2,9 +2,13 @@
 //! One file for each verb or small group of verbs. A verb asks netd and returns what is to be shown; how an answer
 //! looks is a function of its own, tested without a netd.
 
+mod config;
+mod doctor;
 mod ipam;
+mod key;
 mod label;
 mod list;
+mod member;
 mod node;
 mod object;
 mod service;
@@ -13,7 +17,7 @@ mod status;
 use anyhow::anyhow;
 use netd_api::{Client, ClientError, DEFAULT_TIMEOUT};
 
-use crate::args::{Args, NodeVerb, PodVerb, ServiceVerb, Verb};
+use crate::args::{Args, ConfigVerb, KeyVerb, NodeVerb, PodVerb, ServiceVerb, Verb};
 use crate::output::Shown;
 
 /// Carries out the command line.
@@ -21,15 +25,20 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Shown> {
     let client = Client::new(args.socket.clone(), DEFAULT_TIMEOUT);
     match &args.verb {
         Verb::Status => status::status(&client).await,
+        Verb::Doctor => doctor::doctor(&client).await,
         Verb::Node(NodeVerb::Ls) => list::nodes(&client).await,
         Verb::Node(NodeVerb::Rm(args)) => node::remove(&client, args).await,
-        Verb::Pod(PodVerb::Ls) => list::pods(&client).await,
+        Verb::Pod(PodVerb::Ls { wide }) => list::pods(&client, *wide).await,
         Verb::Pod(PodVerb::Label { name, changes }) => label::label(&client, name, changes).await,
         Verb::Service(ServiceVerb::Ls) => service::ls(&client).await,
         Verb::Service(ServiceVerb::Get { name }) => service::get(&client, name).await,
         Verb::Apply(from) => object::apply(&client, &from.file).await,
         Verb::Delete(what) => object::delete(&client, what).await,
         Verb::Ipam(verb) => ipam::run(&client, verb).await,
+        Verb::Config(ConfigVerb::Show) => config::show(&client).await,
+        Verb::Config(ConfigVerb::Set(args)) => config::set(&client, args).await,
+        Verb::Member(verb) => member::run(&client, verb).await,
+        Verb::Key(KeyVerb::Rotate { wait }) => key::rotate(&client, *wait).await,
     }
 }
 

@@ -3,15 +3,15 @@
 
 use std::fmt::Write;
 
-use netd_api::{Client, Status, StoreStatus};
+use netd_api::{Client, PeerInfo, Status, StoreStatus};
 
 use super::explain;
 use crate::output::Shown;
-use crate::table::list;
+use crate::table::{Table, list};
 
 pub(super) async fn status(client: &Client) -> anyhow::Result<Shown> {
     let status = client.status().await.map_err(explain)?;
-    Shown::new(text(&status), &status)
+    Ok(Shown { ok: status.ready, ..Shown::new(text(&status), &status)? })
 }
 
 // Writing to a String cannot fail, so the results of write! are dropped below.
@@ -38,6 +38,10 @@ fn text(status: &Status) -> String {
     fact("Overlay", overlay(status));
     fact("Services", format!("{}, programmed to revision {}", status.services, status.programmed_revision));
     fact("Pods", format!("{} on this node", status.pods));
+    if !status.overlay.peers.is_empty() {
+        text.push('\n');
+        text.push_str(&peers(&status.overlay.peers));
+    }
     if !status.pending.is_empty() {
         let _ = writeln!(text, "\nNot applied yet ({}):", status.pending.len());
         for item in &status.pending {
@@ -70,13 +74,63 @@ fn overlay(status: &Status) -> String {
     let device = overlay.device.as_ref().map(|device| format!(" on {device}")).unwrap_or_default();
     let address =
         |ip: Option<std::net::IpAddr>| ip.map_or_else(|| "none yet".to_owned(), |ip| ip.to_string());
+    let why = match overlay.underlay_reason.as_str() {
+        "" => String::new(),
+        reason => format!(" ({reason})"),
+    };
     format!(
-        "{}{device}, MTU {}, {} peers, underlay {}, overlay address {}",
+        "{}{device}, MTU {}, {} peers, underlay {}{why}, overlay address {}",
         overlay.backend,
         overlay.mtu,
         overlay.peers.len(),
         address(status.node.underlay),
         address(status.node.overlay),
+    )
+}
+
+/// A line for each way to each peer: two while it changes its keys.
+fn peers(peers: &[PeerInfo]) -> String {
+    let mut table = Table::new(["PEER", "PATH", "ENDPOINT", "PEER-DEVICE", "HANDSHAKE", "MTU", "RX", "TX"]);
+    let mut problems = String::new();
+    for peer in peers {
+        let path = peer.path.clone().unwrap_or_else(|| "none".to_owned());
+        let mtu = peer.mtu.map(|mtu| mtu.to_string()).unwrap_or_default();
+        if let Some(problem) = &peer.problem {
+            let _ = writeln!(problems, "  - {}: {problem}", peer.name);
+        }
+        for tunnel in &peer.tunnels {
+            let endpoint = tunnel.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+            let handshake = match tunnel.handshake_secs {
+                Some(secs) => format!("{} ago", duration(secs)),
+                None => "never".to_owned(),
+            };
+            table.row([
+                peer.name.clone(),
+                format!("{path}/{}", tunnel.generation),
+                endpoint,
+                tunnel.peer_kind.clone(),
+                handshake,
+                mtu.clone(),
+                rate(tunnel.rx_bits_per_sec),
+                rate(tunnel.tx_bits_per_sec),
+            ]);
+        }
+        if peer.tunnels.is_empty() {
+            let none = String::new;
+            let endpoint = peer.underlay.to_string();
+            table.row([peer.name.clone(), path, endpoint, none(), none(), mtu, none(), none()]);
+        }
+    }
+    table.render("no peers") + &problems
+}
+
+/// Bits per second in the unit that leaves at most four digits.
+fn rate(bits_per_sec: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1_000_000_000, "Gbit/s"), (1_000_000, "Mbit/s"), (1_000, "kbit/s")];
+    let unit = UNITS.iter().find(|(size, _)| bits_per_sec >= *size);
+    unit.map_or_else(
+        || format!("{bits_per_sec}bit/s"),
+        |(size, unit)| format!("{}.{}{unit}", bits_per_sec / size, bits_per_sec % size * 10 / size),
     )
 }
 
@@ -121,6 +175,30 @@ mod tests {
              Overlay   vxlan on weft.vxlan, MTU 1450, 0 peers, underlay 192.0.2.1, overlay address 10.244.0.0\n\
              Services  3, programmed to revision 42\n\
              Pods      2 on this node\n"
+        );
+    }
+
+    #[test]
+    fn each_peer_has_a_line_and_each_problem_too() {
+        let mut status = example();
+        let uuid = status.node.uuid;
+        status.overlay.peers = serde_json::from_value(serde_json::json!([
+            {"uuid": uuid, "name": "n2", "underlay": "192.0.2.2", "path": "wireguard", "mtu": 1440, "tunnels": [
+                {"generation": 3, "device": "weft.wg1", "peer_kind": "kernel", "endpoint": "192.0.2.2:51821",
+                 "handshake_secs": 61, "rx_bytes": 1, "tx_bytes": 2, "rx_bits_per_sec": 1_250_000_000u64}]},
+            {"uuid": uuid, "name": "n3", "underlay": "192.0.2.3", "problem": "it is not on the link"},
+        ]))
+        .unwrap();
+        assert!(
+            text(&status).ends_with(
+                "\n\
+                 PEER   PATH          ENDPOINT          PEER-DEVICE   HANDSHAKE   MTU    RX          TX\n\
+                 n2     wireguard/3   192.0.2.2:51821   kernel        1m1s ago    1440   1.2Gbit/s   0bit/s\n\
+                 n3     none          192.0.2.3         -             -           -      -           -\n  \
+                 - n3: it is not on the link\n"
+            ),
+            "{}",
+            text(&status)
         );
     }
 

@@ -101,6 +101,14 @@ fn pools_and_sticky_names_are_changed_by_their_names() {
 }
 
 #[test]
+fn what_a_new_pool_means_for_pods_is_told() {
+    let netd = FakeNetd::start(&[(200, json!({"notes": ["The cluster is dual-stack from now on"]}))]);
+    let output = netd.weft(&["ipam", "pool", "add", "six", "fd00:1::/64"]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "pool six added\n"));
+    assert_eq!(stderr(&output), "note: The cluster is dual-stack from now on.\n");
+}
+
+#[test]
 fn what_netd_refuses_is_told_in_its_words() {
     let refusal =
         json!({"class": "conflict", "cni_code": 101, "message": "pool big has 3 blocks: drain it first"});

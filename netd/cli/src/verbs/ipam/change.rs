@@ -9,25 +9,17 @@ use crate::output::Shown;
 
 pub(super) async fn pool(client: &Client, verb: &PoolVerb) -> anyhow::Result<Shown> {
     let request = |name: &str| PoolRequest { name: name.to_owned() };
-    let (name, done) = match verb {
-        PoolVerb::Add(args) => {
-            client.pool_add(&addition(args)).await.map_err(explain)?;
-            (&args.name, "added")
-        }
-        PoolVerb::Drain { name } => {
-            client.pool_drain(&request(name)).await.map_err(explain)?;
-            (name, "draining")
-        }
-        PoolVerb::Undrain { name } => {
-            client.pool_undrain(&request(name)).await.map_err(explain)?;
-            (name, "active")
-        }
-        PoolVerb::Rm { name } => {
-            client.pool_remove(&request(name)).await.map_err(explain)?;
-            (name, "removed")
-        }
+    let (name, done, reply) = match verb {
+        PoolVerb::Add(args) => (&args.name, "added", client.pool_add(&addition(args)).await),
+        PoolVerb::Drain { name } => (name, "draining", client.pool_drain(&request(name)).await),
+        PoolVerb::Undrain { name } => (name, "active", client.pool_undrain(&request(name)).await),
+        PoolVerb::Rm { name } => (name, "removed", client.pool_remove(&request(name)).await),
     };
-    changed("pool", name, done)
+    let notes = reply.map_err(explain)?.notes;
+    Ok(Shown {
+        notes: notes.iter().map(|note| format!("note: {note}.")).collect(),
+        ..changed("pool", name, done)?
+    })
 }
 
 pub(super) async fn sticky(client: &Client, verb: &StickyVerb) -> anyhow::Result<Shown> {

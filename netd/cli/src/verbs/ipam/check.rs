@@ -96,7 +96,9 @@ fn findings<'f>(findings: impl Iterator<Item = &'f IpamFinding>) -> String {
     let mut text = String::new();
     for finding in findings {
         let address = finding.address.map(|ip| ip.to_string()).filter(|ip| !finding.subject.contains(ip));
-        let address = address.map(|ip| format!(" ({ip})")).unwrap_or_default();
+        let known = finding.pod.as_ref().map(|pod| format!("pod {pod}")).into_iter().chain(address);
+        let known: Vec<String> = known.collect();
+        let address = if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) };
         let _ = writeln!(text, "  {}  {}{address}", finding.kind, finding.subject);
         let _ = writeln!(text, "      {}", finding.explanation);
         let what = if finding.repairable { "repair" } else { "to do" };
@@ -117,7 +119,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "compared": ["3 addresses of this node's journal with 3 of the store"],
             "findings": [
-                {"kind": "leak", "subject": "weft/c1/eth0", "address": "10.244.0.7",
+                {"kind": "leak", "subject": "weft/c1/eth0", "pod": "shop/web-1", "address": "10.244.0.7",
                  "explanation": "the journal has it; its namespace is gone and the runtime does not know it",
                  "repairable": true, "remedy": "the address becomes free"},
                 {"kind": "double", "subject": "10.244.0.9", "address": "10.244.0.9",
@@ -135,7 +137,7 @@ mod tests {
             "Compared:\n  - 3 addresses of this node's journal with 3 of the store\n\
              \n\
              2 findings; `weft ipam repair` mends what is marked so:\n  \
-             leak  weft/c1/eth0 (10.244.0.7)\n      \
+             leak  weft/c1/eth0 (pod shop/web-1, 10.244.0.7)\n      \
              the journal has it; its namespace is gone and the runtime does not know it\n      \
              repair: the address becomes free\n  \
              double  10.244.0.9\n      \

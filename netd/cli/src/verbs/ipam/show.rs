@@ -37,14 +37,12 @@ fn name_pods(json: &mut Value, owners: &Owners) {
 fn text(ipam: &IpamInfo, owners: &Owners) -> String {
     let mut text = pools(ipam).render("No pools: the cluster's configuration names none.");
     for pool in &ipam.pools {
-        if let Some(secs) = pool.full_in_secs {
-            let _ = writeln!(
-                text,
-                "Pool {} is full in {} at the pace of late: give it company with `weft ipam pool add`.",
-                pool.name,
-                rough(secs, " ")
-            );
-        }
+        let when = match pool.full_in_secs {
+            Some(0) => "is full".to_owned(),
+            Some(secs) => format!("is full in {} at the recent rate", rough(secs, " ")),
+            None => continue,
+        };
+        let _ = writeln!(text, "Pool {} {when}: add another with `weft ipam pool add`.", pool.name);
     }
     text.push('\n');
     text.push_str(&blocks(ipam).render("No blocks are claimed."));
@@ -85,20 +83,26 @@ fn pools(ipam: &IpamInfo) -> Table {
             percent(pool.used as f64, size(pool)),
             pool.state.clone(),
             list(&selector),
-            pool.full_in_secs.map(|secs| rough(secs, "")).unwrap_or_default(),
+            match pool.full_in_secs {
+                Some(0) => "full".to_owned(),
+                Some(secs) => rough(secs, ""),
+                None if pool.too_early => "too early".to_owned(),
+                None => String::new(),
+            },
         ]);
     }
     table
 }
 
 fn blocks(ipam: &IpamInfo) -> Table {
-    let mut table = Table::new(["BLOCK", "POOL", "NODE", "USED", "FREE", "STATE"]);
+    let mut table = Table::new(["BLOCK", "POOL", "NODE", "USED", "RESTING", "FREE", "STATE"]);
     for block in &ipam.blocks {
         table.row([
             block.cidr.to_string(),
             block.pool.clone(),
             block.node.clone().unwrap_or_else(|| block.owner.to_string()),
             block.used.to_string(),
+            block.resting.map(|resting| resting.to_string()).unwrap_or_default(),
             block.free.to_string(),
             block.state.clone(),
         ]);
@@ -107,17 +111,20 @@ fn blocks(ipam: &IpamInfo) -> Table {
 }
 
 fn sticky(ipam: &IpamInfo) -> Table {
-    let mut table = Table::new(["NAME", "ADDRESSES", "NODE"]);
+    let mut table = Table::new(["NAME", "ADDRESSES", "NODE", "POD"]);
     for sticky in &ipam.sticky {
-        table.row([sticky.name.clone(), list(&sticky.addresses), sticky.node.clone().unwrap_or_default()]);
+        let [node, pod] = [&sticky.node, &sticky.pod].map(|value| value.clone().unwrap_or_default());
+        table.row([sticky.name.clone(), list(&sticky.addresses), node, pod]);
     }
     table
 }
 
 fn addresses(ipam: &IpamInfo, owners: &Owners) -> Table {
-    let mut table = Table::new(["ADDRESS", "STATE", "OWNER"]);
+    let mut table = Table::new(["ADDRESS", "STATE", "OWNER", "POD"]);
     for address in &ipam.addresses {
-        table.row([address.address.to_string(), address.state.clone(), owners.show(&address.owner)]);
+        let owner = owners.show(&address.owner);
+        let pod = address.pod.clone().filter(|pod| *pod != owner).unwrap_or_default();
+        table.row([address.address.to_string(), address.state.clone(), owner, pod]);
     }
     table
 }
@@ -166,18 +173,19 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "pools": [
                 {"name": "default", "cidr": "10.244.0.0/16", "block_prefix": 26, "blocks_total": 1024,
-                 "blocks_claimed": 1, "used": 3, "state": "active"},
+                 "blocks_claimed": 1, "used": 3, "state": "active", "too_early": true},
                 {"name": "gpu", "cidr": "fd00:10:245::/120", "block_prefix": 122, "blocks_total": 4,
                  "blocks_claimed": 3, "used": 64, "state": "draining", "node_selector": {"gpu": "yes", "zone": "a"},
                  "full_in_secs": 271_000},
             ],
             "blocks": [{"cidr": "10.244.0.0/26", "pool": "default", "owner": NODE, "node": "n1",
-                        "used": 3, "free": 59, "state": "active"}],
+                        "used": 3, "resting": 2, "free": 59, "state": "active"}],
             "addresses": [
                 {"address": "10.244.0.0", "owner": format!("node/{NODE}"), "state": "committed"},
-                {"address": "10.244.0.1", "owner": "attachment/weft/c1/eth0", "state": "committed"},
+                {"address": "10.244.0.1", "owner": "attachment/weft/c1/eth0", "state": "committed", "pod": "shop/web-1"},
+                {"address": "10.244.0.9", "owner": "sticky/db-0", "state": "in use", "pod": "shop/db-0 on n2"},
             ],
-            "sticky": [{"name": "db-0", "addresses": ["10.244.0.9", "fd00:10:245::9"], "node": "n2"},
+            "sticky": [{"name": "db-0", "addresses": ["10.244.0.9", "fd00:10:245::9"], "node": "n2", "pod": "shop/db-0"},
                        {"name": "db-1", "addresses": ["10.244.0.10"]}],
         }))
         .unwrap()
@@ -197,22 +205,23 @@ mod tests {
         assert_eq!(
             text(&ipam, &owners(&ipam)),
             "POOL      CIDR                BLOCK SIZE   BLOCKS   CLAIMED   ADDRESSES   USED    STATE      SELECTOR         FULL IN\n\
-             default   10.244.0.0/16       /26          1/1024   <0.1%     3           <0.1%   active     -                -\n\
+             default   10.244.0.0/16       /26          1/1024   <0.1%     3           <0.1%   active     -                too early\n\
              gpu       fd00:10:245::/120   /122         3/4      75%       64          25%     draining   gpu=yes,zone=a   3d\n\
-             Pool gpu is full in 3 d at the pace of late: give it company with `weft ipam pool add`.\n\
+             Pool gpu is full in 3 d at the recent rate: add another with `weft ipam pool add`.\n\
              \n\
-             BLOCK           POOL      NODE   USED   FREE   STATE\n\
-             10.244.0.0/26   default   n1     3      59     active\n\
+             BLOCK           POOL      NODE   USED   RESTING   FREE   STATE\n\
+             10.244.0.0/26   default   n1     3      2         59     active\n\
              \n\
              Sticky names:\n\
-             NAME   ADDRESSES                   NODE\n\
-             db-0   10.244.0.9,fd00:10:245::9   n2\n\
-             db-1   10.244.0.10                 -\n\
+             NAME   ADDRESSES                   NODE   POD\n\
+             db-0   10.244.0.9,fd00:10:245::9   n2     shop/db-0\n\
+             db-1   10.244.0.10                 -      -\n\
              \n\
              On this node:\n\
-             ADDRESS      STATE       OWNER\n\
-             10.244.0.0   committed   node/n1\n\
-             10.244.0.1   committed   shop/web-1\n"
+             ADDRESS      STATE       OWNER         POD\n\
+             10.244.0.0   committed   node/n1       -\n\
+             10.244.0.1   committed   shop/web-1    -\n\
+             10.244.0.9   in use      sticky/db-0   shop/db-0 on n2\n"
         );
     }
 

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `POST /v1/keys/rotate`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use netd_api::{ApiError, KeyRotateReply, KeyRotateRequest};
+
+use crate::node::Node;
+
+/// A device that does not answer delays a round by about this much.
+const ROUND_WAIT: Duration = Duration::from_secs(5);
+
+/// Asks for a new key and tells how far the peers are with it.
+pub(crate) async fn rotate(node: &Arc<Node>, request: &KeyRotateRequest) -> Result<KeyRotateReply, ApiError> {
+    if node.tunnel.state.load().generations.is_empty() {
+        return Err(ApiError::invalid(
+            "this node has no WireGuard keys: the cluster's overlay is another (`weft config show`)",
+        ));
+    }
+    if !request.only_look {
+        let mut rounds = node.tunnel.rounds.subscribe();
+        // One may be under way that did not see the wish.
+        let wanted = *rounds.borrow_and_update() + 2;
+        node.tunnel.ask_to_rotate();
+        let done = async {
+            while *rounds.borrow_and_update() < wanted {
+                node.tunnel.wake.notify_one();
+                if rounds.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(ROUND_WAIT, done).await.is_err() {
+            return Err(ApiError::retry("the WireGuard devices do not answer (see `weft status`)"));
+        }
+        if let Some(refused) = node.tunnel.refused.load_full() {
+            return Err(ApiError::conflict(refused.to_string()));
+        }
+    }
+    Ok(reply(node))
+}
+
+fn reply(node: &Node) -> KeyRotateReply {
+    let (state, view) = (node.tunnel.state.load(), node.view.load());
+    let generation = state.generations.last().copied().unwrap_or_default();
+    let mut waiting_for: Vec<String> = state
+        .plan
+        .peers
+        .iter()
+        .filter(|(_, plan)| plan.path != Some(generation))
+        .map(|(uuid, plan)| {
+            let name = view.nodes.get(uuid).map_or_else(|| uuid.to_string(), |record| record.name.clone());
+            let away =
+                if view.alive.contains(uuid) { "" } else { " (its lease is gone: is netd running there?)" };
+            match plan.path {
+                Some(older) => format!("{name} is still reached with keys of generation {older}{away}"),
+                None => format!("{name} has no key in common with this node{away}"),
+            }
+        })
+        .collect();
+    let only_new = state.generations.len() == 1;
+    if waiting_for.is_empty() && !only_new {
+        waiting_for
+            .push("the older key stays for some seconds, for packets that are on their way".to_owned());
+    }
+    KeyRotateReply { generation, done: only_new && waiting_for.is_empty(), waiting_for }
+}
