@@ -41,7 +41,7 @@ pub(crate) struct Container {
 impl Side {
     /// weft-cni on the lab's first node.
     pub(crate) fn weft() -> Result<Self> {
-        let (netns, config) = lab::node("n1")?;
+        let (netns, config) = lab::VXLAN.node("n1")?;
         let plugin = std::env::current_exe()?.with_file_name("weft-cni");
         Self::new(plugin, config, Path::new("/run/netns").join(netns))
     }

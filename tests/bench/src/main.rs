@@ -8,6 +8,7 @@ mod cni_rows;
 mod lab;
 mod pairs;
 mod rows;
+mod tunnel;
 mod worker;
 
 use std::path::PathBuf;
@@ -86,12 +87,19 @@ fn bench(args: Args) -> Result<()> {
 /// Everything a run of the bench makes, removed; what is not there is fine.
 fn clean_up() {
     worker::end_all();
-    lab::down();
+    lab::VXLAN.down();
+    lab::WIREGUARD.down();
     cni::remove();
     bare::remove();
+    tunnel::remove();
 }
 
 #[allow(clippy::print_stderr, reason = "a command-line program's complaints go to stderr")]
 fn complain(message: &str) {
     eprintln!("{message}");
+}
+
+#[allow(clippy::print_stdout, reason = "the table is the program's output")]
+pub(crate) fn say(text: &str) {
+    println!("{text}");
 }

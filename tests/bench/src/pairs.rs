@@ -44,6 +44,8 @@ pub(crate) struct Row {
     pub judged_by: &'static str,
     pub bound: Bound,
     pub kept: bool,
+    /// What would be better still than the bound, where somebody said so.
+    pub wanted: Option<f64>,
 }
 
 /// Takes `count` pairs; the side that goes first alternates, so that a drift of the machine hits both alike.
@@ -105,7 +107,13 @@ impl Row {
             judged_by,
             bound: terms.bound,
             kept,
+            wanted: None,
         }
+    }
+
+    /// The same with a further aim.
+    pub(crate) fn wanting(self, wanted: Option<f64>) -> Self {
+        Self { wanted, ..self }
     }
 
     /// The row as text: the verdict first, then every pair.
@@ -115,7 +123,7 @@ impl Row {
             Bound::AtLeast(limit) => format!("≥ {limit}"),
         };
         let mut text = format!(
-            "{:<28} {} / {}: median {:.3}, best {:.3} ({} wanted {}): {}\n",
+            "{:<28} {} / {}: median {:.3}, best {:.3} ({} must be {}{}): {}\n",
             self.name,
             self.weft,
             self.baseline,
@@ -123,7 +131,8 @@ impl Row {
             self.best_ratio,
             self.judged_by,
             bound,
-            if self.kept { "kept" } else { "MISSED" }
+            self.wanted.map(|wanted| format!(", wanted {wanted}")).unwrap_or_default(),
+            if self.kept { "reached" } else { "NOT REACHED" }
         );
         for pair in &self.pairs {
             text.push_str(&format!(

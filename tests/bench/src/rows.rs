@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::pairs::{Bound, Row, Terms, measure};
-use crate::worker::Place;
-use crate::{bare, cni_rows, lab};
+use crate::worker::{self, Place};
+use crate::{bare, cni_rows, lab, say, tunnel};
 
 /// The port of the answering server; the stream's sink is the one above it.
 const PORT: u16 = 7000;
@@ -23,6 +23,9 @@ const REQUESTS: u64 = 20_000;
 const CONNECTS: u64 = 5_000;
 /// Services of the large row.
 const MANY: usize = 10_000;
+
+/// A round of the tunnels is long; ten pairs elsewhere make five of them, the fewest for a median that counts.
+const PAIRS_PER_TUNNEL_ROUND: usize = 2;
 
 /// What to run.
 #[derive(Debug)]
@@ -38,28 +41,58 @@ const ROWS: [&str; 5] =
 
 /// Builds both sides, measures the wanted rows, prints the table, writes the report.
 pub(crate) fn run(plan: &Plan) -> Result<()> {
-    let wanted: Vec<&str> = ROWS
-        .into_iter()
-        .filter(|row| plan.only.as_ref().is_none_or(|only| row.contains(only.as_str())))
-        .collect();
-    anyhow::ensure!(!wanted.is_empty(), "no such row; there are: {}", ROWS.join(", "));
+    let asked = |row: &&str| plan.only.as_ref().is_none_or(|only| row.contains(only.as_str()));
+    let wanted: Vec<&str> = ROWS.into_iter().filter(asked).collect();
+    let tunnels: Vec<&str> = tunnel::ROWS.into_iter().filter(asked).collect();
+    anyhow::ensure!(
+        !wanted.is_empty() || !tunnels.is_empty(),
+        "no such row; there are: {}",
+        ROWS.into_iter().chain(tunnel::ROWS).collect::<Vec<_>>().join(", ")
+    );
+    let (mut rows, mut figures) = (Vec::new(), serde_json::Value::Null);
+    if !wanted.is_empty() {
+        rows.extend(of_the_lab(plan, &wanted)?);
+    }
+    if !tunnels.is_empty() {
+        let (more, all) = of_tunnels(plan, tunnels)?;
+        rows.extend(more);
+        figures = all;
+    }
+    publish(plan, &rows, &figures)
+}
+
+/// Tunnels beside each other.
+fn of_tunnels(plan: &Plan, rows: Vec<&str>) -> Result<(Vec<Row>, serde_json::Value)> {
+    tunnel::run(&tunnel::Plan {
+        rows,
+        whole: plan.only.is_some(),
+        rounds: plan.pairs.div_ceil(PAIRS_PER_TUNNEL_ROUND),
+        secs: plan.secs,
+    })
+}
+
+/// Weft in a lab against the bare paths.
+fn of_the_lab(plan: &Plan, wanted: &[&'static str]) -> Result<Vec<Row>> {
     bare::create()?;
-    lab::up()?;
+    lab::VXLAN.up()?;
     // p1 and p3 share node n1, p2 is on n2: as in the baseline.
-    let (_client, far, near) =
-        (lab::pod("n1", "p1", "client")?, lab::pod("n2", "p2", "far")?, lab::pod("n1", "p3", "near")?);
+    let (_client, far, near) = (
+        lab::VXLAN.pod("n1", "p1", "client")?,
+        lab::VXLAN.pod("n2", "p2", "far")?,
+        lab::VXLAN.pod("n1", "p3", "near")?,
+    );
     let bare_ip = |i: usize| -> Result<IpAddr> { Ok(bare::PODS[i].2.parse()?) };
-    for (place, ip) in [(Place::Pod("p2"), far), (Place::Pod("p3"), near)] {
+    for (place, ip) in [(Place::Pod(lab::VXLAN, "p2"), far), (Place::Pod(lab::VXLAN, "p3"), near)] {
         place.server(ip, PORT)?;
     }
     for i in [1, 2] {
-        Place::Bare(bare::PODS[i].0).server(bare_ip(i)?, PORT)?;
+        Place::Bare(bare::PODS[i].0.to_owned()).server(bare_ip(i)?, PORT)?;
     }
     std::thread::sleep(Duration::from_millis(500));
-    let (weft, direct) = (Place::Pod("p1"), Place::Bare(bare::PODS[0].0));
+    let (weft, direct) = (Place::Pod(lab::VXLAN, "p1"), Place::Bare(bare::PODS[0].0.to_owned()));
 
     let mut rows = Vec::new();
-    for name in wanted {
+    for &name in wanted {
         say(&format!("measuring {name} ({} pairs)", plan.pairs));
         if name == "cni-add" {
             rows.extend(cni_rows::run(plan.pairs)?);
@@ -89,9 +122,9 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
                 Row::new(name, VXLAN_LATENCY, pairs)
             }
             _ => {
-                lab::apply(&the_service(near))?;
+                lab::VXLAN.apply(&the_service(near))?;
                 if name == "vip-connect-10000" {
-                    lab::apply(&other_services(MANY - 1)).context("installing the other services")?;
+                    lab::VXLAN.apply(&other_services(MANY - 1)).context("installing the other services")?;
                 }
                 let vip: IpAddr = VIP.parse()?;
                 let pairs = measure(
@@ -103,7 +136,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             }
         });
     }
-    publish(plan, &rows)
+    worker::end_all();
+    Ok(rows)
 }
 
 const VXLAN_THROUGHPUT: Terms = Terms {
@@ -157,12 +191,12 @@ fn service(name: &str, vip: &str, target: u16, backends: &[String]) -> String {
     text
 }
 
-fn publish(plan: &Plan, rows: &[Row]) -> Result<()> {
+fn publish(plan: &Plan, rows: &[Row], tunnels: &serde_json::Value) -> Result<()> {
     let machine = json!({
         "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
         "congestion_control": std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default().trim(),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "offloads": "as the kernel gives them to a veth, the same on both sides",
+        "offloads": "as the kernel gives them to a veth, the same on both sides; those of tunnels: above each table",
     });
     say(&format!("\nmachine: {machine}\n"));
     for row in rows {
@@ -171,12 +205,10 @@ fn publish(plan: &Plan, rows: &[Row]) -> Result<()> {
     if let Some(dir) = plan.report.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    std::fs::write(&plan.report, serde_json::to_vec_pretty(&json!({ "machine": machine, "rows": rows }))?)?;
+    std::fs::write(
+        &plan.report,
+        serde_json::to_vec_pretty(&json!({ "machine": machine, "rows": rows, "tunnels": tunnels }))?,
+    )?;
     say(&format!("report: {}", plan.report.display()));
     Ok(())
-}
-
-#[allow(clippy::print_stdout, reason = "the table is the program's output")]
-fn say(text: &str) {
-    println!("{text}");
 }

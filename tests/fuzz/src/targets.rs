@@ -6,6 +6,8 @@ mod cni_call;
 mod cni_result;
 mod file_log;
 mod journal;
+mod wireguard_control;
+mod wireguard_udp;
 
 /// A property of any bytes.
 #[derive(Clone, Copy, Debug)]
@@ -17,12 +19,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "api", check: api::check },
     Target { name: "cni-call", check: cni_call::check },
     Target { name: "cni-result", check: cni_result::check },
     Target { name: "file-log", check: file_log::check },
     Target { name: "journal", check: journal::check },
+    Target { name: "wireguard-control", check: wireguard_control::check },
+    Target { name: "wireguard-udp", check: wireguard_udp::check },
 ];
 
 /// The input with the head of each line written anew for its JSON, from the first brace on: mutations then get past the

@@ -45,6 +45,8 @@ targets!(
     cni_results_keep_what_a_version_holds: "cni-result",
     file_logs_open_or_are_refused: "file-log",
     journals_keep_their_invariants: "journal",
+    wireguard_requests_are_answered: "wireguard-control",
+    what_the_underlay_sends_costs_a_drop: "wireguard-udp",
 );
 
 fn run(name: &str) {

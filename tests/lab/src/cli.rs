@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line of weft-lab: a contract, see the folder's README.
 
+mod node;
 mod pod;
 mod values;
 
 use crate::families::{Families, StoreKind};
+use crate::overlay::{DEFAULT_OVERLAY, Overlay};
 use crate::say::complain;
 use crate::usage::exit_code;
 use crate::verbs;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+pub(crate) use node::NodeVerb;
 pub(crate) use pod::PodVerb;
 
 /// A Weft cluster on one machine: nodes as network namespaces, real etcd, real netd, pods through the real weft-cni.
@@ -93,6 +96,8 @@ pub(crate) enum Verb {
         cgroup: Option<PathBuf>,
         #[arg(long)]
         resolv_conf: Option<PathBuf>,
+        #[arg(long)]
+        wireguard_dir: Option<PathBuf>,
         /// In a session of its own
         #[arg(long)]
         setsid: bool,
@@ -147,11 +152,23 @@ pub(crate) struct UpArgs {
     #[arg(long)]
     pub(crate) nodes: Option<u16>,
     /// How packets travel between nodes
-    #[arg(long, value_enum, default_value_t = Overlay::Vxlan)]
+    #[arg(long, value_enum, default_value_t = DEFAULT_OVERLAY)]
     pub(crate) overlay: Overlay,
+    /// Run a weft-wireguard in each node also where the overlay needs none
+    #[arg(long)]
+    pub(crate) tunnel: bool,
     /// Address families of pods and services
     #[arg(long, value_enum, default_value_t)]
     pub(crate) families: Families,
+    /// Address families of the underlay; with v6 nodes talk to each other over IPv6 (IPv4 is always there, for etcd)
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) underlay_families: Families,
+    /// MTU of the underlay, in bytes [default: 1500]
+    #[arg(long, value_name = "MTU")]
+    pub(crate) underlay_mtu: Option<u32>,
+    /// A node behind a router that does NAT; may be repeated
+    #[arg(long, value_name = "NODE")]
+    pub(crate) nat: Vec<String>,
     /// Where the cluster's state lies
     #[arg(long, value_enum, default_value_t)]
     pub(crate) store: StoreKind,
@@ -167,6 +184,9 @@ pub(crate) struct UpArgs {
     /// One more argument for every netd
     #[arg(long, hide = true, allow_hyphen_values = true)]
     pub(crate) netd_arg: Vec<String>,
+    /// One more argument for every weft-wireguard
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) tunnel_arg: Vec<String>,
 }
 
 impl UpArgs {
@@ -185,75 +205,12 @@ pub(crate) struct DemoArgs {
     /// Where the cluster's state lies
     #[arg(long, value_enum, default_value_t)]
     pub(crate) store: StoreKind,
+    /// How packets travel between nodes
+    #[arg(long, value_enum, default_value_t = DEFAULT_OVERLAY)]
+    pub(crate) overlay: Overlay,
     /// Leave the lab running when a promise is not kept
     #[arg(long)]
     pub(crate) keep: bool,
-}
-
-/// How packets travel between nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Overlay {
-    /// Plain routes on one L2
-    Native,
-    /// Kernel VXLAN
-    Vxlan,
-    /// WireGuard
-    Wireguard,
-}
-
-/// Nodes.
-#[derive(Debug, Subcommand)]
-pub(crate) enum NodeVerb {
-    /// SIGKILL to the node's netd only
-    Kill {
-        /// The node
-        node: String,
-    },
-    /// SIGTERM to the node's netd
-    Stop {
-        /// The node
-        node: String,
-    },
-    /// End every process of the node and its pods
-    Crash {
-        /// The node
-        node: String,
-    },
-    /// Whether an ADD could work now: CNI STATUS
-    Status {
-        /// The node
-        node: String,
-    },
-    /// Start the node's netd and wait until it is ready
-    Start {
-        /// The node
-        node: String,
-    },
-    /// Stop and start the node's netd
-    Restart {
-        /// The node
-        node: String,
-    },
-    /// Cut the node off
-    Partition {
-        /// The node
-        node: String,
-        /// `all`, `store`, or another node
-        #[arg(long, default_value = "all", value_name = "all|store|NODE2")]
-        from: String,
-    },
-    /// Join the node to everything again
-    Heal {
-        /// The node
-        node: String,
-    },
-    /// Change the MTU of the wire to the node
-    Mtu {
-        /// The node
-        node: String,
-        /// Bytes
-        mtu: u32,
-    },
 }
 
 /// The store.
@@ -322,6 +279,19 @@ mod tests {
         }
         let args = Args::try_parse_from("weft-lab pod add n1 p --label a=b --name x".split(' ')).unwrap();
         assert_eq!(args.name.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn the_underlay_has_ipv4_unless_told_otherwise() {
+        let up = |line: &str| match Args::try_parse_from(line.split(' ')).unwrap().verb {
+            Verb::Up(up) => (up.overlay, up.underlay_families, up.underlay_mtu, up.nat),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(up("weft-lab up"), (DEFAULT_OVERLAY, Families::V4, None, Vec::new()));
+        assert_eq!(
+            up("weft-lab up --overlay auto --underlay-families v6 --underlay-mtu 9000 --nat n2 --nat n3"),
+            (Overlay::Auto, Families::V6, Some(9000), vec!["n2".to_owned(), "n3".into()])
+        );
     }
 
     #[test]

@@ -93,7 +93,7 @@ fn start_member(state: &State, member: &EtcdMember) -> Result<Process> {
     flag("--initial-cluster", cluster.join(","));
     flag("--initial-cluster-token", format!("weft-lab-{lab}"));
     let place =
-        Place { netns: Some(names::netns(lab, &member.name)), cgroup: Some(cgroup), resolv_conf: None };
+        Place { netns: Some(names::netns(lab, &member.name)), cgroup: Some(cgroup), ..Place::default() };
     process::start(&place, &argv, &log(lab, &member.name))
 }
 

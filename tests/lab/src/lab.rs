@@ -15,13 +15,16 @@ use crate::say::complain;
 use crate::show::Show;
 use crate::state::{self, State};
 use crate::up::{UpOptions, up};
+use crate::wires::Offloads;
+use crate::witness::{Witness, witness_clear_text};
 use crate::workers::probe::ProbeReport;
 use crate::workers::query::QueryReport;
-use crate::{etcd, faults, target, teardown};
+use crate::{etcd, faults, target, teardown, tunnel};
 use anyhow::{Context, Result};
 use netd_api::{ApplyReply, Client, ClientError, Status};
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -123,7 +126,7 @@ impl Lab {
         Ok(CniCall::new(self.state()?.node(node)?))
     }
 
-    /// Runs a command in a node, a pod, `outside` or `net`, to its end.
+    /// Runs a command in a node, a pod, `outside`, `net` or `<node>-nat`, to its end.
     pub fn exec(&self, target: &str, argv: &[&str]) -> Result<Output> {
         self.exec_within(target, argv, EXEC_LIMIT)
     }
@@ -233,6 +236,29 @@ impl Lab {
         node::start(&self.name, node)
     }
 
+    /// SIGKILL to a node's weft-wireguard and nothing else.
+    pub fn tunnel_kill(&self, node: &str) -> Result<()> {
+        tunnel::kill(&self.name, node)
+    }
+
+    /// Starts a node's weft-wireguard and waits until its control sockets answer.
+    pub fn tunnel_start(&self, node: &str) -> Result<()> {
+        tunnel::start(&self.name, node)
+    }
+
+    /// Starts a second weft-wireguard on a node, as an upgrade does; returns when it has taken over and the first has ended.
+    pub fn tunnel_restart(&self, node: &str) -> Result<()> {
+        tunnel::restart(&self.name, node)
+    }
+
+    /// Gives every weft-wireguard of the lab other extra arguments, from its next start on.
+    pub fn tunnel_args(&self, args: &[&str]) -> Result<()> {
+        state::edit(&self.name, |state| {
+            state.tunnel_args = args.iter().map(ToString::to_string).collect();
+            Ok(())
+        })
+    }
+
     /// Gives every netd of the lab other extra arguments, from its next start on.
     pub fn netd_args(&self, args: &[&str]) -> Result<()> {
         state::edit(&self.name, |state| {
@@ -244,6 +270,11 @@ impl Lab {
     /// The last lines of a node's log.
     pub fn node_log(&self, node: &str, lines: usize) -> Result<String> {
         Ok(process::log_tail(&self.state()?.node(node)?.log(), lines))
+    }
+
+    /// The last lines of the log of a node's weft-wireguard.
+    pub fn tunnel_log(&self, node: &str, lines: usize) -> Result<String> {
+        Ok(process::log_tail(&self.state()?.node(node)?.tunnel_log(), lines))
     }
 
     /// Cuts a node off from `all`, `store` or another node.
@@ -259,6 +290,22 @@ impl Lab {
     /// Changes the MTU of the wire to a node.
     pub fn mtu(&self, node: &str, mtu: u32) -> Result<()> {
         faults::mtu(&self.name, node, mtu)
+    }
+
+    /// Changes what the wire to a node does with large packets.
+    pub fn offloads(&self, node: &str, offloads: Offloads) -> Result<()> {
+        faults::offloads(&self.name, node, offloads)
+    }
+
+    /// Gives a node another underlay address, and takes the one it had; of a node behind a NAT the public one. The new
+    /// address.
+    pub fn roam(&self, node: &str) -> Result<Ipv4Addr> {
+        faults::roam(&self.name, node)
+    }
+
+    /// Watches the underlay from now on for packets with a pod's address in their outermost header.
+    pub fn witness(&self) -> Result<Witness> {
+        witness_clear_text(self, self.state()?.families.pod_cidrs())
     }
 
     /// Stops the store.

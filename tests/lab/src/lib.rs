@@ -31,10 +31,13 @@ mod interrupt;
 mod lab;
 mod maps;
 mod members;
+mod mounts;
 mod names;
+mod nat;
 mod node;
 mod node_config;
 mod outside;
+mod overlay;
 mod place;
 mod pod;
 mod process;
@@ -46,9 +49,12 @@ mod state;
 mod target;
 mod teardown;
 mod topology;
+mod tunnel;
 mod up;
 mod usage;
 mod verbs;
+mod wires;
+mod witness;
 mod workers;
 
 pub use cni_command::CniCall;
@@ -61,6 +67,7 @@ pub use names::{
     BPF_DIR, LABS_DIR, NETNS_DIR, OUTSIDE_FAR_IP, OUTSIDE_FAR_IP6, OUTSIDE_IP, OUTSIDE_IP6, UNDERLAY_IF,
     lab_dir, netns, netns_path,
 };
+pub use overlay::{DEFAULT_OVERLAY, Overlay};
 pub use place::{Place, in_netns};
 pub use pod::{Bandwidth, NETWORK, PodSpec, PortMapping, cni, network_config, pod_cgroup};
 pub use process::Process;
@@ -69,8 +76,11 @@ pub use running::{Capture, Packets, Running};
 pub use show::{Show, ShowNode, ShowOutside, ShowPod};
 pub use state::State;
 pub use teardown::{down, labs, remove_orphans};
+pub use tunnel::TUNNEL_DEVICES;
 pub use up::{UpOptions, up};
 pub use usage::{Usage, exit_code};
+pub use wires::Offloads;
+pub use witness::{ClearText, Witness, witness_clear_text};
 pub use workers::probe::{ProbeOptions, ProbeReport, probe};
 pub use workers::query::QueryReport;
 pub use workers::stream::Progress;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The members of a lab, as they are written down.
 
+use crate::names;
 use crate::process::Process;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -46,8 +47,12 @@ pub struct Node {
     pub underlay_ip: Ipv4Addr,
     /// Its IPv6 underlay address, in a lab that has IPv6.
     pub underlay_ip6: Option<Ipv6Addr>,
+    /// The address of the router that it is behind, where it is behind one that does NAT.
+    pub nat: Option<Ipv4Addr>,
     /// Its netd, while it should run.
     pub process: Option<Process>,
+    /// Its weft-wireguard, while it should run.
+    pub tunnel: Option<Process>,
 }
 
 /// One pod, seen through the interface it was made with.
@@ -105,6 +110,21 @@ impl Node {
         self.dir.join("netd.log")
     }
 
+    /// Where the control sockets of its devices in user space lie; in the node also /var/run/wireguard.
+    pub fn wireguard_dir(&self) -> PathBuf {
+        self.dir.join("wireguard")
+    }
+
+    /// The log of its weft-wireguard.
+    pub fn tunnel_log(&self) -> PathBuf {
+        self.dir.join("weft-wireguard.log")
+    }
+
+    /// Where others see its packets come from.
+    pub fn wire_ip(&self) -> Ipv4Addr {
+        self.nat.unwrap_or(self.underlay_ip)
+    }
+
     /// Where its container runtime keeps network configurations, and netd its own.
     pub fn cni_conf_dir(&self) -> PathBuf {
         self.dir.join("cni-conf")
@@ -118,6 +138,16 @@ impl Node {
     /// Whether its netd runs.
     pub fn alive(&self) -> bool {
         self.process.is_some_and(|process| process.alive())
+    }
+
+    /// Whether its weft-wireguard runs.
+    pub fn tunnel_alive(&self) -> bool {
+        self.tunnel.is_some_and(|process| process.alive())
+    }
+
+    /// The port in the bridge that leads to it.
+    pub(crate) fn bridge_port(&self) -> String {
+        if self.nat.is_some() { names::nat(&self.name) } else { self.name.clone() }
     }
 }
 

@@ -27,6 +27,8 @@ pub const OUTSIDE_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x2
 pub const OUTSIDE_FAR_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 /// The underlay interface in every member's namespace.
 pub const UNDERLAY_IF: &str = "eth0";
+/// The interface towards the node, of a router that does NAT.
+pub(crate) const NAT_INSIDE_IF: &str = "inside";
 /// The bridge in `weft-<lab>-net`.
 pub(crate) const BRIDGE: &str = "br0";
 /// The interface of a pod.
@@ -63,6 +65,32 @@ pub(crate) fn node_ip(index: u16) -> Ipv4Addr {
     Ipv4Addr::new(172, 31, 77, 10 + index.min(NODES_MAX) as u8)
 }
 
+/// The address that a node has when it had this one and moves: its own or another that is no other member's.
+pub(crate) fn other_ip(index: u16, now: Ipv4Addr) -> Ipv4Addr {
+    let home = node_ip(index);
+    if now != home {
+        return home;
+    }
+    let [a, b, c, octet] = home.octets();
+    Ipv4Addr::new(a, b, c, octet + NODES_MAX as u8)
+}
+
+/// The router that node is behind in a lab with NAT, also its port in the bridge.
+pub(crate) fn nat(node: &str) -> String {
+    format!("{node}-nat")
+}
+
+/// The address of node number `index` behind its router, in a network of its own.
+pub(crate) fn nat_ip(index: u16) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, index.min(NODES_MAX) as u8, 2)
+}
+
+/// The router's address towards a node with that address.
+pub(crate) fn nat_gateway(ip: Ipv4Addr) -> Ipv4Addr {
+    let [a, b, c, _] = ip.octets();
+    Ipv4Addr::new(a, b, c, 1)
+}
+
 /// The IPv6 underlay address of a member: its last group reads like the last octet of the IPv4 address.
 pub(crate) fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
     let [.., octet] = ip.octets().map(u16::from);
@@ -84,7 +112,7 @@ pub(crate) fn check_lab(name: &str) -> Result<(), Usage> {
 pub(crate) fn check_pod<'a>(name: &str, mut members: impl Iterator<Item = &'a str>) -> Result<(), Usage> {
     check_label("pod", name, POD_NAME_MAX)?;
     let reserved = matches!(name, "net" | "outside") || name.starts_with("etcd");
-    if reserved || members.any(|member| member == name) {
+    if reserved || members.any(|member| member == name || nat(member) == name) {
         return Err(usage(format!("pod name {name:?} belongs to a member of the lab: choose another")));
     }
     Ok(())
@@ -112,7 +140,9 @@ mod tests {
     #[test]
     fn members_and_odd_names_are_refused_for_pods() {
         let nodes = ["n1", "n2"];
-        for bad in ["n1", "net", "outside", "etcd1", "", "A", "-a", "a-", "a/b", "a.b", &"x".repeat(64)] {
+        for bad in
+            ["n1", "n2-nat", "net", "outside", "etcd1", "", "A", "-a", "a-", "a/b", "a.b", &"x".repeat(64)]
+        {
             assert!(check_pod(bad, nodes.into_iter()).is_err(), "{bad:?} was accepted");
         }
         for good in ["b1", "web-0", "n3", "0"] {
@@ -123,15 +153,24 @@ mod tests {
     #[test]
     fn addresses_of_members_never_meet() {
         let mut all: Vec<_> = (1..=NODES_MAX).map(node_ip).chain((1..=3).map(etcd_ip)).collect();
+        all.extend((1..=NODES_MAX).map(|index| other_ip(index, node_ip(index))));
         all.push(OUTSIDE_IP);
         let count = all.len();
         all.sort();
         all.dedup();
         assert_eq!(all.len(), count);
         let mut all6: Vec<_> = all.into_iter().map(ip6_of).collect();
+        all6.sort();
         all6.dedup();
         assert_eq!(all6.len(), count);
         assert_eq!(ip6_of(OUTSIDE_IP), OUTSIDE_IP6);
         assert_eq!(ip6_of(node_ip(1)).to_string(), "fd00:77::11");
+    }
+
+    #[test]
+    fn a_node_that_moved_twice_is_where_it_was() {
+        let there = other_ip(3, node_ip(3));
+        assert_ne!(there, node_ip(3));
+        assert_eq!(other_ip(3, there), node_ip(3));
     }
 }

@@ -7,7 +7,7 @@ use crate::place::Place;
 use crate::process::{self, Process, log_tail};
 use crate::run::sibling;
 use crate::state::{self, State};
-use crate::{cgroup, node_config};
+use crate::{cgroup, node_config, tunnel};
 use anyhow::{Context, Result, anyhow, bail};
 use netd_api::{Client, ClientError, Status};
 use nix::sys::signal::Signal;
@@ -30,7 +30,9 @@ const LOG_LINES: usize = 15;
 /// Writes what a node needs on disk and makes its control group.
 pub(crate) fn prepare(state: &State, node: &Node) -> Result<()> {
     let [run, kept] = ["run", "state"].map(|folder| node.dir.join(folder));
-    for path in [run, kept, node.cni_conf_dir(), node.cni_cache_dir().join("results")] {
+    let folders =
+        [run, kept, node.cni_conf_dir(), node.cni_cache_dir().join("results"), node.wireguard_dir()];
+    for path in folders {
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
     }
     cgroup::create(&node.cgroup)?;
@@ -39,9 +41,12 @@ pub(crate) fn prepare(state: &State, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Starts a node's netd unless it runs; does not wait for it.
+/// Starts a node's weft-wireguard, where it has one, and its netd, unless they run; does not wait for netd.
 pub(crate) fn start(lab: &str, name: &str) -> Result<()> {
     let state = State::read(lab)?;
+    if state.tunnel {
+        tunnel::start(lab, name)?;
+    }
     let node = state.node(name)?;
     if node.alive() {
         return Ok(());
@@ -51,7 +56,7 @@ pub(crate) fn start(lab: &str, name: &str) -> Result<()> {
     argv.extend(state.netd_args.iter().map(Into::into));
     // The host's /etc/resolv.conf is not the node's: netd gets its upstreams from its configuration.
     let place =
-        Place { netns: Some(node.netns.clone()), cgroup: Some(node.cgroup.clone()), resolv_conf: None };
+        Place { netns: Some(node.netns.clone()), cgroup: Some(node.cgroup.clone()), ..Place::default() };
     let process = process::start(&place, &argv, &node.log())?;
     remember(lab, name, Some(process))
 }
@@ -71,10 +76,14 @@ pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
     let state = State::read(lab)?;
     let node = state.node(name)?;
     cgroup::kill_all(&node.cgroup)?;
-    if let Some(process) = node.process {
+    for process in [node.process, node.tunnel].into_iter().flatten() {
         process.wait_gone(KILL_LIMIT);
     }
-    remember(lab, name, None)
+    state::edit(lab, |state| {
+        let node = state.node_mut(name)?;
+        (node.process, node.tunnel) = (None, None);
+        Ok(())
+    })
 }
 
 /// Waits until a node is ready. The error says why it is not, with the end of its log.

@@ -37,8 +37,12 @@ pub(crate) fn text(state: &State, node: &Node) -> String {
     if state.families != Families::V4 {
         let _ = writeln!(text, "pod-cidr = [{}]", quoted(state.families.pod_cidrs()));
     }
+    if state.tunnel {
+        let _ = writeln!(text, "wireguard-socket-dir = \"{}\"", node.wireguard_dir().display());
+    }
     // Plain IPv6 routes need a gateway of their own family.
-    if let (Families::V6, "native", Some(ip)) = (state.families, state.overlay.as_str(), node.underlay_ip6) {
+    let native6 = state.families == Families::V6 && state.overlay == "native";
+    if let Some(ip) = node.underlay_ip6.filter(|_| native6 || state.underlay == Families::V6) {
         let _ = writeln!(text, "underlay-address = \"{ip}\"");
     }
     text

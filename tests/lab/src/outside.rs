@@ -22,7 +22,7 @@ pub(crate) fn start(lab: &str) -> Result<()> {
     let cgroup = cgroup::lab(lab)?.join("outside");
     cgroup::create(&cgroup)?;
     let log = names::lab_dir(lab).join("outside.log");
-    let place = Place { netns: Some(state.outside.netns.clone()), cgroup: Some(cgroup), resolv_conf: None };
+    let place = Place { netns: Some(state.outside.netns.clone()), cgroup: Some(cgroup), ..Place::default() };
     let mut argv = vec![sibling("weft-lab")?.into_os_string(), "serve-outside".into()];
     argv.extend(state.families.v6().then(|| "--v6".into()));
     let process = process::start(&place, &argv, &log)?;

@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A place where a command runs: network namespace, control group, resolv.conf. Entered in place, without a fork.
 
-use crate::{cgroup, names};
-use anyhow::{Context, Error, Result, anyhow, bail};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use crate::{cgroup, mounts, names};
+use anyhow::{Context, Error, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-
-/// Where the C library looks for name servers.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What a command sees instead of the caller's own.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +21,8 @@ pub struct Place {
     pub cgroup: Option<PathBuf>,
     /// Laid over /etc/resolv.conf in a private mount namespace.
     pub resolv_conf: Option<PathBuf>,
+    /// Laid over /var/run/wireguard in a private mount namespace.
+    pub wireguard_dir: Option<PathBuf>,
 }
 
 impl Place {
@@ -39,6 +37,7 @@ impl Place {
         push("--netns", self.netns.clone().map(Into::into));
         push("--cgroup", self.cgroup.clone().map(Into::into));
         push("--resolv-conf", self.resolv_conf.clone().map(Into::into));
+        push("--wireguard-dir", self.wireguard_dir.clone().map(Into::into));
         args
     }
 
@@ -65,8 +64,14 @@ impl Place {
         if let Some(netns) = &self.netns {
             switch_netns(netns)?;
         }
+        if self.resolv_conf.is_some() || self.wireguard_dir.is_some() {
+            mounts::unshare_mounts()?;
+        }
+        if let Some(folder) = &self.wireguard_dir {
+            mounts::cover_wireguard(folder)?;
+        }
         if let Some(file) = &self.resolv_conf {
-            cover_resolv_conf(file)?;
+            mounts::cover_resolv_conf(file)?;
         }
         Ok(())
     }
@@ -96,20 +101,4 @@ fn switch_netns(netns: &str) -> Result<()> {
     let path = names::netns_path(netns);
     let file = File::open(&path).with_context(|| format!("network namespace {}", path.display()))?;
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", path.display()))
-}
-
-fn cover_resolv_conf(file: &Path) -> Result<()> {
-    let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNS).context("a private mount namespace")?;
-    // Slave, not private: what the host mounts later is still seen here, nothing of ours is seen there.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).context("making / a slave mount")?;
-    if !fs::exists(file)? {
-        bail!("{} does not exist", file.display());
-    }
-    if !fs::exists(RESOLV_CONF)? {
-        // The host has no name server: there is nothing to cover, and its /etc is not ours to fill.
-        return Ok(());
-    }
-    mount(Some(file), RESOLV_CONF, none, MsFlags::MS_BIND, none)
-        .with_context(|| format!("binding {} over {RESOLV_CONF}", file.display()))
 }

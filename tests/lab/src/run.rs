@@ -99,7 +99,10 @@ pub fn sibling(program: &str) -> Result<PathBuf> {
     };
     let path = folder.join(program);
     if !path.is_file() {
-        bail!("{} does not exist: build it (cargo build -p {program}) or set WEFT_BIN_DIR", path.display());
+        bail!(
+            "{} does not exist: build it (cargo build --bin {program}) or set WEFT_BIN_DIR",
+            path.display()
+        );
     }
     Ok(path)
 }

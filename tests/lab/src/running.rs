@@ -6,6 +6,7 @@ use crate::run::{end_group, tool};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -154,11 +155,32 @@ impl Packets {
         Ok(self.print(filter)?.lines().count())
     }
 
+    /// How many packets hold these bytes somewhere in the first 192 of theirs.
+    pub fn holding(&self, bytes: &[u8]) -> Result<usize> {
+        let path = self.folder.path().join("packets");
+        let file = fs::read(&path).with_context(|| path.display().to_string())?;
+        Ok(records(&file)
+            .filter(|packet| packet.windows(bytes.len().max(1)).any(|some| some == bytes))
+            .count())
+    }
+
     /// The packets that match a pcap filter as tcpdump prints them.
     pub fn print(&self, filter: &str) -> Result<String> {
         let file = self.folder.path().join("packets").display().to_string();
         tool("tcpdump", &["-n", "-r", &file, filter])
     }
+}
+
+/// The packets of a pcap file of this machine's byte order: a file header of 24 bytes, then records, each with a header of
+/// 16 bytes whose third word is the length (draft-ietf-opsawg-pcap). A record that was not written to its end is none.
+fn records(file: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = file.get(24..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let length = rest.get(8..12)?.try_into().map(u32::from_ne_bytes).ok()?;
+        let packet = rest.get(16..16 + length as usize)?;
+        rest = &rest[16 + packet.len()..];
+        Some(packet)
+    })
 }
 
 fn read_lines(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
@@ -173,4 +195,23 @@ fn read_lines(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
         }
     });
     receive
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capture_that_was_cut_short_has_the_packets_before_the_cut() {
+        let mut file = vec![0; 24];
+        for packet in [&b"one"[..], b"", b"three"] {
+            let length = (packet.len() as u32).to_ne_bytes();
+            file.extend([&[0; 8][..], &length, &length, packet].concat());
+        }
+        let read = |file: &[u8]| records(file).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        assert_eq!(read(&file), [b"one".to_vec(), b"".to_vec(), b"three".to_vec()]);
+        file.pop();
+        assert_eq!(read(&file).len(), 2);
+        assert_eq!(read(b"short").len(), 0);
+    }
 }

@@ -43,6 +43,15 @@ pub struct State {
     pub overlay: String,
     /// More arguments for netd.
     pub netd_args: Vec<String>,
+    /// Whether each node has a weft-wireguard.
+    #[serde(default)]
+    pub tunnel: bool,
+    /// More arguments for weft-wireguard.
+    #[serde(default)]
+    pub tunnel_args: Vec<String>,
+    /// Address families of the underlay: whether nodes have IPv6 there, and whether they talk over it.
+    #[serde(default)]
+    pub underlay: Families,
     /// Network namespaces, by name.
     pub netns: BTreeSet<String>,
     /// The store's members; none where the store is a file.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Taking a lab down: all of it, whatever state it is in, and nothing of others.
 
+use crate::members::Node;
 use crate::names::{self, BPF_DIR, LABS_DIR};
 use crate::state::{self, State};
 use crate::{cgroup, node, topology};
@@ -8,6 +9,7 @@ use anyhow::{Error, Result, anyhow};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,10 +61,11 @@ fn take_down(lab: &str) -> Vec<String> {
     if let Some(state) = &state {
         step("processes", end_recorded(state));
     }
+    // While their namespaces are there: pins name them.
+    let pins: Vec<PathBuf> = state.iter().flat_map(pins_of).collect();
     for netns in netns_of(lab, state.as_ref()) {
         step(&netns, topology::delete_netns(&netns));
     }
-    let pins = state.iter().flat_map(pins_of);
     for pin in pins {
         step("pins", remove_tree(&pin));
     }
@@ -79,7 +82,7 @@ fn take_down(lab: &str) -> Vec<String> {
 
 /// Processes that never reached their control group.
 fn end_recorded(state: &State) -> Result<()> {
-    let nodes = state.nodes.iter().map(|node| node.process);
+    let nodes = state.nodes.iter().flat_map(|node| [node.process, node.tunnel]);
     let etcd = state.etcd.iter().map(|member| member.process);
     for process in nodes.chain(etcd).chain([state.outside.process]).flatten() {
         process.signal(Signal::SIGKILL);
@@ -94,14 +97,28 @@ fn netns_of(lab: &str, state: Option<&State>) -> Vec<String> {
         return state.netns.iter().cloned().collect();
     }
     let etcd = (1..=3).map(|index| format!("etcd{index}"));
-    let nodes = (1..=names::NODES_MAX).map(names::node);
+    let nodes = (1..=names::NODES_MAX).map(names::node).flat_map(|node| [names::nat(&node), node]);
     let members = ["net".to_owned(), "outside".to_owned()].into_iter().chain(etcd).chain(nodes);
     members.map(|member| names::netns(lab, &member)).collect()
 }
 
+/// The pins of the nodes' identities, also of those that they had before: each has a mark `netns-INODE-UUID` beside it.
 fn pins_of(state: &State) -> Vec<PathBuf> {
     let cluster = Path::new(BPF_DIR).join(&state.cluster);
-    state.nodes.iter().filter_map(node::uuid).map(|uuid| cluster.join(uuid.to_string())).collect()
+    let mut pins: Vec<PathBuf> =
+        state.nodes.iter().filter_map(node::uuid).map(|uuid| cluster.join(uuid.to_string())).collect();
+    let inode = |node: &Node| fs::metadata(names::netns_path(&node.netns)).ok().map(|found| found.ino());
+    let ours: Vec<u64> = state.nodes.iter().filter_map(inode).collect();
+    for mark in fs::read_dir(&cluster).into_iter().flatten().flatten() {
+        let name = mark.file_name();
+        let parts = name.to_str().and_then(|name| name.strip_prefix("netns-")?.split_once('-'));
+        if let Some((netns, uuid)) = parts
+            && netns.parse().is_ok_and(|netns| ours.contains(&netns))
+        {
+            pins.extend([cluster.join(uuid), mark.path()]);
+        }
+    }
+    pins
 }
 
 fn remove_tree(path: &Path) -> Result<()> {

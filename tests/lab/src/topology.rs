@@ -3,21 +3,27 @@
 //!
 //! Nothing is made in the root namespace: each veth is born with both ends in place.
 
-use crate::interrupt::wait_until;
 use crate::names::{
     self, BRIDGE, OUTSIDE_FAR_IP, OUTSIDE_FAR_IP6, OUTSIDE_IP, OUTSIDE_IP6, UNDERLAY_IF, UNDERLAY_PREFIX_LEN,
     UNDERLAY6_PREFIX_LEN,
 };
 use crate::run::{tool, tool_with_stdin};
-use crate::state::{self, State};
+use crate::state;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use std::fmt::Display;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
-const CARRIER_LIMIT: Duration = Duration::from_secs(3);
+/// How a member hangs on the bridge.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wire {
+    /// Its underlay address.
+    pub(crate) ip: Ipv4Addr,
+    /// Its IPv6 underlay address.
+    pub(crate) ip6: Option<Ipv6Addr>,
+    /// Of both ends, in bytes; none is Ethernet's 1500.
+    pub(crate) mtu: Option<u32>,
+}
 
 /// Makes a network namespace of a lab, written down first, with its loopback up.
 pub(crate) fn add_netns(lab: &str, netns: &str) -> Result<()> {
@@ -63,13 +69,15 @@ pub(crate) fn add_underlay(lab: &str) -> Result<()> {
 }
 
 /// Makes a member's namespace and joins it to the bridge. The port in the bridge has the member's name.
-pub(crate) fn add_member(lab: &str, member: &str, ip: Ipv4Addr, ip6: Option<Ipv6Addr>) -> Result<()> {
+pub(crate) fn add_member(lab: &str, member: &str, wire: &Wire) -> Result<()> {
+    let Wire { ip, ip6, mtu } = *wire;
+    let mtu = mtu_words(mtu);
     let (net, netns) = (names::netns(lab, "net"), names::netns(lab, member));
     add_netns(lab, &netns)?;
     batch(
         &net,
         &format!(
-            "link add {member} type veth peer name {UNDERLAY_IF} netns {netns}\n\
+            "link add {member} {mtu} type veth peer name {UNDERLAY_IF} {mtu} netns {netns}\n\
              link set {member} master {BRIDGE}\n\
              link set {member} up\n"
         ),
@@ -102,67 +110,18 @@ fn usable_at_once(netns: &str) -> Result<()> {
     })
 }
 
-/// Cuts exactly the connections that the state lists, on the bridge: links for `all`, rules for the rest.
-pub(crate) fn apply_partitions(state: &State) -> Result<()> {
-    let net = names::netns(&state.name, "net");
-    let mut rules = String::new();
-    for (node, from) in &state.partitions {
-        let own = state.node(node)?;
-        let (others, others6): (Vec<Ipv4Addr>, Option<Ipv6Addr>) = match from.as_str() {
-            "all" => continue,
-            "store" => (state.etcd.iter().map(|member| member.ip).collect(), None),
-            other => {
-                let other = state.node(other)?;
-                (vec![other.underlay_ip], other.underlay_ip6)
-            }
-        };
-        for other in others {
-            rules += &drop_rules("ip", &own.underlay_ip, &other);
-        }
-        if let (Some(own), Some(other)) = (own.underlay_ip6, others6) {
-            rules += &drop_rules("ip6", &own, &other);
-        }
-    }
-    // Declared before it is deleted, so that the first call does not fail.
-    let script = format!(
-        "table bridge partitions\ndelete table bridge partitions\ntable bridge partitions {{\n  \
-         chain forward {{\n    type filter hook forward priority 0; policy accept;\n{rules}  }}\n}}\n"
-    );
-    tool_with_stdin("nsenter", &[&netns_flag(&net), "nft", "-f", "-"], script.as_bytes())?;
-    for node in &state.nodes {
-        let cut = state.partitions.contains(&(node.name.clone(), "all".into()));
-        tool("ip", &["-n", &net, "link", "set", &node.name, if cut { "down" } else { "up" }])?;
-        if !cut {
-            // The kernel tells the bridge of a carrier up to a second later; until then nothing passes.
-            wait_until(CARRIER_LIMIT, || {
-                let port = tool("ip", &["-n", &net, "-o", "link", "show", &node.name])?;
-                Ok(port.contains("state UP"))
-            })?;
-        }
-    }
-    Ok(())
-}
-
-fn drop_rules(family: &str, one: &impl Display, other: &impl Display) -> String {
-    format!(
-        "    {family} saddr {one} {family} daddr {other} drop\n    {family} saddr {other} {family} daddr {one} drop\n"
-    )
-}
-
-/// Gives the wire to a node another MTU, at both ends.
-pub(crate) fn set_mtu(lab: &str, node: &str, mtu: u32) -> Result<()> {
-    let mtu = mtu.to_string();
-    tool("ip", &["-n", &names::netns(lab, node), "link", "set", UNDERLAY_IF, "mtu", &mtu])?;
-    tool("ip", &["-n", &names::netns(lab, "net"), "link", "set", node, "mtu", &mtu])?;
-    Ok(())
-}
-
 /// The argument by which nsenter enters a network namespace (and nothing else: /sys stays as it is).
 pub(crate) fn netns_flag(netns: &str) -> String {
     format!("--net={}", names::netns_path(netns).display())
 }
 
-fn batch(netns: &str, lines: &str) -> Result<()> {
+/// How `ip link add` is told an MTU.
+pub(crate) fn mtu_words(mtu: Option<u32>) -> String {
+    mtu.map(|mtu| format!("mtu {mtu}")).unwrap_or_default()
+}
+
+/// Runs lines of `ip` in a namespace.
+pub(crate) fn batch(netns: &str, lines: &str) -> Result<()> {
     tool_with_stdin("ip", &["-n", netns, "-batch", "-"], lines.as_bytes())
         .with_context(|| format!("wiring {netns}"))
         .map(drop)

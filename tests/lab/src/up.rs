@@ -3,10 +3,12 @@
 
 use crate::families::{Families, StoreKind};
 use crate::members::{EtcdMember, Node, Outside};
+use crate::overlay::{DEFAULT_OVERLAY, needs_tunnel};
 use crate::process::Process;
 use crate::run::{on_path, sibling};
 use crate::state::{self, State};
-use crate::{cgroup, etcd, interrupt, names, node, outside, teardown, topology, usage};
+use crate::topology::Wire;
+use crate::{cgroup, etcd, faults, interrupt, names, nat, node, outside, teardown, topology, usage};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -33,8 +35,18 @@ pub struct UpOptions {
     pub store: StoreKind,
     /// Number of etcd members: 1 or 3.
     pub etcd_members: u16,
-    /// Overlay backend: `vxlan` or `native`.
+    /// Overlay backend: `wireguard`, `vxlan`, `native` or `auto`.
     pub overlay: String,
+    /// Whether each node has a weft-wireguard also where the overlay needs none: for a change of the overlay online.
+    pub tunnel: bool,
+    /// More arguments for every weft-wireguard.
+    pub tunnel_args: Vec<String>,
+    /// Address families of the underlay. `V6`: nodes talk to each other over IPv6. IPv4 is always there, for etcd.
+    pub underlay: Families,
+    /// MTU of every wire of the underlay, in bytes; none is Ethernet's 1500.
+    pub underlay_mtu: Option<u32>,
+    /// Nodes behind a router that does NAT: `n3`.
+    pub nat: Vec<String>,
     /// The cluster's name, where it is not the lab's.
     pub cluster: Option<String>,
     /// More arguments for every netd.
@@ -44,7 +56,7 @@ pub struct UpOptions {
 }
 
 impl UpOptions {
-    /// Three nodes, IPv4, one etcd member, VXLAN.
+    /// Three nodes, IPv4, one etcd member, the default overlay.
     pub fn new(name: &str) -> UpOptions {
         UpOptions {
             name: name.into(),
@@ -52,7 +64,12 @@ impl UpOptions {
             families: Families::V4,
             store: StoreKind::Etcd,
             etcd_members: 1,
-            overlay: "vxlan".into(),
+            overlay: DEFAULT_OVERLAY.as_str().into(),
+            tunnel: false,
+            tunnel_args: Vec::new(),
+            underlay: Families::V4,
+            underlay_mtu: None,
+            nat: Vec::new(),
             cluster: None,
             netd_args: Vec::new(),
             owned: false,
@@ -62,6 +79,14 @@ impl UpOptions {
     /// One node whose store is a file: a lab without etcd.
     pub fn alone(name: &str) -> UpOptions {
         UpOptions { nodes: 1, store: StoreKind::File, ..UpOptions::new(name) }
+    }
+
+    fn needs_tunnel(&self) -> bool {
+        self.tunnel || needs_tunnel(&self.overlay)
+    }
+
+    fn underlay_v6(&self) -> bool {
+        self.families.v6() || self.underlay.v6()
     }
 }
 
@@ -90,6 +115,17 @@ fn check(options: &UpOptions) -> Result<()> {
     if options.store == StoreKind::File && options.etcd_members > 1 {
         return Err(usage::usage("--store file: there is no etcd, so no --etcd-members").into());
     }
+    if let Some(mtu) = options.underlay_mtu {
+        faults::check_mtu(mtu)?;
+    }
+    if let Some(unknown) =
+        options.nat.iter().find(|name| !(1..=options.nodes).any(|index| names::node(index) == **name))
+    {
+        return Err(usage::usage(format!("--nat {unknown}: no such node")).into());
+    }
+    if !options.nat.is_empty() && options.underlay_v6() {
+        return Err(usage::usage("--nat: the underlay must have IPv4 only").into());
+    }
     if !Uid::effective().is_root() {
         bail!("a lab makes network namespaces and control groups: run weft-lab as root");
     }
@@ -101,6 +137,9 @@ fn check(options: &UpOptions) -> Result<()> {
     }
     for program in ["netd", "weft-cni", "weft", "weft-lab"] {
         sibling(program)?;
+    }
+    if options.needs_tunnel() {
+        sibling("weft-wireguard")?;
     }
     cgroup::v2_mount().map(drop)
 }
@@ -122,16 +161,19 @@ fn reserve(options: &UpOptions) -> Result<()> {
         _ => anyhow!("{}: {error}", dir.display()),
     })?;
     let lab_cgroup = cgroup::lab(&options.name)?;
-    let ip6 = |ip| options.families.v6().then(|| names::ip6_of(ip));
+    let ip6 = |ip| options.underlay_v6().then(|| names::ip6_of(ip));
     let nodes = (1..=options.nodes).map(|index| {
         let name = names::node(index);
+        let nat = options.nat.contains(&name);
         Node {
             netns: names::netns(&options.name, &name),
             dir: dir.join(&name),
             cgroup: lab_cgroup.join(&name),
-            underlay_ip: names::node_ip(index),
+            underlay_ip: if nat { names::nat_ip(index) } else { names::node_ip(index) },
             underlay_ip6: ip6(names::node_ip(index)),
+            nat: nat.then(|| names::node_ip(index)),
             process: None,
+            tunnel: None,
             name,
         }
     });
@@ -151,6 +193,9 @@ fn reserve(options: &UpOptions) -> Result<()> {
         store: options.store,
         overlay: options.overlay.clone(),
         netd_args: options.netd_args.clone(),
+        tunnel: options.needs_tunnel(),
+        tunnel_args: options.tunnel_args.clone(),
+        underlay: options.underlay,
         netns: BTreeSet::new(),
         etcd: etcd.collect(),
         outside: Outside {
@@ -173,13 +218,20 @@ fn build(options: &UpOptions) -> Result<()> {
     let state = State::read(lab)?;
     mount_bpffs()?;
     topology::add_underlay(lab)?;
+    let mtu = options.underlay_mtu;
     for member in &state.etcd {
-        topology::add_member(lab, &member.name, member.ip, None)?;
+        topology::add_member(lab, &member.name, &Wire { ip: member.ip, ip6: None, mtu })?;
     }
-    topology::add_member(lab, "outside", state.outside.ip, state.outside.ip6)?;
+    topology::add_member(lab, "outside", &Wire { ip: state.outside.ip, ip6: state.outside.ip6, mtu })?;
     for node in &state.nodes {
         interrupt::check()?;
-        topology::add_member(lab, &node.name, node.underlay_ip, node.underlay_ip6)?;
+        match node.nat {
+            Some(public) => nat::add(lab, node, public, mtu)?,
+            None => {
+                let wire = Wire { ip: node.underlay_ip, ip6: node.underlay_ip6, mtu };
+                topology::add_member(lab, &node.name, &wire)?;
+            }
+        }
         node::prepare(&state, node)?;
     }
     etcd::start(lab)?;

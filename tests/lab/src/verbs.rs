@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Each verb of the command line, done.
 
-use crate::cli::{Args, EtcdVerb, NodeVerb, Overlay, PodVerb, ProbeArgs, UpArgs, Verb};
+use crate::cli::{Args, EtcdVerb, NodeVerb, PodVerb, ProbeArgs, UpArgs, Verb};
 use crate::families::StoreKind;
 use crate::place::{Failure, Place};
 use crate::run::sibling;
@@ -12,7 +12,7 @@ use crate::up::{UpOptions, up};
 use crate::usage::usage;
 use crate::workers::probe::{ProbeOptions, probe};
 use crate::workers::{outside, query, serve, stream};
-use crate::{apply, demo, etcd, faults, interrupt, names, node, pod, target, teardown};
+use crate::{apply, demo, etcd, faults, interrupt, names, node, pod, target, teardown, tunnel};
 use anyhow::Result;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -44,12 +44,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Verb::Weft { node, args } => return weft(lab, &node, args),
         Verb::Down => teardown::down(lab).map(drop)?,
         Verb::Demo(options) => return demo::run(args.name.as_deref(), &options),
-        Verb::Enter { netns, cgroup, resolv_conf, setsid, command } => {
+        Verb::Enter { netns, cgroup, resolv_conf, wireguard_dir, setsid, command } => {
             if setsid {
                 // Fails only for a process group's leader, which then has what it wants already.
                 let _ = nix::unistd::setsid();
             }
-            return Ok(failed(&Place { netns, cgroup, resolv_conf }.exec(&command)));
+            return Ok(failed(&Place { netns, cgroup, resolv_conf, wireguard_dir }.exec(&command)));
         }
         Verb::Serve { tcp, udp, server } => serve::serve(&server, &tcp, &udp)?,
         Verb::Probe(args) => say(serde_json::to_string(&probe(&args.into()))?),
@@ -63,20 +63,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn up_verb(lab: &str, args: &UpArgs) -> Result<()> {
-    let overlay = match args.overlay {
-        Overlay::Native => "native",
-        Overlay::Vxlan => "vxlan",
-        Overlay::Wireguard => {
-            return Err(usage("--overlay wireguard is not in this version of weft-lab").into());
-        }
-    };
     interrupt::install()?;
     up(&UpOptions {
         nodes: args.node_count(),
         families: args.families,
         store: args.store,
         etcd_members: args.etcd_members,
-        overlay: overlay.into(),
+        overlay: args.overlay.as_str().into(),
+        tunnel: args.tunnel,
+        tunnel_args: args.tunnel_arg.clone(),
+        underlay: args.underlay_families,
+        underlay_mtu: args.underlay_mtu,
+        nat: args.nat.clone(),
         cluster: args.cluster.clone(),
         netd_args: args.netd_arg.clone(),
         ..UpOptions::new(lab)
@@ -133,6 +131,11 @@ fn node_verb(lab: &str, verb: NodeVerb) -> Result<ExitCode> {
         NodeVerb::Partition { node, from } => faults::partition(lab, &node, &from),
         NodeVerb::Heal { node } => faults::heal(lab, &node),
         NodeVerb::Mtu { node, mtu } => faults::mtu(lab, &node, mtu),
+        NodeVerb::Offloads { node, offloads } => faults::offloads(lab, &node, offloads),
+        NodeVerb::Roam { node } => faults::roam(lab, &node).map(say),
+        NodeVerb::TunnelKill { node } => tunnel::kill(lab, &node),
+        NodeVerb::TunnelStart { node } => tunnel::start(lab, &node),
+        NodeVerb::TunnelRestart { node } => tunnel::restart(lab, &node),
     }
     .map(|()| ExitCode::SUCCESS)
 }

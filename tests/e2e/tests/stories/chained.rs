@@ -157,6 +157,44 @@ fn tuning_sbr_and_firewall(mode: &str, families: Families) -> Result<()> {
     lab.down()
 }
 
+#[test]
+fn in_netd_s_own_list_each_job_is_one_plugin_s() -> Result<()> {
+    if !have_plugins("ownlist") || !have("iptables", "ownlist") {
+        return Ok(());
+    }
+    let chain = tempfile::NamedTempFile::new()?;
+    let plugins = json!([
+        { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
+        { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+    ]);
+    std::fs::write(chain.path(), plugins.to_string())?;
+    let netd_args = vec!["--cni-chain".into(), chain.path().display().to_string()];
+    let options = UpOptions { nodes: 1, netd_args, ..UpOptions::new(&Lab::unique_name("ownlist")) };
+    let Some(lab) = lab_with(options)? else { return Ok(()) };
+    let list = Conflist::of_netd(&lab, "n1")?;
+    lab.pod_add(&PodSpec::new("n1", "near"))?;
+    // As a runtime hands it out: to each plugin what it declares.
+    let asked = json!({
+        "portMappings": [{ "hostPort": 8090, "containerPort": 8080, "protocol": "tcp" }],
+        "bandwidth": {
+            "ingressRate": INGRESS, "ingressBurst": BURST, "egressRate": EGRESS, "egressBurst": BURST,
+        },
+    });
+    let pod = list.add("both", "eth0", asked)?;
+    let node = lab.state()?.node("n1")?.clone();
+    let server = lab.serve("both", "both", &[8080], &[])?;
+    for from in ["near", "n1", "outside"] {
+        answers(&lab, from, SocketAddr::new(IpAddr::from(node.underlay_ip), 8090), &[], "both")?;
+    }
+    drop(server);
+    let table = lab.exec("n1", &["nft", "list", "table", "inet", "weft"])?.text("nft")?;
+    assert!(!table.contains("8090"), "weft-cni published portmap's port, too: {table}");
+    pod.check()?;
+    pod.del()?;
+    gone(&lab)?;
+    lab.down()
+}
+
 /// Two nodes whose programs attach this way.
 fn chained_lab(mode: &str, families: Families) -> Result<Option<Lab>> {
     if !have_plugins("chained") || !have("iptables", "chained") {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
-use weft_lab::{Families, Lab, PodSpec, UpOptions, in_netns};
+use weft_lab::{Families, Lab, PodSpec, UpOptions, in_netns, wait_until};
 
 const PORT: u16 = 7777;
 /// Of each lie so many packets.
@@ -110,6 +110,10 @@ fn what_a_pod_sends_under_another_name_arrives_nowhere_with_clsact() -> Result<(
 fn spoof(mode: &str) -> Result<()> {
     let Some(lab) = cheats_lab(&["--datapath-attach", mode])? else { return Ok(()) };
     let liar = lab.pod_add(&PodSpec::new("n1", "liar"))?;
+    let known = || lab.exec("n1", &["ip", "neigh", "show", "nud", "permanent"])?.text("ip neigh");
+    // The other node is there, with both its addresses: what comes later came from the pod.
+    let met = wait_until(SOON, || Ok(known()?.matches("weft.vxlan").count() == 2))?;
+    ensure!(met, "n1 does not know n2: {}", known()?);
     for (node, name) in [("n1", "near"), ("n2", "far")] {
         let victim = lab.pod_add(&PodSpec::new(node, name))?;
         let heard = victim.ips.iter().map(|ip| listen(&victim.netns, *ip)).collect::<Result<Vec<_>>>()?;
@@ -176,12 +180,9 @@ fn a_pod_reaches_neither_the_tunnel_nor_what_is_the_operator_s() -> Result<()> {
     assert_eq!(overlay_drops(&lab)? - before, EACH * nodes.len() as u64);
 
     // Metrics are on the node's loopback; the API is root's.
-    let overlay = lab
-        .exec("n1", &["ip", "-j", "-4", "address", "show", "dev", "weft.vxlan"])?
-        .json::<Vec<Value>>("ip")?;
-    let overlay = overlay[0]["addr_info"][0]["local"].as_str().map(str::to_owned);
-    let hosts = nodes.map(|ip| ip.to_string()).into_iter().chain(overlay);
-    for host in hosts.chain([
+    let overlay = lab.status("n1")?.node.overlay.context("n1 has no overlay address")?.to_string();
+    for host in nodes.map(|ip| ip.to_string()).into_iter().chain([
+        overlay,
         "169.254.53.53".into(),
         "169.254.1.1".into(),
         "[fd00:53::53]".into(),
@@ -206,7 +207,7 @@ fn cheats_lab(netd_args: &[&str]) -> Result<Option<Lab>> {
     }
     let netd_args = netd_args.iter().map(ToString::to_string).collect();
     let options = UpOptions::new(&Lab::unique_name("cheats"));
-    lab_with(UpOptions { nodes: 2, families: Families::Dual, netd_args, ..options })
+    lab_with(UpOptions { nodes: 2, families: Families::Dual, overlay: "vxlan".into(), netd_args, ..options })
 }
 
 fn listen(netns: &str, ip: IpAddr) -> Result<UdpSocket> {

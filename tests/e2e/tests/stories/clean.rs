@@ -23,6 +23,8 @@ fn clean_removes_everything() -> Result<()> {
     let Some(lab) = lab("clean", 2)? else { return Ok(()) };
     // As a host that never forwarded, with things of its own.
     lab.node_stop("n1")?;
+    // One that runs keeps its devices.
+    lab.tunnel_kill("n1")?;
     clean(&lab)?.text("the first clean")?;
     let host = [
         "sysctl -qw net.ipv4.ip_forward=0",
@@ -63,6 +65,7 @@ fn clean_removes_everything() -> Result<()> {
 
     lab.node_stop("n1")?;
     assert_eq!(traces(&lab)?, with, "stopping netd removed something");
+    lab.tunnel_kill("n1")?;
     clean(&lab)?.text("clean")?;
     assert_eq!(traces(&lab)?, before);
     assert!(!lab.pin_dir("n1")?.exists(), "pins are left");

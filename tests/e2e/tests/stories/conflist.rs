@@ -8,12 +8,17 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use weft_lab::{Lab, Output, Pod, TOOL_LIMIT, in_netns, netns_path, network_config, output, sibling};
+use std::time::Duration;
+use weft_lab::{
+    Lab, Output, Pod, TOOL_LIMIT, in_netns, netns_path, network_config, output, sibling, wait_until,
+};
 
 /// Where Debian's containernetworking-plugins are.
 const PLUGINS_DIR: &str = "/usr/lib/cni";
 /// The newest version that these know.
 const VERSION: &str = "1.0.0";
+/// A netd that is ready writes its list within a fraction of this.
+const WRITTEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Whether the reference plugins are there; says SKIP when they are not.
 pub(crate) fn have_plugins(story: &str) -> bool {
@@ -44,6 +49,17 @@ impl<'a> Conflist<'a> {
         let file = lab.state()?.node(node)?.cni_conf_dir().join(format!("50-{name}.conflist"));
         fs::write(&file, format!("{list:#}\n")).with_context(|| file.display().to_string())?;
         Ok(Conflist { lab, node: node.into(), name: name.into(), plugins })
+    }
+
+    /// The list that netd itself wrote, which it does as soon as it is ready.
+    pub(crate) fn of_netd(lab: &'a Lab, node: &str) -> Result<Conflist<'a>> {
+        let file = lab.state()?.node(node)?.cni_conf_dir().join("10-weft.conflist");
+        wait_until(WRITTEN_LIMIT, || Ok(file.exists()))?;
+        let text = fs::read(&file).with_context(|| file.display().to_string())?;
+        let list: Value = serde_json::from_slice(&text)?;
+        let name = list["name"].as_str().context("a list without a name")?.to_owned();
+        let plugins = list["plugins"].as_array().context("a list without plugins")?.clone();
+        Ok(Conflist { lab, node: node.into(), name, plugins })
     }
 
     /// ADD for a pod, which is made where it is not there yet. `asked` are the runtime's capability arguments: each plugin

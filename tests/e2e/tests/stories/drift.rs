@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Somebody's hand in the kernel: netd puts back what is its own.
 
-use crate::{have, lab, lab_with, service};
+use crate::{have, lab, lab_with, service, vxlan_lab};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ const FULL_PASS: Duration = Duration::from_secs(35);
 
 #[test]
 fn drift_is_repaired() -> Result<()> {
-    let Some(lab) = lab("drift", 2)? else { return Ok(()) };
+    let Some(lab) = vxlan_lab("drift", 2)? else { return Ok(()) };
     let a = lab.pod_add(&PodSpec::new("n1", "a"))?;
     let b = lab.pod_add(&PodSpec::new("n2", "b").label("app", "web"))?;
     let _server = lab.serve("b", "b", &[8080], &[])?;
@@ -114,7 +114,8 @@ fn silent_drift(story: &str, mode: &str) -> Result<()> {
     if !have("curl", story) {
         return Ok(());
     }
-    let mut options = UpOptions { nodes: 1, ..UpOptions::new(&Lab::unique_name(story)) };
+    let options = UpOptions::new(&Lab::unique_name(story));
+    let mut options = UpOptions { nodes: 1, overlay: "vxlan".into(), ..options };
     options.netd_args = vec!["--datapath-attach".into(), mode.into()];
     let lab = match lab_with(options) {
         Ok(Some(lab)) => lab,

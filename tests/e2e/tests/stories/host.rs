@@ -110,12 +110,15 @@ pub(crate) struct Host<'a> {
     pid: String,
     _holder: Running,
     netd: RefCell<Option<Running>>,
+    tunnel: RefCell<Option<Running>>,
 }
 
 impl<'a> Host<'a> {
     /// Makes a host of a node. The lab's own netd leaves it, with all it made.
     pub(crate) fn of(lab: &'a Lab, node: &str) -> Result<Host<'a>> {
         lab.node_stop(node)?;
+        // One that runs keeps its devices.
+        lab.tunnel_kill(node)?;
         let state = lab.state()?;
         let config = state.node(node)?.dir.join("netd.toml").display().to_string();
         let netd = sibling("netd")?.display().to_string();
@@ -125,7 +128,8 @@ impl<'a> Host<'a> {
         let holder =
             lab.spawn(node, &["unshare", "--mount", "bash", "-ec", MOUNTS, "mounts", &group, &name])?;
         let pid = holder.wait_line(START_LIMIT).context("the file tree of a host")?;
-        let host = Host { lab, node: node.into(), name, pid, _holder: holder, netd: RefCell::new(None) };
+        let (netd, tunnel) = (RefCell::new(None), RefCell::new(None));
+        let host = Host { lab, node: node.into(), name, pid, _holder: holder, netd, tunnel };
         // Until then addresses and routes come by themselves.
         let settled = wait_until(START_LIMIT, || Ok(host.run("ip -6 address show tentative")?.is_empty()))?;
         ensure!(settled, "the IPv6 addresses of {node} stay tentative");
@@ -161,8 +165,13 @@ impl<'a> Host<'a> {
         Ok(format!("FROM={folder}"))
     }
 
-    /// Starts the installed netd as a machine without systemd would, and waits until runtimes can use it.
+    /// Starts the installed services as a machine without systemd would, and waits until runtimes can use netd.
     pub(crate) fn start(&self) -> Result<()> {
+        let alive = self.tunnel.borrow_mut().as_mut().is_some_and(Running::alive);
+        if !alive {
+            let command = "exec /usr/local/bin/weft-wireguard >> /run/work/weft-wireguard.log 2>&1";
+            *self.tunnel.borrow_mut() = Some(self.spawn(command)?);
+        }
         *self.netd.borrow_mut() = Some(self.spawn("exec /usr/local/bin/netd >> /run/work/netd.log 2>&1")?);
         let ready = wait_until(READY_LIMIT, || {
             let ready = |text: &str| text.lines().next().is_some_and(|line| line.ends_with("READY"));

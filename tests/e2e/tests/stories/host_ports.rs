@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Ports of the host that lead to a pod (capability portMappings), from everywhere a client can be.
 
-use crate::{lab, lab_with};
+use crate::{have, lab, lab_with};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,6 +16,8 @@ const ANY_UDP: u16 = 18081;
 const ONE: u16 = 18082;
 const LOOPBACK: u16 = 18083;
 const SIX: u16 = 18084;
+/// netd's own.
+const METRICS: u16 = 9157;
 const SOON: Duration = Duration::from_secs(5);
 /// What the kernel says when nobody answers a datagram.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
@@ -106,6 +108,37 @@ fn a_port_that_is_taken_is_refused_with_the_name_of_the_pod_that_has_it() -> Res
     lab.pod_add(&PodSpec::new("n1", "third").port(ANY, TCP, "tcp"))?;
     let _server = lab.serve("third", "web", &[TCP], &[])?;
     answers(&lab, "outside", SocketAddr::new(node.underlay_ip.into(), ANY), &[])?;
+    lab.down()
+}
+
+#[test]
+fn a_port_that_the_host_listens_on_is_refused() -> Result<()> {
+    let Some(lab) = lab("portown", 1)? else { return Ok(()) };
+    let node = lab.state()?.node("n1")?.clone();
+    let refused = |name: &str, host_ip: Option<IpAddr>, host: u16, protocol: &str| {
+        let mut spec = PodSpec::new("n1", name);
+        spec.ports.push(PortMapping { host_ip, host, container: TCP, protocol: protocol.into() });
+        crate::ipam::refused(lab.pod_add(&spec))
+    };
+    let ready = || lab.exec("n1", &["curl", "-sS", "-m", "2", "http://127.0.0.1:9157/readyz"]);
+    refused("metrics", None, METRICS, "tcp")?.says(102, &["9157/tcp", "metrics-listen"])?;
+    refused("metrics", Some(Ipv4Addr::LOCALHOST.into()), METRICS, "tcp")?.says(102, &["9157/tcp"])?;
+    ensure!(!have("curl", "portown") || ready()?.ok(), "netd's own port went: {:?}", ready()?);
+    // Somebody else's, like sshd's.
+    let server = lab.serve("n1", "host", &[ANY], &[ANY_UDP])?;
+    for (port, protocol) in [(ANY, "tcp"), (ANY_UDP, "udp")] {
+        refused("theirs", None, port, protocol)?
+            .says(102, &[&format!("{port}/{protocol}"), "listens there", "process"])?;
+    }
+    lab.pod_add(&PodSpec::new("n1", "other").port(ANY, TCP, "udp"))?;
+    lab.pod_rm("n1", "other")?;
+    drop(server);
+    // The pod's own name, where it is a pod that has the port.
+    lab.pod_add(&PodSpec::new("n1", "web").port(ANY, TCP, "tcp"))?;
+    let _server = lab.serve("web", "web", &[TCP], &[])?;
+    answers(&lab, "outside", SocketAddr::new(node.underlay_ip.into(), ANY), &[])?;
+    let wide = lab.weft("n1", &["pod", "ls", "--wide"])?.text("weft pod ls --wide")?;
+    ensure!(wide.lines().any(|line| line.contains("web") && line.contains("18080:8080/tcp")), "{wide}");
     lab.down()
 }
 

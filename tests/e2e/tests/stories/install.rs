@@ -31,7 +31,7 @@ fn what_install_brings_uninstall_takes() -> Result<()> {
     if have("systemd-analyze", "install") {
         let complaints = host.run(
             "unshare --mount bash -ec \
-             'mount -t tmpfs none /run; systemd-analyze verify /etc/systemd/system/netd.service 2>&1'",
+             'mount -t tmpfs none /run; systemd-analyze verify /etc/systemd/system/netd.service /etc/systemd/system/weft-wireguard.service 2>&1'",
         )?;
         assert_eq!(complaints, "");
     }
@@ -88,8 +88,8 @@ fn with_systemd_nothing_starts_unasked() -> Result<()> {
     assert!(said.contains("nothing was enabled or started"), "{said}");
     assert_eq!(calls()?, "daemon-reload\nis-active --quiet netd.service");
     let said = host.make("install", &format!("{from} START=1"))?;
-    assert!(said.contains("enabling and starting the service netd"), "{said}");
-    assert!(calls()?.ends_with("enable --now netd.service"));
+    assert!(said.contains("enabling and starting the services weft-wireguard and netd"), "{said}");
+    assert!(calls()?.ends_with("enable --now weft-wireguard.service netd.service"));
 
     host.run("echo 0 > /run/work/active; echo '# mine' >> /etc/weft/netd.toml")?;
     let said = host.make("install", &from)?;
@@ -105,7 +105,7 @@ fn with_systemd_nothing_starts_unasked() -> Result<()> {
         said.contains("stopping and disabling") && said.contains("kept, because it was edited"),
         "{said}"
     );
-    assert_eq!(calls()?, "disable --now netd.service\ndaemon-reload");
+    assert_eq!(calls()?, "disable --now netd.service\ndisable --now weft-wireguard.service\ndaemon-reload");
     assert_eq!(host.run("tail -n 1 /etc/weft/netd.toml")?, "# mine");
     host.make("uninstall", "PURGE=1")?;
     host.run("umount $(command -v systemctl); rmdir /run/systemd/system /run/systemd")?;
@@ -161,7 +161,13 @@ fn upgrade(host: &Host, b: &str) -> Result<()> {
 
     host.run(&format!("kill -INT {ping_pid}"))?;
     ping.wait(SOON)?;
-    let report = ping.lines().join("\n");
+    // What it said last may still be on its way to us.
+    let mut report = String::new();
+    let counted = wait_until(SOON, || {
+        report.extend(ping.lines());
+        Ok(report.contains("packet loss"))
+    })?;
+    assert!(counted, "ping says nothing: {report}");
     assert!(report.contains(" 0% packet loss"), "{report}");
     Ok(())
 }
@@ -171,7 +177,7 @@ fn newer(host: &Host) -> Result<()> {
     let from = Host::from()?;
     let from = from.trim_start_matches("FROM=");
     host.run(&format!(
-        "mkdir -p /run/work/newer; for program in netd weft weft-cni; do
+        "mkdir -p /run/work/newer; for program in netd weft weft-cni weft-wireguard; do
              cp {from}/$program /run/work/newer/; printf x >> /run/work/newer/$program; done"
     ))
     .map(drop)

@@ -15,6 +15,7 @@ fn two_labs_with_one_cluster_name_share_no_map_program_or_route() -> Result<()> 
         lab_with(UpOptions {
             nodes: 2,
             cluster: Some(cluster.clone()),
+            overlay: "vxlan".into(),
             ..UpOptions::new(&Lab::unique_name(name))
         })
     };

@@ -2,7 +2,7 @@
 //! netd starts while the store is away: from the last-known-good snapshot, adding and repairing only.
 
 use crate::left::{addresses, keys};
-use crate::{have, lab, service};
+use crate::{have, service, vxlan_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs;
@@ -19,7 +19,7 @@ fn a_start_without_the_store_goes_on_from_the_last_known_good() -> Result<()> {
     if !have("etcdctl", "lastknown") {
         return Ok(());
     }
-    let Some(lab) = lab("lastknown", 2)? else { return Ok(()) };
+    let Some(lab) = vxlan_lab("lastknown", 2)? else { return Ok(()) };
     lab.pod_add(&PodSpec::new("n1", "client"))?;
     lab.pod_add(&PodSpec::new("n1", "b1").label("app", "web"))?;
     let goes = lab.pod_add(&PodSpec::new("n1", "goes"))?;

@@ -30,9 +30,11 @@ mod isolation;
 mod killed_steps;
 mod last_known;
 mod left;
+mod lost_record;
 mod metrics;
 mod node_rm;
 mod nodes;
+mod overlay_choice;
 mod pools;
 mod races;
 mod rate;
@@ -46,7 +48,16 @@ mod secured_store;
 mod state_dir;
 mod sticky;
 mod store;
+mod trusted;
+mod unchecked;
 mod vanished;
+mod wireguard;
+mod wireguard_closed;
+mod wireguard_interop;
+mod wireguard_member;
+mod wireguard_mtu;
+mod wireguard_nat;
+mod wireguard_v6;
 
 use anyhow::Result;
 use weft_lab::{Lab, UpOptions};
@@ -54,6 +65,12 @@ use weft_lab::{Lab, UpOptions};
 /// A lab of this many nodes for one story; none, said loudly, where this machine cannot have one.
 fn lab(story: &str, nodes: u16) -> Result<Option<Lab>> {
     lab_with(UpOptions { nodes, ..UpOptions::new(&Lab::unique_name(story)) })
+}
+
+/// The same over VXLAN, for stories that know its devices.
+fn vxlan_lab(story: &str, nodes: u16) -> Result<Option<Lab>> {
+    let options = UpOptions::new(&Lab::unique_name(story));
+    lab_with(UpOptions { nodes, overlay: "vxlan".into(), ..options })
 }
 
 fn lab_with(options: UpOptions) -> Result<Option<Lab>> {

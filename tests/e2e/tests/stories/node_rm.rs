@@ -4,12 +4,13 @@
 
 use crate::ipam::{agree, blocks, complaint, reach, refused, soon};
 use crate::left::keys;
-use crate::{have, lab};
-use anyhow::{Result, ensure};
+use crate::{have, service, vxlan_lab};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
-use weft_lab::{Lab, Output, Pod, PodSpec};
+use weft_lab::{Lab, Output, Pod, PodSpec, sibling};
 
 const REST: [&str; 2] = ["n1", "n2"];
 
@@ -18,7 +19,7 @@ fn scene(story: &str) -> Result<Option<(Lab, [Pod; 3])>> {
     if !have("etcdctl", story) {
         return Ok(None);
     }
-    let Some(lab) = lab(story, 3)? else { return Ok(None) };
+    let Some(lab) = vxlan_lab(story, 3)? else { return Ok(None) };
     let pod = |node, name| lab.pod_add(&PodSpec::new(node, name));
     let pods = [pod("n1", "p1")?, pod("n2", "p2")?, pod("n3", "p3")?];
     reach(&lab, &["p1", "p2", "p3"], &[pods[0].ips[0], pods[1].ips[0], pods[2].ips[0]])?;
@@ -26,7 +27,7 @@ fn scene(story: &str) -> Result<Option<(Lab, [Pod; 3])>> {
 }
 
 fn remove(lab: &Lab, rest: &[&str]) -> Result<Output> {
-    lab.weft("n1", &[&["node", "rm", "n3"], rest].concat())
+    lab.weft("n1", &[&["node", "rm", "n3", "--yes"], rest].concat())
 }
 
 /// What a node's kernel has of the others: routes and FDB entries of the overlay device.
@@ -85,10 +86,15 @@ fn is_refused(lab: &Lab, own: IpAddr) -> Result<()> {
 fn a_running_node_is_removed_and_steps_down() -> Result<()> {
     let Some((lab, pods)) = scene("rm")? else { return Ok(()) };
     let (of_n3, uuid) = (blocks(&lab, "n3")?, lab.status("n3")?.node.uuid.to_string());
-    let own = lab.weft("n3", &["node", "rm", "n3"])?;
+    let own = lab.weft("n3", &["node", "rm", "n3", "--yes"])?;
     ensure!(own.code == Some(1) && own.stderr.contains("ask another one"), "{own:?}");
     let nobody = lab.weft("n1", &["node", "rm", "n9"])?;
     ensure!(nobody.code == Some(1) && nobody.stderr.contains("no node n9"), "{nobody:?}");
+
+    let unasked = lab.weft("n1", &["node", "rm", "n3"])?;
+    ensure!(unasked.code == Some(1) && unasked.stderr.contains("--yes"), "{unasked:?}");
+    ensure!(unasked.stdout.contains("is alive and has 1 pod (default/p3)"), "{unasked:?}");
+    ensure!(lab.status("n3")?.ready, "removed without a yes");
 
     let removed = remove(&lab, &[])?;
     ensure!(removed.ok(), "{removed:?}");
@@ -157,4 +163,74 @@ fn a_node_that_is_off_goes_by_force_once_all_others_have_let_go() -> Result<()> 
     is_forgotten(&lab, &BTreeSet::new(), &uuid)?;
     agree(&lab, &REST)?;
     lab.down()
+}
+
+#[test]
+fn a_removed_node_comes_back_as_a_new_one_and_nothing_of_the_old_one_is_left() -> Result<()> {
+    let Some((lab, _)) = scene("rejoin")? else { return Ok(()) };
+    let mut servers = Vec::new();
+    for (node, name) in [("n1", "web1"), ("n2", "web2")] {
+        lab.pod_add(&PodSpec::new(node, name).label("app", "web"))?;
+        servers.push(lab.serve(name, name, &[8080], &[])?);
+    }
+    let applied = lab.apply(&service("web", "web"))?;
+    let vip = format!("{}:80", applied.results[0].cluster_ip.context("no ClusterIP")?);
+    let probe = |from: &str| lab.probe(from, &["--to", &vip, "--count", "20", "--timeout", "500ms"]);
+    soon("the VIP answers on n3", || probe("p3"), |report| report.all_ok())?;
+    // Twice: once an operator forgets what the message says, once it is done to the letter.
+    for to_the_letter in [false, true] {
+        let old = lab.pin_dir("n3")?;
+        let others = [lab.pin_dir("n1")?, lab.pin_dir("n2")?];
+        ensure!(remove(&lab, &[])?.ok(), "not removed");
+        let way_back = || Ok(lab.status("n3")?.reasons.join("; "));
+        soon("n3 says how it comes back", way_back, |said| {
+            said.contains("netd clean") && said.contains("/state")
+        })?;
+        lab.node_stop("n3")?;
+        if to_the_letter {
+            lab.pod_rm("n3", "p3")?;
+            clean(&lab)?;
+            ensure!(!old.exists(), "a clean left {}", old.display());
+        }
+        for entry in fs::read_dir(lab.state()?.node("n3")?.dir.join("state"))? {
+            let path = entry?.path();
+            if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
+        }
+        let joined = lab.node_start("n3")?;
+        let new = lab.pin_dir("n3")?;
+        ensure!(joined.ready && new != old && new.exists(), "{joined:?}");
+        ensure!(!old.exists(), "the old identity's programs are still attached: {}", old.display());
+        ensure!(others.iter().all(|dir| dir.exists()), "pins of other nodes went");
+        if !to_the_letter {
+            // What the runtime still has of the old identity goes like any pod.
+            lab.pod_rm("n3", "p3")?;
+        }
+        lab.pod_add(&PodSpec::new("n3", "p3"))?;
+        // A backend changes: who follows the old maps connects to one that is gone.
+        lab.pod_rm("n2", "web2")?;
+        servers.truncate(1);
+        let changed = || {
+            let [p3, n3] = [probe("p3")?, probe("n3")?];
+            Ok((p3.spread(), n3.spread()))
+        };
+        let all = ("web1 20".to_owned(), "web1 20".to_owned());
+        soon("only the backend that is left is connected to", changed, |seen| *seen == all)?;
+        lab.pod_add(&PodSpec::new("n2", "web2").label("app", "web"))?;
+        servers.push(lab.serve("web2", "web2", &[8080], &[])?);
+    }
+
+    // Emptied first and cleaned after: the pins are found all the same.
+    lab.node_stop("n3")?;
+    let old = lab.pin_dir("n3")?;
+    fs::remove_file(lab.state()?.node("n3")?.dir.join("state/node-id"))?;
+    clean(&lab)?;
+    ensure!(!old.exists(), "a clean without an identity left {}", old.display());
+    lab.down()
+}
+
+/// `netd clean` on n3.
+fn clean(lab: &Lab) -> Result<String> {
+    let netd = sibling("netd")?.display().to_string();
+    let config = lab.state()?.node("n3")?.dir.join("netd.toml").display().to_string();
+    lab.exec("n3", &[&netd, "--config", &config, "clean"])?.text("netd clean")
 }

@@ -143,7 +143,8 @@ fn a_pool_serves_the_nodes_that_it_selects() -> Result<()> {
 fn a_second_family_is_a_pool_away() -> Result<()> {
     let Some(lab) = lab("family", 2)? else { return Ok(()) };
     let old = lab.pod_add(&PodSpec::new("n1", "old"))?;
-    changed(&lab, "add", &["six", "fd00:10:244::/56"])?;
+    let added = pool(&lab, "add", &["six", "fd00:10:244::/56"])?;
+    ensure!(added.ok() && added.stderr.contains("dual-stack"), "{added:?}");
     for node in NODES {
         let own = || Ok(lab.weft(node, &["ipam", "show"])?.stdout);
         soon(&format!("{node} has an IPv6 block"), own, |text| {
@@ -161,6 +162,23 @@ fn a_second_family_is_a_pool_away() -> Result<()> {
     let r = lab.pod_add(&PodSpec::new("n2", "r"))?;
     ensure!(r.ips.len() == 1, "{:?}", r.ips);
     reach(&lab, &["p", "q"], &[p.ips[1], q.ips[1], r.ips[0]])?;
+    agree(&lab, &NODES)?;
+    let held = pool(&lab, "rm", &["six"])?;
+    ensure!(!held.ok() && held.stderr.contains("2 addresses of pods"), "{held:?}");
+    // And without a trace once its last pods are gone: the nodes' own addresses of the family go with them.
+    let own = overlay(&lab, "n1")?;
+    lab.pod_rm("n1", "p")?;
+    let address6 = || lab.exec("n2", &["ip", "-6", "-o", "address", "show"])?.text("ip address");
+    ensure!(address6()?.contains("fd00:10:244:"), "q is still spoken to from it: {}", address6()?);
+    lab.pod_rm("n2", "q")?;
+    soon("the pool goes", || pool(&lab, "rm", &["six"]), Output::ok)?;
+    for node in NODES {
+        let shown = || Ok(lab.weft(node, &["ipam", "show"])?.stdout);
+        soon(&format!("{node} has nothing of IPv6"), shown, |text| !text.contains("fd00:10:244:"))?;
+    }
+    soon("no device has anything of it", address6, |text| !text.contains("fd00:10:244:"))?;
+    ensure!(overlay(&lab, "n1")? == own, "the IPv4 address of n1 changed");
+    reach(&lab, &["old", "r", "n1", "n2"], &[old.ips[0], r.ips[0]])?;
     agree(&lab, &NODES)?;
     lab.down()
 }
@@ -193,7 +211,7 @@ fn a_full_pool_says_so_everywhere_and_recovers() -> Result<()> {
         }
     };
     ensure!(pods.len() >= 5, "{pods:?}");
-    let words = ["tiny", "10.251.9.0/29", "weft ipam pool add"];
+    let words = ["tiny", "10.251.9.0/29", "weft ipam pool add", "weft ipam pool undrain default"];
     refusal.says(100, &words)?;
     for _ in 0..2 {
         refused(lab.pod_add(&PodSpec::new("n1", "more")))?.says(100, &words)?;
@@ -204,6 +222,8 @@ fn a_full_pool_says_so_everywhere_and_recovers() -> Result<()> {
     let log = lab.node_log("n1", 400)?;
     let told = log.lines().filter(|line| line.contains("ERROR") && line.contains("ADD is refused")).count();
     ensure!(told == 1, "logged {told} times:\n{log}");
+    let of_requests = log.lines().filter(|line| line.contains("WARN") && line.contains("allocate")).count();
+    ensure!(of_requests == 0, "{of_requests} lines of requests that were refused:\n{log}");
     let first = pods.first().context("no pods")?;
     reach(&lab, &["p1"], &lab.pod("p2")?.ips)?;
 

@@ -116,6 +116,8 @@ fn what_is_planted_is_found_and_only_what_is_proven_is_mended() -> Result<()> {
     ensure!(of_gone.len() == 1, "{}: {of_gone:?}", records.display());
     fs::remove_file(&of_gone[0])?;
     lose(&lab, &[&gone])?;
+    // Nor does the runtime know it: as long as it does, the pod may run with the address.
+    fs::remove_file(cache_entry(&lab, &gone)?)?;
     // A pod that has another one's address, on a node that nobody knows; and a block of that node.
     let mut double = record("pods/", &stays.container_id)?;
     double["node"] = STRANGER.into();

@@ -3,7 +3,7 @@
 
 use crate::ipam::{added_soon, address, agree, blocks, reach, refused, route, show, soon};
 use crate::lab_with;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use weft_lab::{Families, Lab, PodSpec, UpOptions};
@@ -16,7 +16,12 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
 /// Three nodes with a pod each, where a freed address rests for a second.
 fn scene(story: &str, families: Families) -> Result<Option<Lab>> {
     let netd_args = vec!["--cool-down-secs".into(), "1".into()];
-    let options = UpOptions { families, netd_args, ..UpOptions::new(&Lab::unique_name(story)) };
+    let options = UpOptions {
+        families,
+        netd_args,
+        overlay: "vxlan".into(),
+        ..UpOptions::new(&Lab::unique_name(story))
+    };
     let Some(lab) = lab_with(options)? else { return Ok(None) };
     for (node, pod) in NODES.iter().zip(PODS) {
         lab.pod_add(&PodSpec::new(node, pod))?;
@@ -77,6 +82,19 @@ fn an_address_that_cannot_be_had_is_refused_with_the_reason() -> Result<()> {
     for outside in ["192.0.2.9", "10.96.0.50", "fd00:10:244::9"] {
         refused(ask("n1", "x", outside.parse()?))?.says(7, &[outside])?;
     }
+
+    // The pod is named, as far as anybody knows it.
+    refused(ask("n1", "x", c1.ips[0]))?.says(101, &["pod default/c1"])?;
+    refused(ask("n3", "x", lent))?.says(101, &["pod default/lent"])?;
+    // A range in no pool can never be had; one in another node's block can, but not here.
+    let within = |range: &str| {
+        let wish = serde_json::json!({ "runtimeConfig": { "ipRanges": [[{ "subnet": range }]] } });
+        lab.pod_add(&PodSpec::new("n1", "x").extra(wish))
+    };
+    refused(within("10.9.0.0/24"))?.says(7, &["10.9.0.0", "lies in no pool", "10.244.0.0/16"])?;
+    let theirs = blocks(&lab, "n2")?;
+    let theirs = theirs.first().context("n2 has no block")?;
+    refused(within(theirs))?.says(100, &["another node's", "ips"])?;
 
     // The node that could say yes is not there: no for now, and soon.
     let wanted = address(&lab, "n2", 42)?;

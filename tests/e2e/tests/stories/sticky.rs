@@ -11,7 +11,11 @@ const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
 #[test]
 fn a_sticky_name_keeps_its_addresses_over_restarts_and_moves() -> Result<()> {
-    let options = UpOptions { families: Families::Dual, ..UpOptions::new(&Lab::unique_name("sticky")) };
+    let options = UpOptions {
+        families: Families::Dual,
+        overlay: "vxlan".into(),
+        ..UpOptions::new(&Lab::unique_name("sticky"))
+    };
     let Some(lab) = lab_with(options)? else { return Ok(()) };
     let clients = ["c1", "c2", "c3"];
     for (node, client) in NODES.iter().zip(clients) {
@@ -48,7 +52,7 @@ fn a_sticky_name_keeps_its_addresses_over_restarts_and_moves() -> Result<()> {
             }
         }
         let held = |node: &str| Ok(show(&lab, node)?["sticky"].clone());
-        let name = json!([{"name": "db-0", "addresses": first.ips, "node": node}]);
+        let name = json!([{"name": "db-0", "addresses": first.ips, "node": node, "pod": "default/db"}]);
         for from in NODES {
             soon(&format!("{from} knows where db-0 is"), || held(from), |seen| *seen == name)?;
         }

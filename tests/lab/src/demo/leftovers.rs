@@ -2,6 +2,7 @@
 //! Whether a lab left anything on the machine.
 
 use crate::cgroup;
+use crate::mounts::WIREGUARD_DIR;
 use crate::names::{self, BPF_DIR, BRIDGE, NETNS_DIR};
 use crate::run::tool;
 use anyhow::{Result, ensure};
@@ -15,11 +16,14 @@ pub(super) struct Before {
     lab: String,
     links: BTreeSet<String>,
     tables: BTreeSet<String>,
+    /// Whether the host has the folder over which nodes see their own.
+    wireguard_dir: bool,
 }
 
 impl Before {
     pub(super) fn look(lab: &str) -> Result<Before> {
-        Ok(Before { lab: lab.into(), links: links()?, tables: nft_tables() })
+        let wireguard_dir = Path::new(WIREGUARD_DIR).exists();
+        Ok(Before { lab: lab.into(), links: links()?, tables: nft_tables(), wireguard_dir })
     }
 
     /// Compares with the machine now; the error names everything that is left.
@@ -39,6 +43,9 @@ impl Before {
             "path",
             paths.iter().filter(|path| path.exists()).map(|path| path.display().to_string()).collect(),
         );
+        if !self.wireguard_dir && Path::new(WIREGUARD_DIR).exists() {
+            left.push(format!("path {WIREGUARD_DIR}"));
+        }
         ensure!(left.is_empty(), "left behind: {}", left.join(", "));
         Ok("0 namespaces, links, nft tables, processes, control groups, pins and files".into())
     }

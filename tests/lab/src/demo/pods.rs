@@ -13,7 +13,7 @@ const COUNT: u32 = 20;
 /// UDP 4789 (RFC 7348).
 const VXLAN: &str = "udp port 4789";
 /// The VNI stands in the upper three of bytes 12 to 15 from the UDP header on.
-const OUR_VNI: &str = "udp port 4789 and udp[12:4] = 0x00109200";
+pub(super) const OUR_VNI: &str = "udp port 4789 and udp[12:4] = 0x00109200";
 const OTHER_VNI: &str = "udp port 4789 and udp[12:4] != 0x00109200";
 
 pub(super) fn same_node(stage: &Stage<'_>) -> Result<String> {

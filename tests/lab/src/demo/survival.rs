@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const TRANSFER: Duration = Duration::from_secs(60);
 const LINE_LIMIT: Duration = Duration::from_secs(5);
 /// A transfer that stands still longer than this was cut in all but name.
-const PAUSE_MS_MAX: u64 = 1000;
+pub(super) const PAUSE_MS_MAX: u64 = 1000;
 
 pub(super) fn kill(stage: &mut Stage<'_>) -> Result<String> {
     let transfer = stage.lab.stream("c1", &stage.vip(80), TRANSFER)?;
@@ -180,7 +180,8 @@ fn veths_of_others(lab: &Lab, pod: &Pod) -> Result<usize> {
     Ok(state.pods.values().filter(|other| other.node == pod.node && other.name != pod.name).count() + 1)
 }
 
-fn progress(transfer: &Running) -> Result<Progress> {
+/// How a transfer is now.
+pub(super) fn progress(transfer: &Running) -> Result<Progress> {
     // What waits in the pipe is the past: only a line from now on says how it is.
     transfer.lines();
     let line = transfer.wait_line(LINE_LIMIT).context("the transfer")?;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The two ends of a measurement, each a process of its own inside a namespace: servers that answer, clients that count.
-//! A client prints one JSON line. Blocking sockets, one thread: what is measured is the path, not a runtime.
+//! A client prints one JSON line. Blocking sockets, one thread for each stream: what is measured is the path, not a runtime.
+
+mod datagrams;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -8,9 +10,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
+
+use crate::lab::Lab;
 
 /// One write of the stream: the size iperf3 uses.
 const STREAM_CHUNK: usize = 128 * 1024;
@@ -21,7 +25,8 @@ const WARM_UP: usize = 200;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Worker {
-    /// Answers a byte with a byte on --port, and swallows streams on --port + 1.
+    /// Answers a byte with a byte on --port, and swallows streams on --port + 1. Datagrams come back on --port; those to
+    /// --port + 1 are counted, and a connection to --port + 2 gets the count.
     Serve {
         #[arg(long)]
         bind: IpAddr,
@@ -32,18 +37,42 @@ pub(crate) enum Worker {
     Connects { target: SocketAddr, count: usize },
     /// One byte there and back on one connection; COUNT times.
     Requests { target: SocketAddr, count: usize },
-    /// As many bytes as go through in SECS.
-    Stream { target: SocketAddr, secs: u64 },
+    /// As many bytes as go through in SECS, on one connection or several.
+    Stream {
+        target: SocketAddr,
+        secs: u64,
+        #[arg(default_value_t = 1)]
+        streams: u64,
+    },
+    /// A datagram there and back; COUNT times.
+    Pings { target: SocketAddr, count: usize },
+    /// Datagrams of SIZE bytes of payload for SECS, as many as go in or RATE of them each second.
+    Flood {
+        target: SocketAddr,
+        secs: u64,
+        size: usize,
+        #[arg(default_value_t = 0)]
+        rate: u64,
+    },
 }
 
 /// What a client counted.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Figures {
     /// Median of one round trip (or connection), microseconds; 0 for a stream.
     pub p50_us: f64,
     pub p99_us: f64,
     /// Bits per second; 0 for latencies.
     pub bits_per_sec: f64,
+    /// TCP segments sent again in the client's namespace.
+    pub retransmits: u64,
+    /// Payload of the whole run, its beginning included: what the processor time of a tunnel is divided by.
+    pub bytes: u64,
+    /// Datagrams that arrived, and that were sent.
+    pub received: u64,
+    pub sent: u64,
+    /// Datagrams that arrived in a second.
+    pub packets_per_sec: f64,
 }
 
 pub(crate) fn run(worker: &Worker) -> Result<()> {
@@ -54,7 +83,13 @@ pub(crate) fn run(worker: &Worker) -> Result<()> {
             let mut stream = open(target)?;
             print(&latency(count, || ping(&mut stream))?)
         }
-        Worker::Stream { target, secs } => print(&stream(target, Duration::from_secs(secs))?),
+        Worker::Stream { target, secs, streams } => {
+            print(&several_streams(target, Duration::from_secs(secs), streams)?)
+        }
+        Worker::Pings { target, count } => print(&datagrams::pings(target, count)?),
+        Worker::Flood { target, secs, size, rate } => {
+            print(&datagrams::flood(target, Duration::from_secs(secs), size, rate)?)
+        }
     }
 }
 
@@ -65,6 +100,7 @@ fn serve(bind: IpAddr, port: u16) -> Result<()> {
             std::thread::spawn(move || swallow(stream));
         }
     });
+    datagrams::serve(bind, port)?;
     let listener = TcpListener::bind((bind, port)).context("cannot listen")?;
     for stream in listener.incoming().flatten() {
         // One thread, one connection at a time: the clients here never overlap.
@@ -123,23 +159,53 @@ fn latency(count: usize, mut once: impl FnMut() -> Result<()>) -> Result<Figures
     if samples.is_empty() {
         bail!("a sample of nothing");
     }
-    Ok(Figures { p50_us: at(0.50), p99_us: at(0.99), bits_per_sec: 0.0 })
+    Ok(Figures { p50_us: at(0.50), p99_us: at(0.99), ..Figures::default() })
+}
+
+/// All at once; the figures are those of all together.
+fn several_streams(target: SocketAddr, length: Duration, streams: u64) -> Result<Figures> {
+    let before = retransmits()?;
+    let mut sum = Figures::default();
+    std::thread::scope(|scope| {
+        let each: Vec<_> = (0..streams).map(|_| scope.spawn(|| stream(target, length))).collect();
+        for one in each {
+            let one = one.join().map_err(|_| anyhow!("a stream panicked"))??;
+            sum.bits_per_sec += one.bits_per_sec;
+            sum.bytes += one.bytes;
+        }
+        anyhow::Ok(())
+    })?;
+    sum.retransmits = retransmits()?.saturating_sub(before);
+    Ok(sum)
+}
+
+/// Segments that this namespace sent again since it exists.
+fn retransmits() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/net/snmp")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let at = names.split(' ').position(|name| name == "RetransSegs").context("no count of retransmits")?;
+    values.split(' ').nth(at).and_then(|value| value.parse().ok()).context("no count of retransmits")
 }
 
 fn stream(target: SocketAddr, length: Duration) -> Result<Figures> {
     let mut stream = open(target)?;
+    stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     let chunk = vec![0x5a_u8; STREAM_CHUNK];
     // Slow start is not part of the figure.
+    let mut early = 0_u64;
     let warm = Instant::now();
     while warm.elapsed() < length / 4 {
         stream.write_all(&chunk)?;
+        early += STREAM_CHUNK as u64;
     }
     let (start, mut bytes) = (Instant::now(), 0_u64);
     while start.elapsed() < length {
         stream.write_all(&chunk)?;
         bytes += STREAM_CHUNK as u64;
     }
-    Ok(Figures { p50_us: 0.0, p99_us: 0.0, bits_per_sec: bytes as f64 * 8.0 / start.elapsed().as_secs_f64() })
+    let bits_per_sec = bytes as f64 * 8.0 / start.elapsed().as_secs_f64();
+    Ok(Figures { bits_per_sec, bytes: early + bytes, ..Figures::default() })
 }
 
 #[allow(clippy::print_stdout, reason = "the figures are the worker's output")]
@@ -151,10 +217,10 @@ fn print(figures: &Figures) -> Result<()> {
 /// Where a worker runs.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    /// A namespace of the bare topology.
-    Bare(&'static str),
-    /// A pod of the lab.
-    Pod(&'static str),
+    /// A network namespace that the bench made.
+    Bare(String),
+    /// A pod of a lab.
+    Pod(Lab, &'static str),
 }
 
 impl Place {
@@ -166,7 +232,7 @@ impl Place {
                 c.arg(format!("--net=/run/netns/{netns}")).arg("--");
                 c
             }
-            Self::Pod(pod) => crate::lab::exec(pod)?,
+            Self::Pod(lab, pod) => lab.exec(pod)?,
         };
         command.arg(exe).arg("worker");
         Ok(command)
@@ -174,9 +240,15 @@ impl Place {
 
     /// Runs a client to its end.
     pub(crate) fn client(&self, verb: &str, target: SocketAddr, amount: u64) -> Result<Figures> {
+        self.client_with(verb, target, &[amount])
+    }
+
+    /// The same, with all numbers that the verb takes.
+    pub(crate) fn client_with(&self, verb: &str, target: SocketAddr, amounts: &[u64]) -> Result<Figures> {
         let out = self
             .command()?
-            .args([verb, &target.to_string(), &amount.to_string()])
+            .args([verb, &target.to_string()])
+            .args(amounts.iter().map(u64::to_string))
             .stderr(Stdio::piped())
             .output()
             .context("cannot start a client")?;
@@ -193,9 +265,16 @@ impl Place {
             .args(["serve", "--bind", &bind.to_string(), "--port", &port.to_string()])
             .spawn()
             .context("cannot start a server")?;
-        servers().push(child);
+        adopt(child);
         Ok(())
     }
+}
+
+/// A process that [`end_all`] ends; its id.
+pub(crate) fn adopt(child: Child) -> u32 {
+    let id = child.id();
+    servers().push(child);
+    id
 }
 
 static SERVERS: Mutex<Vec<Child>> = Mutex::new(Vec::new());
