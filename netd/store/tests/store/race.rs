@@ -41,7 +41,10 @@ async fn eight_nodes_empty_a_small_pool_and_no_block_has_two_owners() {
     for task in tasks {
         let (claimed, error) = task.await.unwrap();
         assert!(matches!(error, ClaimError::Exhausted { .. }), "{error}");
-        assert!(error.to_string().contains("no free IPv4 block in pool small (10.244.0.0/21)"), "{error}");
+        assert!(
+            error.to_string().contains("all IPv4 blocks of pool small (10.244.0.0/21) are claimed"),
+            "{error}"
+        );
         for block in claimed {
             assert_eq!(owners.insert(block.cidr, block.owner), None, "{} was claimed twice", block.cidr);
         }
