@@ -63,8 +63,12 @@ pub struct MtuProber {
     recent: VecDeque<MtuProbe>,
     last_id: u64,
     next_ms: u64,
+    /// A search is under way; more is tried again so long after its end.
+    searches: bool,
     raise_ms: u64,
     raise_every_ms: u64,
+    /// When [`Self::low`] was last seen to arrive.
+    proven_ms: Option<u64>,
 }
 
 impl MtuProber {
@@ -81,8 +85,10 @@ impl MtuProber {
             recent: VecDeque::new(),
             last_id: 0,
             next_ms: now_ms,
+            searches: false,
             raise_ms: now_ms,
             raise_every_ms: RAISE_MS,
+            proven_ms: None,
         }
     }
 
@@ -104,7 +110,7 @@ impl MtuProber {
         if was_whole || ceiling <= self.low {
             (self.low, self.high) = (ceiling, ceiling);
         } else {
-            (self.high, self.is_first) = (ceiling, true);
+            (self.high, self.is_first, self.searches) = (ceiling, true, true);
         }
         self.next_ms = now_ms;
     }
@@ -127,9 +133,11 @@ impl MtuProber {
                 return None;
             }
         }
-        if self.low == self.high && self.doubt.is_none() && self.low < self.ceiling && self.raise_ms <= now_ms
-        {
-            (self.high, self.is_first) = (self.ceiling, true);
+        let may_raise = self.low == self.high && self.doubt.is_none() && self.low < self.ceiling;
+        // A search takes time, in which nobody asks for what is believed: that is confirmed before.
+        let is_sure = self.proven_ms.is_some_and(|at| now_ms.saturating_sub(at) < PROBE_TIMEOUT_MS);
+        if may_raise && is_sure && self.raise_ms <= now_ms {
+            (self.high, self.is_first, self.searches) = (self.ceiling, true, true);
         }
         self.last_id += 1;
         let probe = MtuProbe { id: self.last_id, size: self.size() };
@@ -206,32 +214,34 @@ impl MtuProber {
         if size < self.low || size > self.high {
             return;
         }
-        (self.low, self.is_first) = (size, false);
-        self.go_on(now_ms);
+        (self.low, self.is_first, self.proven_ms) = (size, false, Some(now_ms));
+        self.go_on(now_ms.saturating_add(CONFIRM_MS), now_ms);
     }
 
     fn refuted(&mut self, size: u32, now_ms: u64) {
         if size <= self.low {
             // What was believed is wrong: nothing but the least is certain.
-            self.low = self.floor();
+            (self.low, self.searches) = (self.floor(), true);
             self.high = self.high.min(size);
         }
         self.high = self.high.min(size.saturating_sub(1)).max(self.low);
         self.is_first = false;
-        self.go_on(now_ms);
+        // A search that ends with what is too large has said nothing about what is left, which may be lost by now, too.
+        self.go_on(now_ms, now_ms);
     }
 
-    fn go_on(&mut self, now_ms: u64) {
+    /// Searches on, or confirms what was found at `confirm_ms`.
+    fn go_on(&mut self, confirm_ms: u64, now_ms: u64) {
         (self.doubt, self.losses, self.sent_ms) = (None, 0, None);
         if self.high - self.low >= PRECISION {
             self.next_ms = now_ms;
             return;
         }
-        if self.high != self.low || self.raise_ms <= now_ms {
+        if std::mem::take(&mut self.searches) {
             self.raise_ms = now_ms.saturating_add(self.raise_every_ms);
         }
         self.high = self.low;
-        self.next_ms = now_ms.saturating_add(CONFIRM_MS);
+        self.next_ms = confirm_ms;
         if self.low < self.ceiling {
             self.next_ms = self.next_ms.min(self.raise_ms);
         }

@@ -89,6 +89,20 @@ fn a_hole_is_found_and_left_again() {
 }
 
 #[test]
+fn a_path_that_narrows_just_before_more_is_tried_is_no_longer_hole() {
+    for before_ms in [1_000, 30_000, 59_000] {
+        let mut story = Story::new(6_500, 3_900);
+        story.pass(CONFIRM_MS);
+        assert!(story.is_found(3_900), "{}", story.prober.mtu());
+        let searched_ms = story.now_ms;
+        story.pass(RAISE_MS - CONFIRM_MS - before_ms);
+        story.path.mtu = MTU_MIN;
+        story.pass(CONFIRM_MS + AWAY_MS);
+        assert_eq!(story.prober.mtu(), MTU_MIN, "searched at {searched_ms}, {before_ms} before");
+    }
+}
+
+#[test]
 fn a_peer_that_is_away_says_nothing_about_sizes() {
     let mut story = Story::new(1440, 1440);
     story.pass(1_000);
