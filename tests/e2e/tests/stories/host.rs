@@ -30,8 +30,8 @@ const MOUNTS: &str = r#"
     mount -t tmpfs none /run
     mkdir /run/netns
     for dir in etc opt usr/local var/lib; do
-        mkdir -p /run/upper/$dir /run/work/$dir
-        mount -t overlay none -o lowerdir=/$dir,upperdir=/run/upper/$dir,workdir=/run/work/$dir /$dir
+        mkdir -p /run/upper/$dir /run/story/$dir
+        mount -t overlay none -o lowerdir=/$dir,upperdir=/run/upper/$dir,workdir=/run/story/$dir /$dir
     done
     mount -t bpf none /sys/fs/bpf
     while read -r _ at kind _; do
@@ -77,7 +77,7 @@ const FILES: &str = r#"
     cd /run/upper
     find * -mindepth 1 ! -type d -printf '%p %y %s %m\n'
     find * -type d -printf '%p folder\n'
-    find /run -path /run/upper -prune -o -path /run/work -prune -o -path /run/netns -prune -o -printf '%p %y\n' |
+    find /run -path /run/upper -prune -o -path /run/story -prune -o -path /run/netns -prune -o -printf '%p %y\n' |
         grep -v -x '/run/xtables.lock f'
     find /sys/fs/bpf -printf '%p %y\n'
 "#;
@@ -169,10 +169,10 @@ impl<'a> Host<'a> {
     pub(crate) fn start(&self) -> Result<()> {
         let alive = self.tunnel.borrow_mut().as_mut().is_some_and(Running::alive);
         if !alive {
-            let command = "exec /usr/local/bin/weft-wireguard >> /run/work/weft-wireguard.log 2>&1";
+            let command = "exec /usr/local/bin/weft-wireguard >> /run/story/weft-wireguard.log 2>&1";
             *self.tunnel.borrow_mut() = Some(self.spawn(command)?);
         }
-        *self.netd.borrow_mut() = Some(self.spawn("exec /usr/local/bin/netd >> /run/work/netd.log 2>&1")?);
+        *self.netd.borrow_mut() = Some(self.spawn("exec /usr/local/bin/netd >> /run/story/netd.log 2>&1")?);
         let ready = wait_until(READY_LIMIT, || {
             let ready = |text: &str| text.lines().next().is_some_and(|line| line.ends_with("READY"));
             Ok(ready(&self.try_run("weft status")?.stdout) && self.has(CONFLIST)?)
@@ -202,7 +202,7 @@ impl<'a> Host<'a> {
 
     /// The end of netd's log.
     pub(crate) fn log(&self) -> Result<String> {
-        Ok(self.try_run("tail -n 25 /run/work/netd.log")?.stdout)
+        Ok(self.try_run("tail -n 25 /run/story/netd.log")?.stdout)
     }
 
     /// All that Weft could have made or changed, as it is now.

@@ -77,12 +77,12 @@ fn with_systemd_nothing_starts_unasked() -> Result<()> {
     let before = host.traces()?;
     // A systemctl that tells what it was asked, and what it was told to answer.
     host.run(
-        r#"mkdir -p /run/systemd/system /run/work/bin; echo 3 > /run/work/active
-           printf '#!/bin/sh\necho "$*" >> /run/work/calls\n[ "$1" != is-active ] || exit $(cat /run/work/active)\n' \
-               > /run/work/systemctl
-           chmod +x /run/work/systemctl; mount --bind /run/work/systemctl $(command -v systemctl)"#,
+        r#"mkdir -p /run/systemd/system /run/story/bin; echo 3 > /run/story/active
+           printf '#!/bin/sh\necho "$*" >> /run/story/calls\n[ "$1" != is-active ] || exit $(cat /run/story/active)\n' \
+               > /run/story/systemctl
+           chmod +x /run/story/systemctl; mount --bind /run/story/systemctl $(command -v systemctl)"#,
     )?;
-    let calls = || host.run("cat /run/work/calls; rm /run/work/calls");
+    let calls = || host.run("cat /run/story/calls; rm /run/story/calls");
     let from = Host::from()?;
     let said = host.make("install", &from)?;
     assert!(said.contains("nothing was enabled or started"), "{said}");
@@ -91,12 +91,12 @@ fn with_systemd_nothing_starts_unasked() -> Result<()> {
     assert!(said.contains("enabling and starting the services weft-wireguard and netd"), "{said}");
     assert!(calls()?.ends_with("enable --now weft-wireguard.service netd.service"));
 
-    host.run("echo 0 > /run/work/active; echo '# mine' >> /etc/weft/netd.toml")?;
+    host.run("echo 0 > /run/story/active; echo '# mine' >> /etc/weft/netd.toml")?;
     let said = host.make("install", &from)?;
     assert!(said.contains("nothing changed") && said.contains("stays as it is"), "{said}");
     assert_eq!(calls()?, "daemon-reload\nis-active --quiet netd.service");
     newer(&host)?;
-    let said = host.make("install", "FROM=/run/work/newer")?;
+    let said = host.make("install", "FROM=/run/story/newer")?;
     assert!(said.contains("restarting the service netd"), "{said}");
     assert!(calls()?.ends_with("restart netd.service"));
 
@@ -112,13 +112,13 @@ fn with_systemd_nothing_starts_unasked() -> Result<()> {
     assert_eq!(host.traces()?.since(&before), NOTHING);
 
     // Laid out for another system: nothing of this one is asked, told or changed.
-    let said = host.make("install", &format!("{from} DESTDIR=/run/work/image PREFIX=/usr"))?;
+    let said = host.make("install", &format!("{from} DESTDIR=/run/story/image PREFIX=/usr"))?;
     assert!(said.contains("laid out below"), "{said}");
     assert_eq!(host.traces()?.since(&before), NOTHING);
-    let unit = host.run("grep ^ExecStart= /run/work/image/etc/systemd/system/netd.service")?;
+    let unit = host.run("grep ^ExecStart= /run/story/image/etc/systemd/system/netd.service")?;
     assert_eq!(unit, "ExecStart=/usr/bin/netd");
-    host.make("uninstall", "DESTDIR=/run/work/image PREFIX=/usr")?;
-    assert_eq!(host.run("find /run/work/image -mindepth 1")?, "");
+    host.make("uninstall", "DESTDIR=/run/story/image PREFIX=/usr")?;
+    assert_eq!(host.run("find /run/story/image -mindepth 1")?, "");
     drop(host);
     lab.down()
 }
@@ -137,11 +137,11 @@ fn upgrade(host: &Host, b: &str) -> Result<()> {
 
     newer(host)?;
     let running = host.netd_pids()?;
-    let said = host.make("install", "FROM=/run/work/newer")?;
+    let said = host.make("install", "FROM=/run/story/newer")?;
     assert!(said.contains("netd.toml is there and stays as it is"), "{said}");
     assert!(said.contains(&format!("netd runs (process {}) as before", running.join(" "))), "{said}");
     assert_eq!(host.netd_pids()?, running, "the install ended netd");
-    assert_eq!(host.run("cmp /opt/cni/bin/weft-cni /run/work/newer/weft-cni")?, "");
+    assert_eq!(host.run("cmp /opt/cni/bin/weft-cni /run/story/newer/weft-cni")?, "");
     // The new weft-cni and the old netd.
     add(host, "between")?;
     let flows = |transfer: &mut Running, when: &str| -> Result<()> {
@@ -177,8 +177,8 @@ fn newer(host: &Host) -> Result<()> {
     let from = Host::from()?;
     let from = from.trim_start_matches("FROM=");
     host.run(&format!(
-        "mkdir -p /run/work/newer; for program in netd weft weft-cni weft-wireguard; do
-             cp {from}/$program /run/work/newer/; printf x >> /run/work/newer/$program; done"
+        "mkdir -p /run/story/newer; for program in netd weft weft-cni weft-wireguard; do
+             cp {from}/$program /run/story/newer/; printf x >> /run/story/newer/$program; done"
     ))
     .map(drop)
 }
@@ -189,10 +189,10 @@ fn add(host: &Host, name: &str) -> Result<String> {
     let mut config = list["plugins"][0].clone();
     config["cniVersion"] = list["cniVersion"].clone();
     config["name"] = list["name"].clone();
-    host.run(&format!("ip netns add {name}; cat > /run/work/{name}.json <<'END'\n{config}\nEND"))?;
+    host.run(&format!("ip netns add {name}; cat > /run/story/{name}.json <<'END'\n{config}\nEND"))?;
     let result = host.run(&format!(
         "CNI_COMMAND=ADD CNI_CONTAINERID={name} CNI_IFNAME=eth0 CNI_NETNS=/run/netns/{name} CNI_PATH=/opt/cni/bin \
-         /opt/cni/bin/{} < /run/work/{name}.json",
+         /opt/cni/bin/{} < /run/story/{name}.json",
         config["type"].as_str().context("a plugin without a type")?
     ))?;
     let result: Value = serde_json::from_str(&result)?;

@@ -15,7 +15,7 @@ use weft_lab::{Lab, PodSpec, Running, wait_until};
 /// What the image is called.
 pub(crate) const IMAGE: &str = "localhost/weft-test:1";
 /// Where the image lies on the host, as a docker archive.
-pub(crate) const ARCHIVE: &str = "/run/work/image.tar";
+pub(crate) const ARCHIVE: &str = "/run/story/image.tar";
 /// What a server of a container says.
 pub(crate) const GREETING: &str = "from-container";
 /// What the service's backend on the other node says.
@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// Builds the image: one layer, by hand, because a registry and a builder would only be in the way.
 const IMAGE_SCRIPT: &str = r#"
-    root=/run/work/root
+    root=/run/story/root
     mkdir -p $root/bin $root/etc $root/proc $root/sys $root/dev $root/tmp $root/www
     cp "$(command -v busybox)" $root/bin/busybox
     for applet in $(busybox --list); do [ -e $root/bin/$applet ] || ln -s busybox $root/bin/$applet; done
@@ -40,7 +40,7 @@ const IMAGE_SCRIPT: &str = r#"
     echo GREETING > $root/www/index.html
     # For a runtime that leaves names to others (ctr).
     printf 'nameserver 169.254.53.53\nsearch default.svc.cluster.local\noptions ndots:5\n' > $root/etc/resolv.conf
-    cd /run/work
+    cd /run/story
     tar -C root -cf layer.tar .
     cat > config.json <<END
     {"architecture": "$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')", "os": "linux",

@@ -30,9 +30,9 @@ fn containerd_with_ctr() -> Result<()> {
     let stage = Stage::set(&lab)?;
     let host = &stage.host;
     host.run(CONFIG)?;
-    let _containerd = host.spawn("exec containerd > /run/work/containerd.log 2>&1")?;
+    let _containerd = host.spawn("exec containerd > /run/story/containerd.log 2>&1")?;
     let up = wait_until(SOON, || Ok(host.try_run("ctr version")?.ok()))?;
-    assert!(up, "{}", host.run("tail -n 20 /run/work/containerd.log")?);
+    assert!(up, "{}", host.run("tail -n 20 /run/story/containerd.log")?);
     host.run(&format!("ctr image import {ARCHIVE}"))?;
 
     // A container that does its work and goes.

@@ -2,7 +2,6 @@
 //! Packets and slow references for the tests of this module.
 
 mod garbage;
-mod measure;
 mod merging;
 mod properties;
 mod splitting;
