@@ -80,8 +80,13 @@ pub(crate) fn observe(pin: &Path) -> Option<LinkInfo> {
     sys::link_info(link.as_fd()).ok()
 }
 
-/// Unpins, which detaches; absent is fine.
+/// Detaches and unpins; absent is fine. Unpinning alone detaches, too, but some time after it returned: the kernel leaves
+/// that to a worker.
 pub(crate) fn remove(pin: &Path) -> io::Result<bool> {
+    if let Ok(link) = sys::obj_get(pin) {
+        // What the link led to may be gone, and what is not detached now is by unpinning.
+        let _ = sys::link_detach(link.as_fd());
+    }
     match fs::remove_file(pin) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -28,6 +28,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// BPF_LINK_TYPE_CGROUP.
 pub(crate) const LINK_TYPE_CGROUP: u32 = 3;
@@ -172,6 +173,17 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: the attr is the one of BPF_LINK_UPDATE and holds no pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes the program of a bpf_link off where it is, before the call returns.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+    }
+    let mut attr = Attr { link_fd: link.as_raw_fd() as u32 };
+    // SAFETY: the attr is the one of BPF_LINK_DETACH and holds no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// Reads the whole of an array map of 8-byte values, in one system call.
