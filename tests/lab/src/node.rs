@@ -9,7 +9,7 @@ use crate::run::sibling;
 use crate::state::{self, State};
 use crate::{cgroup, node_config, tunnel};
 use anyhow::{Context, Result, anyhow, bail};
-use netd_api::{Client, ClientError, Status};
+use netd_api::{Client, ClientError, PeerInfo, Status};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
@@ -17,6 +17,8 @@ use std::thread;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// Nodes that are ready hear of one another within this.
+const KNOWN_LIMIT: Duration = Duration::from_secs(10);
 /// Promised by `up`: all nodes are ready within this.
 pub(crate) const READY_LIMIT: Duration = Duration::from_secs(30);
 /// netd drains for a few seconds at most.
@@ -84,6 +86,22 @@ pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
         (node.process, node.tunnel) = (None, None);
         Ok(())
     })
+}
+
+/// Waits until a node has a way to all others. Nodes that start at once are ready while each believes to be alone. Where a
+/// story is about nodes that do not reach one another it goes on after [`KNOWN_LIMIT`].
+pub(crate) fn wait_known(state: &State, node: &Node) -> Result<()> {
+    let others = state.nodes.len() - 1;
+    let has_way =
+        |peer: &PeerInfo| peer.path.is_some() || peer.problem.is_some() && state.overlay == "native";
+    wait_until(KNOWN_LIMIT, || {
+        let status = status(&node.socket());
+        Ok(status.is_ok_and(|status| {
+            let peers = &status.overlay.peers;
+            status.ready && status.pending.is_empty() && peers.len() == others && peers.iter().all(has_way)
+        }))
+    })?;
+    Ok(())
 }
 
 /// Waits until a node is ready. The error says why it is not, with the end of its log.

@@ -242,6 +242,9 @@ fn build(options: &UpOptions) -> Result<()> {
     for node in &state.nodes {
         node::wait_ready(lab, &node.name, node::READY_LIMIT.saturating_sub(started.elapsed()))?;
     }
+    for node in &state.nodes {
+        node::wait_known(&state, node)?;
+    }
     state::edit(lab, |state| {
         state.complete = true;
         if !options.owned {
