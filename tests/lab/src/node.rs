@@ -89,12 +89,12 @@ pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
 }
 
 /// Waits until a node has a way to all others. Nodes that start at once are ready while each believes to be alone. Where a
-/// story is about nodes that do not reach one another it goes on after [`KNOWN_LIMIT`].
-pub(crate) fn wait_known(state: &State, node: &Node) -> Result<()> {
+/// story is about nodes that do not reach one another it goes on after [`KNOWN_LIMIT`], and after `limit` in any case.
+pub(crate) fn wait_known(state: &State, node: &Node, limit: Duration) -> Result<()> {
     let others = state.nodes.len() - 1;
     let has_way =
         |peer: &PeerInfo| peer.path.is_some() || peer.problem.is_some() && state.overlay == "native";
-    wait_until(KNOWN_LIMIT, || {
+    wait_until(limit.min(KNOWN_LIMIT), || {
         let status = status(&node.socket());
         Ok(status.is_ok_and(|status| {
             let peers = &status.overlay.peers;

@@ -243,7 +243,7 @@ fn build(options: &UpOptions) -> Result<()> {
         node::wait_ready(lab, &node.name, node::READY_LIMIT.saturating_sub(started.elapsed()))?;
     }
     for node in &state.nodes {
-        node::wait_known(&state, node)?;
+        node::wait_known(&state, node, node::READY_LIMIT.saturating_sub(started.elapsed()))?;
     }
     state::edit(lab, |state| {
         state.complete = true;
