@@ -15,8 +15,12 @@ use crate::{PresharedKey, PrivateKey, PublicKey};
 pub(crate) const DATA_OVERHEAD: usize = 32;
 /// The largest message that is not data: a handshake initiation.
 pub(crate) const MESSAGE_MAX: usize = 148;
-/// Message types are the first four bytes (little endian) of each message; this one answers an initiation (1), a cookie is 3.
+/// Message types are the first four bytes (little endian) of each message; this one asks for a session.
+pub(crate) const HANDSHAKE_INITIATION: u32 = 1;
+/// Answers an initiation.
 pub(crate) const HANDSHAKE_RESPONSE: u32 = 2;
+/// Answers either of them when there are too many.
+pub(crate) const COOKIE_REPLY: u32 = 3;
 /// A sealed packet.
 pub(crate) const DATA: u32 = 4;
 
@@ -186,6 +190,15 @@ impl Cipher {
 /// The type of a message; `None` when it is too short for one.
 pub(crate) fn message_type(message: &[u8]) -> Option<u32> {
     word(message, 0)
+}
+
+/// Our session index (24 bits for the peer) in an answer to a handshake message of ours.
+pub(crate) fn answered_index(message: &[u8]) -> Option<u32> {
+    match message_type(message)? {
+        HANDSHAKE_RESPONSE => word(message, 2).map(|index| index >> 8),
+        COOKIE_REPLY => word(message, 1).map(|index| index >> 8),
+        _ => None,
+    }
 }
 
 /// Word `i` of a message, little endian.

@@ -4,7 +4,7 @@
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, TunnResult};
 
-use super::cipher::{HANDSHAKE_RESPONSE, MESSAGE_MAX, Opened, message_type, word};
+use super::cipher::{HANDSHAKE_RESPONSE, MESSAGE_MAX, Opened, answered_index, message_type};
 use super::counters::Counters;
 use super::tunnel::{HandshakeMessage, Identity};
 use super::worker::Worker;
@@ -65,11 +65,8 @@ impl Worker {
                 };
                 tunnel.tables().by_key(&PublicKey::from(half.peer_static_public)).cloned()
             }
-            Ok(Packet::HandshakeResponse(_)) => {
-                word(bytes, 2).and_then(|i| tunnel.tables().by_index(i >> 8).cloned())
-            }
-            Ok(Packet::PacketCookieReply(_)) => {
-                word(bytes, 1).and_then(|i| tunnel.tables().by_index(i >> 8).cloned())
+            Ok(Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_)) => {
+                answered_index(bytes).and_then(|index| tunnel.tables().by_index(index).cloned())
             }
             Ok(Packet::PacketData(_)) => None,
             Err(TunnResult::WriteToNetwork(reply)) => {
@@ -80,10 +77,18 @@ impl Worker {
             }
             Err(_) => None,
         };
+        // Only an initiation has cost a key agreement to find out whose it is. A cookie never costs one.
+        let mut outcome = match &verified {
+            Ok(Packet::HandshakeInit(_)) => Outcome::Costly,
+            _ => Outcome::Cheap,
+        };
         let Some(peer) = peer else {
             Counters::add(&tunnel.counters.handshake_refused, 1);
-            return if verified.is_ok() { Outcome::Costly } else { Outcome::Cheap };
+            return outcome;
         };
+        if matches!(verified, Ok(Packet::HandshakeResponse(_))) {
+            outcome = Outcome::Costly;
+        }
         let mut state = peer.lock();
         if !state.ticking {
             self.start_ticking(&peer, &mut state);
@@ -109,6 +114,6 @@ impl Worker {
             }
             Opened::Empty | Opened::Packet(_) => state.rx_bytes += bytes.len() as u64,
         }
-        Outcome::Costly
+        outcome
     }
 }

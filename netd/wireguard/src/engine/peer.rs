@@ -67,10 +67,11 @@ impl PeerState {
         self.last_handshake = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     }
 
-    /// An authentic packet came from `from`: the peer is there now.
+    /// An authentic packet came from `from`: the peer is there now. From an unspecified address: the process after us passed
+    /// it on and does not say from where; what we have for the peer goes where it went before.
     pub(crate) fn seen_at(&mut self, from: &Endpoint, now: Instant) {
         self.last_authentic = Some(now);
-        if self.endpoint.as_ref() != Some(from) {
+        if self.endpoint.as_ref() != Some(from) && !from.remote.ip().is_unspecified() {
             self.endpoint = Some(*from);
         }
     }

@@ -53,12 +53,12 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     watch_signals(sender.clone()).context("cannot watch for signals")?;
     let mut devices = Vec::new();
     let started = start(args, &sender, &mut devices).and_then(|took_over| {
+        took_over.map_or(Ok(()), Predecessor::release).context("the process before this one goes on")?;
+        // In the place of the one before us, which has said that it is gone.
         let listener = HandoverListener::bind(&args.run_dir, sender.clone());
-        let listener = listener
+        Ok(listener
             .inspect_err(|error| tracing::error!(%error, "a new version cannot take over from this one"))
-            .ok();
-        took_over.map_or(Ok(()), Predecessor::release)?;
-        Ok(listener)
+            .ok())
     });
     let listener = match started {
         Ok(listener) => listener,

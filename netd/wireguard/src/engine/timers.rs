@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Timers of the peers that are awake: those with a session, a handshake under way or a keepalive. Sleeping peers cost nothing.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::cipher::{Due, MESSAGE_MAX, Sealed};
@@ -17,6 +18,9 @@ const LIMITER_RESET: Duration = Duration::from_secs(1);
 /// Which peers are awake, and when the next step is due.
 pub(crate) struct Timers {
     awake: Vec<PeerId>,
+    /// The same: a peer's number may be another's by the time it is woken again, and each has one turn.
+    known: HashSet<PeerId>,
+    woken: Vec<PeerId>,
     at: usize,
     next: Instant,
     limiter_reset: Instant,
@@ -24,7 +28,14 @@ pub(crate) struct Timers {
 
 impl Timers {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { awake: Vec::new(), at: 0, next: now, limiter_reset: now }
+        Self {
+            awake: Vec::new(),
+            known: HashSet::new(),
+            woken: Vec::new(),
+            at: 0,
+            next: now,
+            limiter_reset: now,
+        }
     }
 
     /// How long the thread may sleep; `None`: as long as nothing happens.
@@ -34,7 +45,12 @@ impl Timers {
 
     /// Takes a step when one is due.
     pub(crate) fn run(&mut self, worker: &mut Worker) {
-        worker.tunnel.take_awake(&mut self.awake);
+        worker.tunnel.take_awake(&mut self.woken);
+        for id in self.woken.drain(..) {
+            if self.known.insert(id) {
+                self.awake.push(id);
+            }
+        }
         let now = worker.now;
         if now < self.next {
             return;
@@ -55,7 +71,7 @@ impl Timers {
             if peer.is_some_and(|peer| worker.tick(&peer)) {
                 self.at += 1;
             } else {
-                self.awake.swap_remove(self.at);
+                self.known.remove(&self.awake.swap_remove(self.at));
             }
         }
     }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
 
-use super::cipher::MESSAGE_MAX;
+use super::cipher::{HANDSHAKE_INITIATION, MESSAGE_MAX, message_type};
 use super::counters::Counters;
 use super::handover;
 use super::options::EngineOptions;
@@ -26,7 +26,7 @@ use crate::{PrivateKey, PublicKey};
 /// Handshakes per second without a cookie; more, and each sender has to show that it receives what we send to its address.
 /// Above boringtun's own 100, for the nodes of a cluster may all start at once.
 const HANDSHAKES_PER_SECOND: u64 = 400;
-/// Handshake messages that wait for their turn; each is small, and a sender repeats itself.
+/// Handshake messages of a kind that wait for their turn; each is small, and a sender repeats itself.
 const HANDSHAKES_WAITING_MAX: usize = 256;
 
 /// A device of this process.
@@ -41,7 +41,7 @@ pub(crate) struct Tunnel {
     sockets: RwLock<Option<Arc<Sockets>>>,
     /// Counts changes of `sockets`, so that a thread sees cheaply whether it has them.
     sockets_version: AtomicU32,
-    handshakes: Mutex<VecDeque<HandshakeMessage>>,
+    handshakes: Mutex<Waiting>,
     /// Peers whose timers are to run from now on.
     awake: Mutex<Vec<PeerId>>,
     /// Peers that had a session in the process before us, and have none here yet.
@@ -50,6 +50,15 @@ pub(crate) struct Tunnel {
     late: Mutex<Option<OwnedFd>>,
     waker: (UnixStream, UnixStream),
     stopping: AtomicBool,
+}
+
+/// Messages that wait for their turn, in two queues that take turns: whoever fills one leaves the other as it is.
+#[derive(Default)]
+struct Waiting {
+    initiations: VecDeque<HandshakeMessage>,
+    /// Answers and cookies, to handshakes that we began.
+    answers: VecDeque<HandshakeMessage>,
+    answers_first: bool,
 }
 
 /// What was asked for and is not to be seen elsewhere.
@@ -92,7 +101,7 @@ impl Tunnel {
             identity: RwLock::default(),
             sockets: RwLock::default(),
             sockets_version: AtomicU32::new(0),
-            handshakes: Mutex::new(VecDeque::with_capacity(HANDSHAKES_WAITING_MAX)),
+            handshakes: Mutex::default(),
             awake: Mutex::default(),
             greeting: AtomicU32::new(0),
             late: Mutex::default(),
@@ -134,24 +143,33 @@ impl Tunnel {
 
     /// Keeps a message for its turn. False: too many wait, or it is none.
     pub(crate) fn queue_handshake(&self, message: &[u8], from: &Endpoint) -> bool {
-        let mut queue = lock(&self.handshakes);
+        let mut waiting = lock(&self.handshakes);
+        let queue = match message_type(message) {
+            Some(HANDSHAKE_INITIATION) => &mut waiting.initiations,
+            _ => &mut waiting.answers,
+        };
         if queue.len() >= HANDSHAKES_WAITING_MAX || message.len() > MESSAGE_MAX {
             return false;
         }
         let mut bytes = [0; MESSAGE_MAX];
         bytes[..message.len()].copy_from_slice(message);
         queue.push_back(HandshakeMessage { bytes, len: message.len(), from: *from });
-        drop(queue);
+        drop(waiting);
         self.wake_from_worker();
         true
     }
 
     pub(crate) fn next_handshake(&self) -> Option<HandshakeMessage> {
-        lock(&self.handshakes).pop_front()
+        let mut waiting = lock(&self.handshakes);
+        waiting.answers_first = !waiting.answers_first;
+        let Waiting { initiations, answers, answers_first } = &mut *waiting;
+        let (first, second) = if *answers_first { (answers, initiations) } else { (initiations, answers) };
+        first.pop_front().or_else(|| second.pop_front())
     }
 
     pub(crate) fn handshakes_wait(&self) -> bool {
-        !lock(&self.handshakes).is_empty()
+        let waiting = lock(&self.handshakes);
+        !(waiting.initiations.is_empty() && waiting.answers.is_empty())
     }
 
     /// This peer's timers are to run.

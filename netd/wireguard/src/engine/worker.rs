@@ -6,7 +6,10 @@ use std::slice::Chunks;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::cipher::{DATA, DATA_OVERHEAD, Due, MESSAGE_MAX, Opened, Sealed, message_type, word};
+use super::cipher::{
+    COOKIE_REPLY, DATA, DATA_OVERHEAD, Due, HANDSHAKE_RESPONSE, MESSAGE_MAX, Opened, Sealed, answered_index,
+    message_type, word,
+};
 use super::counters::Counters;
 use super::peer::{Peer, PeerState};
 use super::tables::Tables;
@@ -131,6 +134,12 @@ impl Worker {
                             continue;
                         }
                     }
+                }
+                // An answer to nothing of ours costs a look-up: a forged one takes no place in the queue.
+                (Some(HANDSHAKE_RESPONSE | COOKIE_REPLY), _)
+                    if answered_index(first).and_then(|index| tables.by_index(index)).is_none() =>
+                {
+                    Counters::add(&tunnel.counters.handshake_refused, 1);
                 }
                 (Some(1..DATA), _) => {
                     if !tunnel.queue_handshake(first, &datagrams.from) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A new version takes over from the running one.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -51,21 +52,63 @@ fn a_successor_that_fails_leaves_the_running_one_in_charge() {
     assert!(a.ping(b.inner()[0]));
     for word in ["", "nonsense that is no frame"] {
         let mut stream = UnixStream::connect(a.dir.path().join("weft-wireguard.sock")).unwrap();
-        std::io::Write::write_all(&mut stream, word.as_bytes()).unwrap();
+        stream.write_all(word.as_bytes()).unwrap();
     }
     wait("both refusals", || a.log().matches("handover failed").count() == 2);
     assert!(a.ping(b.inner()[0]));
     // One that asks for the devices and dies with them in its hands.
     let mut stream = UnixStream::connect(a.dir.path().join("weft-wireguard.sock")).unwrap();
-    let hello = b"hello weft-wireguard 1";
-    let mut frame = b"WWG1".to_vec();
-    frame.extend((hello.len() as u32).to_be_bytes());
-    frame.extend(hello);
-    std::io::Write::write_all(&mut stream, &frame).unwrap();
-    std::io::Read::read_exact(&mut stream, &mut [0; 8]).unwrap();
+    say(&mut stream, "hello weft-wireguard 1");
+    hear(&mut stream);
     drop(stream);
     wait("the third refusal", || a.log().matches("handover failed").count() == 3);
     a.wait_for_socket();
     assert!(a.ping(b.inner()[0]));
     assert!(a.process.as_mut().unwrap().exited().is_none());
+}
+
+#[test]
+fn a_successor_that_dies_before_it_runs_leaves_the_way_open_for_the_next_one() {
+    if must_skip() {
+        return;
+    }
+    let [mut a, b] = tunnel([&[], &[]], false);
+    assert!(a.ping(b.inner()[0]));
+    let mut stream = UnixStream::connect(a.dir.path().join("weft-wireguard.sock")).unwrap();
+    say(&mut stream, "hello weft-wireguard 1");
+    let count = hear(&mut stream);
+    let count: usize = count.strip_prefix("devices ").unwrap().parse().unwrap();
+    for _ in 0..count {
+        hear(&mut stream);
+    }
+    say(&mut stream, "ready");
+    assert_eq!(hear(&mut stream), "stopped");
+    assert!(!a.ping(b.inner()[0]), "nobody runs the device now");
+    drop(stream);
+    wait("the refusal", || a.log().contains("handover failed"));
+    a.wait_for_socket();
+    assert!(a.ping(b.inner()[0]));
+    let mut old = a.process.take().unwrap();
+    a.process = Some(a.spawn(&[]));
+    wait("the end of the old one", || old.exited().is_some());
+    assert!(old.exited().unwrap().success(), "{}", a.log());
+    assert!(a.ping(b.inner()[0]));
+}
+
+/// One word to the running process.
+fn say(stream: &mut UnixStream, word: &str) {
+    let mut frame = b"WWG1".to_vec();
+    frame.extend((word.len() as u32).to_be_bytes());
+    frame.extend(word.as_bytes());
+    stream.write_all(&frame).unwrap();
+}
+
+/// Its next one; descriptors that come with it are closed.
+fn hear(stream: &mut UnixStream) -> String {
+    let mut header = [0; 8];
+    stream.read_exact(&mut header).unwrap();
+    let len = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+    let mut word = vec![0; len as usize];
+    stream.read_exact(&mut word).unwrap();
+    String::from_utf8(word).unwrap()
 }

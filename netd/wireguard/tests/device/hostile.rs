@@ -4,6 +4,7 @@
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
@@ -86,6 +87,45 @@ fn strangers(b: &Node, count: usize) -> Vec<Vec<u8>> {
         }
     };
     (0..count).map(one).collect()
+}
+
+#[test]
+fn forged_cookies_and_answers_do_not_keep_a_peer_from_its_handshake() {
+    if must_skip() {
+        return;
+    }
+    let [a, mut b] = tunnel([&[], &[]], false);
+    let forged: Vec<Vec<u8>> = [(2_u32, 92), (3, 64)]
+        .into_iter()
+        .flat_map(|(kind, size)| (0..50_u32).map(move |index| (kind, size, index)))
+        .map(|(kind, size, index)| {
+            let mut message = vec![0; size];
+            message[..4].copy_from_slice(&kind.to_le_bytes());
+            // Where either kind has our index: one that nobody has.
+            message[4..8].copy_from_slice(&(0xffff_0000 | index).to_le_bytes());
+            message[8..12].copy_from_slice(&(0xffff_0000 | index).to_le_bytes());
+            message
+        })
+        .collect();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let socket = a.netns.run(|| UdpSocket::bind("10.77.0.1:0").unwrap());
+        socket.connect(b.outer(false)).unwrap();
+        scope.spawn(|| {
+            let socket = socket;
+            while !stop.load(Ordering::Relaxed) {
+                // More than a queue holds in each go, with a rest: the flood is of messages, not of the machine.
+                (0..5).for_each(|_| forged.iter().for_each(|message| drop(socket.send(message))));
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let _end = Raised(&stop);
+        // The first packet needs a handshake, which must get through.
+        assert!(a.ping(b.inner()[0]), "{}", b.log());
+        tcp(&a, &b, b.inner()[0], 1 << 20);
+    });
+    assert!(b.process.as_mut().unwrap().terminate().success());
+    assert!(b.log().contains("handshake_refused="), "{}", b.log());
 }
 
 #[test]

@@ -10,12 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::Builder;
+use std::time::Duration;
 
-use super::{HELLO, HandoverError, READY, RUNNING, SOCKET_FILE, STOPPED, expect, frames, late, prepare};
+use super::{
+    GONE, HELLO, HandoverError, READY, RUNNING, SOCKET_FILE, STOPPED, expect, frames, late, prepare,
+};
 use crate::engine::program::Event;
 use crate::engine::running::RunningDevice;
 use crate::engine::tunnel::Tunnel;
 use crate::{Configurable, uapi};
+
+/// After a connection that could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
 /// Where a successor finds us.
 pub(crate) struct HandoverListener {
@@ -29,7 +35,12 @@ impl HandoverListener {
         let listener =
             listen(run_dir, &path).map_err(|source| HandoverError::Socket { path: path.clone(), source })?;
         let accept = move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else {
+                    // As when descriptors are short: not in a busy loop.
+                    std::thread::sleep(ACCEPT_AGAIN);
+                    continue;
+                };
                 if events.send(Event::Successor(stream)).is_err() {
                     return;
                 }
@@ -125,5 +136,7 @@ fn pass(
     devices.iter_mut().for_each(RunningDevice::pause);
     frames::send(stream, STOPPED, &[])?;
     expect(stream, RUNNING)?;
+    // It may have given up meanwhile, as we may before it has started: then this fails, or it does not hear this.
+    frames::send(stream, GONE, &[])?;
     Ok(GivenAway(given))
 }

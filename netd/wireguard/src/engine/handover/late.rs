@@ -47,7 +47,7 @@ pub(super) fn open_all(tunnel: Arc<Tunnel>, from: &OwnedFd) {
     let end = Instant::now() + STAY_MAX;
     let mut worker = Worker::new(tunnel);
     let mut message = vec![0; HEADER_BYTES + SLOT_BYTES].into_boxed_slice();
-    // Whoever sent it: nothing goes back from here.
+    // Whoever sent it: the peers stay where we know them.
     let nobody = Endpoint::new(([0, 0, 0, 0], 0).into());
     while Instant::now() < end {
         worker.refresh();

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A new version of the program takes the devices over from the running one, without a restart of theirs.
 //!
-//! Over `<run-dir>/weft-wireguard.sock`, in this order: the new one says hello; the running one stops answering on its configuration
-//! sockets and passes each device's descriptors and configuration, while packets still flow; the new one builds its state and says
-//! ready; the running one stops (packets wait in the kernel's queues) and says stopped; the new one starts, agrees on new sessions with
-//! all peers that had one (keys are never passed on), and says running; then the old one opens what still comes for its sessions
-//! (`late`) and ends. Whatever goes wrong before that last word leaves the running one in charge.
+//! Over `<run-dir>/weft-wireguard.sock`, in this order: the new one says hello; the running one stops answering on its
+//! configuration sockets and passes each device's descriptors and configuration, while packets still flow; the new one
+//! builds its state and says ready; the running one stops (packets wait in the kernel's queues) and says stopped; the new
+//! one starts, agrees on new sessions with all peers that had one (keys are never passed on), and says running; the old one
+//! says gone, opens what still comes for its sessions (`late`) and ends. Whatever goes wrong before that last word leaves
+//! the running one in charge, and the new one, which waits for the word, ends: two never run one TUN for longer than that.
+//! Only then the new one listens for a successor of its own, in the old one's place.
 
 mod frames;
 mod give;
@@ -33,6 +35,7 @@ const HELLO: &str = "hello weft-wireguard 1";
 const READY: &str = "ready";
 const STOPPED: &str = "stopped";
 const RUNNING: &str = "running";
+const GONE: &str = "gone";
 
 /// Why a handover did not come about.
 #[derive(Debug, Error)]

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{HELLO, HandoverError, READY, RUNNING, SOCKET_FILE, STOPPED, expect, frames, prepare};
+use super::{GONE, HELLO, HandoverError, READY, RUNNING, SOCKET_FILE, STOPPED, expect, frames, prepare};
 use crate::engine::options::EngineOptions;
 use crate::engine::tun::Tun;
 use crate::engine::tunnel::Tunnel;
@@ -84,9 +84,10 @@ impl Predecessor {
         expect(&self.stream, STOPPED)
     }
 
-    /// Our devices run: it ends.
+    /// Our devices run: it ends. An error: it did not hear that in time and may have gone on; ours must not run beside its.
     pub(crate) fn release(self) -> Result<(), HandoverError> {
-        Ok(frames::send(&self.stream, RUNNING, &[])?)
+        frames::send(&self.stream, RUNNING, &[])?;
+        expect(&self.stream, GONE)
     }
 }
 
