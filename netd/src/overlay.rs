@@ -230,7 +230,12 @@ pub(crate) fn recorded(kind: BackendKind) -> OverlayBackend {
 /// Before this netd has chosen anything: whether the node's record says that it had this kind up. Whoever sends by it goes on.
 pub(crate) fn offered_before(node: &Node, view: &View, kind: BackendKind) -> bool {
     let fresh = node.overlay.load().plan.keep.is_empty();
-    fresh && view.nodes.get(&node.uuid).is_some_and(|record| record.backends_up.contains(&recorded(kind)))
+    // Keys stay in the record a little longer than the offer: as long as somebody may still send by them.
+    let has = |record: &NodeRecord| {
+        record.backends_up.contains(&recorded(kind))
+            || (kind == BackendKind::Wireguard && record.wireguard.is_some())
+    };
+    fresh && view.nodes.get(&node.uuid).is_some_and(has)
 }
 
 /// What works now. Plain routes and VXLAN are made in the same pass that wants them; WireGuard is up once a device has a key

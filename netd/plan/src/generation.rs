@@ -14,16 +14,21 @@
 //! A node that is more than one generation behind may find the device of the newest one taken by a key that others like it
 //! still use with it. It then makes the generation before the newest, moves to that, and goes on from there.
 //!
+//! A node that does not have the store ([`GenerationInput::in_touch`]) goes on with what it holds: a key that nobody hears
+//! of leads nowhere, and one that goes without a word takes the way to those who still use it.
+//!
 //! The state only makes things steadier: a restart without it costs nothing, because what was seen of handshakes is kept by
-//! the devices. Times are milliseconds of the wall clock. Feed it once the peers' records are known (listed, or last known
-//! good), never with an empty list before.
+//! the devices. Times are milliseconds: handshakes and the age of keys by the wall clock, deadlines by one that nobody
+//! sets ([`GenerationInput::uptime_ms`]). Feed it once the peers' records are known (listed, or last known good), never
+//! with an empty list before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use uuid::Uuid;
 
-/// How long a key stays at most after its successor was made: as long as an operator waits for a command's effect.
+/// How long a key stays at most after the peers could read of its successor: as long as an operator waits for a command's
+/// effect.
 pub const ROTATION_DEADLINE_MS: u64 = 300_000;
 
 /// How long a key stays after the last peer moved: packets under way, and records that a peer has not read yet.
@@ -50,9 +55,15 @@ pub struct GenerationInput {
     pub rotate: bool,
     /// A new key is made when the newest is as old as this, in milliseconds.
     pub rotation_ms: Option<u64>,
-    /// How long a key stays at most after its successor was made, in milliseconds; [`ROTATION_DEADLINE_MS`] unless
-    /// configured.
+    /// How long a key stays at most after the peers could read of its successor, in milliseconds;
+    /// [`ROTATION_DEADLINE_MS`] unless configured.
     pub deadline_ms: u64,
+    /// The store answers, and the peers' records are as it has them now. Without, no key goes and no further one is made.
+    pub in_touch: bool,
+    /// Since when the newest key stands in this node's own record, by the clock of `uptime_ms`; `None` while it does not.
+    pub told_ms: Option<u64>,
+    /// Milliseconds of a clock that is never set, for deadlines.
+    pub uptime_ms: u64,
 }
 
 /// A peer and the devices' word about it.
@@ -113,6 +124,11 @@ pub enum RotationRefused {
         /// The newest of a peer.
         seen: u64,
     },
+    /// The peers would not learn of a new key.
+    #[error(
+        "the store does not answer, and without it the peers would not learn of the new key: try again when it does"
+    )]
+    NoStore,
     /// The counter is at its end.
     #[error("generation {0} is the last one that there is")]
     End(u64),
@@ -133,9 +149,7 @@ pub enum RotationRefused {
 pub struct Generations {
     /// The path that each peer had last. It never goes back to an older one that is still common.
     paths: BTreeMap<Uuid, u64>,
-    /// The newer of two keys, and since when both are there.
-    both_since: Option<(u64, u64)>,
-    /// The newer of two keys, and since when no peer needs the older one.
+    /// The newer of two keys, and since when no peer needs the older one, by the clock of `uptime_ms`.
     settled_since: Option<(u64, u64)>,
 }
 
@@ -147,9 +161,12 @@ impl Generations {
         let mut plan = GenerationPlan::default();
         let pairs = self.pairs(&own, input, now_ms);
         plan.drop = crowded(&own).or_else(|| self.retire(&pairs, input, now_ms, &mut plan.next_ms));
-        if plan.drop.is_none() {
+        if plan.drop.is_none() && (input.in_touch || own.is_empty()) {
             follow(&own, &pairs, &mut plan);
             rotate(input, &own, &pairs, now_ms, &mut plan);
+        }
+        if !input.in_touch && input.rotate {
+            plan.refused = Some(RotationRefused::NoStore);
         }
         let pairs = match plan.drop {
             Some(gone) => {
@@ -187,7 +204,7 @@ impl Generations {
         Pair { peer, common, path, is_present }
     }
 
-    /// The older of two keys, when it may go.
+    /// The older of two keys, when it may go. Says so until it has gone.
     fn retire(
         &mut self,
         pairs: &[Pair<'_>],
@@ -195,26 +212,28 @@ impl Generations {
         now_ms: u64,
         next_ms: &mut Option<u64>,
     ) -> Option<u64> {
-        let (Some((older, _)), Some((newer, made_ms)), 2) =
-            (input.own.first_key_value(), input.own.last_key_value(), input.own.len())
+        let (Some(older), Some(newer), 2) =
+            (input.own.keys().next(), input.own.keys().last(), input.own.len())
         else {
-            (self.both_since, self.settled_since) = (None, None);
+            self.settled_since = None;
             return None;
         };
-        // The clock may have been set back since it was made.
-        let both_since = since(&mut self.both_since, *newer, (*made_ms).min(now_ms));
-        let mut at_ms = both_since.saturating_add(input.deadline_ms);
-        if pairs.iter().all(|pair| pair.has_left_for(*newer)) {
-            let settled_since = since(&mut self.settled_since, *newer, now_ms);
-            at_ms = at_ms.min(settled_since.saturating_add(ROTATION_SETTLE_MS));
-        } else {
-            self.settled_since = None;
-        }
-        if now_ms < at_ms {
-            *next_ms = Some(at_ms);
+        if !input.in_touch {
             return None;
         }
-        (self.both_since, self.settled_since) = (None, None);
+        let settled_since = if pairs.iter().all(|pair| pair.has_left_for(*newer)) {
+            let known = self.settled_since.filter(|(of, _)| of == newer).map(|(_, since)| since);
+            Some(known.unwrap_or(input.uptime_ms))
+        } else {
+            None
+        };
+        self.settled_since = settled_since.map(|since| (*newer, since));
+        let late = input.told_ms.map(|told| told.saturating_add(input.deadline_ms));
+        let at_ms = earlier(late, settled_since.map(|since| since.saturating_add(ROTATION_SETTLE_MS)))?;
+        if input.uptime_ms < at_ms {
+            *next_ms = Some(now_ms.saturating_add(at_ms - input.uptime_ms));
+            return None;
+        }
         Some(*older)
     }
 }
@@ -247,16 +266,6 @@ impl Pair<'_> {
 
 fn believed(peer: &PeerGenerations) -> impl Iterator<Item = u64> {
     peer.published.iter().copied().filter(|generation| *generation <= GENERATION_MAX)
-}
-
-fn since(at: &mut Option<(u64, u64)>, newer: u64, now_ms: u64) -> u64 {
-    match at {
-        Some((of, since)) if *of == newer => *since,
-        _ => {
-            *at = Some((newer, now_ms));
-            now_ms
-        }
-    }
 }
 
 fn is_same_device(one: u64, other: u64) -> bool {

@@ -8,8 +8,9 @@
 //!
 //! `auto` is native to peers on the same link and WireGuard to all others.
 //!
-//! The state only makes things steadier; a restart without it begins the deadline anew. Times are milliseconds of the wall clock, as
-//! those of handshakes are.
+//! The state only makes things steadier. A restart without it begins the deadline anew, as long as what the node had up is
+//! in [`PathsInput::up`] from the first call on: from the kernel, and from the node's own record. Times are milliseconds of
+//! the wall clock, as those of handshakes are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

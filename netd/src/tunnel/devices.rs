@@ -37,19 +37,13 @@ impl Devices {
         Self { slots }
     }
 
-    /// Reads the device of a generation.
-    pub(super) async fn read(&mut self, generation: u64, now_ms: u64) -> Result<(), DeviceError> {
-        let slot = self.slot(generation);
-        match slot.device.read().await {
-            Ok(state) => {
-                slot.before = slot.seen.replace((now_ms, state));
-                Ok(())
-            }
-            Err(error) => {
-                (slot.seen, slot.before) = (None, None);
-                Err(error)
-            }
-        }
+    /// Reads both devices at once: one that does not answer costs the other one's round no more than its own time. Gives those
+    /// that could not be read, by generation modulo 2.
+    pub(super) async fn read(&mut self, now_ms: u64) -> Vec<(u64, DeviceError)> {
+        let [even, odd] = &mut self.slots;
+        let (even, odd) = tokio::join!(even.read(now_ms), odd.read(now_ms));
+        let failed = |(slot, result): (u64, Result<(), DeviceError>)| Some((slot, result.err()?));
+        [(0, even), (1, odd)].into_iter().filter_map(failed).collect()
     }
 
     /// Makes the device of a generation as wished; true when something was to be done.
@@ -125,6 +119,21 @@ impl Devices {
 
     fn slot(&mut self, generation: u64) -> &mut Slot {
         &mut self.slots[(generation % 2) as usize]
+    }
+}
+
+impl Slot {
+    async fn read(&mut self, now_ms: u64) -> Result<(), DeviceError> {
+        match self.device.read().await {
+            Ok(state) => {
+                self.before = self.seen.replace((now_ms, state));
+                Ok(())
+            }
+            Err(error) => {
+                (self.seen, self.before) = (None, None);
+                Err(error)
+            }
+        }
     }
 }
 

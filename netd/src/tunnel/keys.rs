@@ -2,7 +2,7 @@
 //! This node's private keys: a file for each generation, readable by root alone. They are made here and never leave.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -37,6 +37,7 @@ impl KeyFiles {
             .mode(0o700)
             .create(&dir)
             .with_context(|| format!("cannot make {}", dir.display()))?;
+        tighten(&dir, 0o700)?;
         Ok(Self { dir })
     }
 
@@ -50,6 +51,7 @@ impl KeyFiles {
             let Some(generation) = name.strip_suffix(SUFFIX).and_then(|number| number.parse().ok()) else {
                 continue;
             };
+            tighten(&path, 0o600)?;
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             let private = text.trim().parse().map_err(|error| {
                 anyhow!("{}: {error}; restore it, or remove it to have a new key made", path.display())
@@ -83,7 +85,10 @@ impl KeyFiles {
     /// Forgets the key of a generation; absent is fine.
     pub(crate) fn remove(&self, generation: u64) -> Result<()> {
         let path = self.path(generation);
-        remove_if_there(&path).with_context(|| format!("cannot remove {}", path.display()))
+        // Synced: a key that peers count as gone is not back after a power cut.
+        remove_if_there(&path)
+            .and_then(|()| sync_dir(&self.dir))
+            .with_context(|| format!("cannot remove {}", path.display()))
     }
 
     fn path(&self, generation: u64) -> PathBuf {
@@ -91,10 +96,25 @@ impl KeyFiles {
     }
 }
 
+/// Takes from a file or folder what others than its owner may do with it, and says so: a backup may have brought it back
+/// like that.
+fn tighten(path: &Path, mode: u32) -> Result<()> {
+    let found = fs::metadata(path).with_context(|| path.display().to_string())?.permissions().mode() & 0o777;
+    if found & !mode == 0 {
+        return Ok(());
+    }
+    tracing::warn!(
+        path = %path.display(),
+        found = format!("{found:o}"),
+        now = format!("{mode:o}"),
+        "others than root could read this node's private keys: `weft key rotate` makes new ones"
+    );
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("{}: cannot be made root's alone", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -112,6 +132,19 @@ mod tests {
         files.remove(2).unwrap();
         files.remove(2).unwrap();
         assert_eq!(files.load().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn keys_that_others_can_read_are_closed_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = KeyFiles::open(dir.path()).unwrap();
+        files.make(4).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        fs::set_permissions(files.path(4), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(&files.dir, fs::Permissions::from_mode(0o755)).unwrap();
+        let files = KeyFiles::open(dir.path()).unwrap();
+        assert_eq!(files.load().unwrap().len(), 1);
+        assert_eq!((mode(&files.dir), mode(&files.path(4))), (0o700, 0o600));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod devices;
 mod keys;
 mod members;
+mod outcome;
 mod peers;
 mod rotate;
 mod state;
@@ -28,17 +29,21 @@ pub(crate) use state::{ListeningKey, MemberLink, PeerLink, Tunnel, TunnelState};
 
 use crate::args::WireguardKind;
 use crate::config::Config;
-use crate::node::{Node, now_ms};
+use crate::node::{Node, monotonic_ms, now_ms};
 use crate::view::View;
 use devices::{Devices, handshakes};
 use keys::{KeyFiles, OwnKey};
 use members::{Member, members, reached_by};
+use outcome::outcome;
 use peers::{Peer, peers};
 
 /// While nothing moves: how old the handshakes and rates in status may be.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// While peers move to a new key or backend, or a device is missing.
 const LOOK_SOON: Duration = Duration::from_millis(250);
+
+/// A key goes when no route leads over it any more, or after this: a route that cannot be changed keeps no key.
+const ROUTES_MOVE_MAX_MS: u64 = 3_000;
 
 /// Where this node's WireGuard devices run.
 pub(crate) async fn device_kind(config: &Config) -> DeviceKind {
@@ -83,8 +88,9 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         psk,
         devices: Devices::new(&node.config, node.tunnel.kind),
         generations: Generations::default(),
-        last_used: false,
+        to_be_seen: false,
         published: BTreeMap::new(),
+        leaving: None,
     };
     let mut pause = LOOK_SOON;
     loop {
@@ -107,10 +113,20 @@ struct Keeper {
     psk: Option<PresharedKey>,
     devices: Devices,
     generations: Generations,
-    /// The devices have had keys since netd started.
-    last_used: bool,
-    /// When this node's record was first seen with a generation, in milliseconds since the Unix epoch.
+    /// The devices may hold something of ours since the last round.
+    to_be_seen: bool,
+    /// Since when this node's record has had a generation while the store answered, in milliseconds of [`monotonic_ms`].
     published: BTreeMap<u64, u64>,
+    leaving: Option<Leaving>,
+}
+
+/// A key that goes once routes lead elsewhere.
+struct Leaving {
+    generation: u64,
+    /// The routes that the agent makes for this change lead elsewhere; `None` until it was told.
+    change: Option<u64>,
+    /// It goes then all the same, by [`monotonic_ms`].
+    until_ms: u64,
 }
 
 impl Keeper {
@@ -120,36 +136,26 @@ impl Keeper {
         let last = node.tunnel.state.load_full();
         let mut state = TunnelState { looked: true, ..TunnelState::default() };
         let used = is_used(node, view);
-        if !used && !self.last_used && last.looked {
+        if !used && !self.to_be_seen && last.looked {
             return LOOK_EVERY;
         }
         // Both devices: a key that was dropped must leave its device, too.
-        for generation in [0, 1] {
-            if let Err(error) = self.devices.read(generation, now).await {
-                let ignored =
-                    !used || (error.is_absent() && !self.keys.iter().any(|k| k.generation % 2 == generation));
-                if !ignored {
-                    state.errors.push(error.to_string());
-                }
+        for (slot, error) in self.devices.read(now).await {
+            let has_key = self.keys.iter().any(|key| key.generation % 2 == slot);
+            // There may be no device where none is needed; one that does not answer may hold a key all the same.
+            if !error.is_absent() || (used && has_key) {
+                state.errors.push(error.to_string());
             }
         }
         let known = peers(node, view);
         let links = self.links(&known);
-        self.note_published(node, view, now);
         // What the store said last is enough to go on with, and not to let go or to begin anything: peers would not hear of it.
-        let told = view.in_sync && node.mirror.borrow().connected;
-        if used && !told && !self.keys.is_empty() {
-            if node.tunnel.take_rotate() {
-                let why = "the store does not answer, and without it the peers would not learn the new key";
-                node.tunnel.refused.store(Some(Arc::new(why.to_owned())));
-            }
-            state.plan = self.step(node, view, heard(&known, &links), now, false);
-            (state.plan.drop, state.plan.make) = (None, None);
-        } else if used {
-            state.plan = self.decide(node, view, &heard(&known, &links), now, &mut state.errors);
+        let in_touch = view.in_sync && node.mirror.borrow().connected;
+        self.note_published(node, view, in_touch);
+        if used {
+            state.plan = self.decide(node, view, (&heard(&known, &links), in_touch), now, &mut state.errors);
+            state.generations = self.keys.iter().map(|key| key.generation).collect();
         }
-        state.generations =
-            if used { self.keys.iter().map(|key| key.generation).collect() } else { Default::default() };
         let members = members(view);
         self.configure(node, view, (&known, &members), &mut state, used).await;
         self.keep_listening(node, view, &last, &mut state);
@@ -157,27 +163,21 @@ impl Keeper {
             state.peers = self.links(&known);
             state.members = self.member_links(&members);
         }
-        // What could not be taken out of a device is tried again.
-        self.last_used = used || !state.errors.is_empty();
-        let moving = state.plan.peers.values().any(|peer| peer.keepalive.is_some())
-            || node.overlay.load().plan.peers.values().any(|choice| choice.keepalive)
-            || state.generations.len() > 1;
-        let pause = if moving || !state.errors.is_empty() { LOOK_SOON } else { LOOK_EVERY };
+        let awaited = node.overlay.load().plan.peers.values().any(|choice| choice.keepalive);
+        let outcome = outcome(&last, &state, (used, awaited), now);
+        self.to_be_seen = outcome.to_be_seen;
         for error in state.errors.iter().filter(|error| !last.errors.contains(error)) {
             tracing::warn!("WireGuard: {error}");
         }
-        let changed = !last.looked
-            || last.keys != state.keys
-            || last.generations != state.generations
-            || last.plan != state.plan
-            || last.member_generations() != state.member_generations()
-            || last.errors != state.errors
-            || shaken(&last, now) != shaken(&state, now);
         node.tunnel.state.store(Arc::new(state));
-        if changed {
-            node.changed();
+        let untold = self.leaving.as_mut().filter(|leaving| leaving.change.is_none());
+        if outcome.changed || untold.is_some() {
+            let change = node.changed();
+            if let Some(leaving) = untold {
+                leaving.change = Some(change);
+            }
         }
-        pause
+        if outcome.soon { LOOK_SOON } else { LOOK_EVERY }
     }
 
     /// Keys dropped and made, as the plan of generations says.
@@ -185,7 +185,7 @@ impl Keeper {
         &mut self,
         node: &Node,
         view: &View,
-        peers: &[PeerGenerations],
+        (peers, in_touch): (&[PeerGenerations], bool),
         now: u64,
         errors: &mut Vec<String>,
     ) -> GenerationPlan {
@@ -193,8 +193,9 @@ impl Keeper {
         // A dropped key makes room for a new one, and a new one may at once be of use: twice, and a bound.
         for _ in 0..4 {
             let rotate = node.tunnel.take_rotate();
-            plan = self.step(node, view, peers.to_vec(), now, rotate);
-            if plan.drop.is_none() && plan.make.is_none() {
+            plan = self.step(node, view, (peers.to_vec(), in_touch), now, rotate);
+            // What takes the place of a key that goes waits with it.
+            if !self.may_go(node, plan.drop) || (plan.drop.is_none() && plan.make.is_none()) {
                 break;
             }
             let done = (|| {
@@ -217,27 +218,44 @@ impl Keeper {
         plan
     }
 
+    /// Whether the key that is to go may do so now. The plan leads no path over it any more; routes follow in the agent's
+    /// next pass, and until then its device keeps key and peers.
+    fn may_go(&mut self, node: &Node, gone: Option<u64>) -> bool {
+        let Some(gone) = gone else {
+            self.leaving = None;
+            return true;
+        };
+        let Some(leaving) = self.leaving.as_ref().filter(|leaving| leaving.generation == gone) else {
+            let until_ms = monotonic_ms() + ROUTES_MOVE_MAX_MS;
+            self.leaving = Some(Leaving { generation: gone, change: None, until_ms });
+            return false;
+        };
+        let routed = leaving.change.is_some_and(|change| *node.programmed.borrow() >= change);
+        let may = routed || monotonic_ms() >= leaving.until_ms;
+        if may {
+            self.leaving = None;
+        }
+        may
+    }
+
     fn step(
         &mut self,
         node: &Node,
         view: &View,
-        peers: Vec<PeerGenerations>,
+        (peers, in_touch): (Vec<PeerGenerations>, bool),
         now: u64,
         rotate: bool,
     ) -> GenerationPlan {
         let newest = self.keys.last().map(|key| key.generation);
-        let rotates = self.keys.len() > 1;
-        // The time that peers have to follow begins when they can know of the key: an unpublished one is always just made.
-        let made = |key: &OwnKey| match rotates && Some(key.generation) == newest {
-            true => self.published.get(&key.generation).copied().unwrap_or(now),
-            false => key.made_ms,
-        };
         let input = GenerationInput {
-            own: self.keys.iter().map(|key| (key.generation, made(key))).collect(),
+            own: self.keys.iter().map(|key| (key.generation, key.made_ms)).collect(),
             peers,
             rotate,
             rotation_ms: view.config.key_rotation_secs.map(|secs| secs.saturating_mul(1_000)),
             deadline_ms: netd_plan::generation::ROTATION_DEADLINE_MS,
+            in_touch,
+            told_ms: newest.and_then(|newest| self.published.get(&newest).copied()),
+            uptime_ms: monotonic_ms(),
         };
         let plan = self.generations.step(&input, now);
         if let Some(refused) = &plan.refused {
@@ -246,14 +264,17 @@ impl Keeper {
         plan
     }
 
-    /// Since when the store has had which of this node's keys, as far as this netd has seen.
-    fn note_published(&mut self, node: &Node, view: &View, now: u64) {
+    /// Since when peers can read which of this node's keys, as far as this netd has seen. Their time begins anew when the
+    /// store is back: they may have been without it, too.
+    fn note_published(&mut self, node: &Node, view: &View, in_touch: bool) {
         let record = view.nodes.get(&node.uuid).and_then(|record| record.wireguard.as_ref());
-        let in_record: Vec<u64> =
-            record.iter().flat_map(|record| &record.keys).map(|key| key.generation).collect();
+        let in_record: Vec<u64> = match record.filter(|_| in_touch) {
+            Some(record) => record.keys.iter().map(|key| key.generation).collect(),
+            None => Vec::new(),
+        };
         self.published.retain(|generation, _| in_record.contains(generation));
         for generation in in_record {
-            self.published.entry(generation).or_insert(now);
+            self.published.entry(generation).or_insert_with(monotonic_ms);
         }
     }
 
@@ -295,6 +316,7 @@ impl Keeper {
     ) {
         let overlay = node.overlay.load_full();
         let keepalive_secs = node.config.wireguard_keepalive_secs;
+        let leaving = self.leaving.as_ref().map(|leaving| leaving.generation);
         for slot in [0, 1] {
             let key = self.keys.iter().find(|key| used && key.generation % 2 == slot).cloned();
             let mut wish = DeviceConfig::default();
@@ -313,7 +335,8 @@ impl Keeper {
                     .iter()
                     .filter(|peer| {
                         let common = state.plan.peers.get(&peer.uuid).map(|plan| &plan.common);
-                        common.is_some_and(|common| common.contains(&key.generation))
+                        leaving == Some(key.generation)
+                            || common.is_some_and(|common| common.contains(&key.generation))
                     })
                     .filter_map(|peer| {
                         peer.wish(key.generation, self.psk.as_ref(), keepalive_secs, moving(peer))
@@ -377,16 +400,4 @@ fn is_used(node: &Node, view: &View) -> bool {
 fn heard(known: &[Peer], links: &BTreeMap<uuid::Uuid, Vec<PeerLink>>) -> Vec<PeerGenerations> {
     let of = |peer: &Peer| links.get(&peer.uuid).map(|links| handshakes(links)).unwrap_or_default();
     known.iter().map(|peer| peer.generations(of(peer))).collect()
-}
-
-/// Who has had a handshake of late, by generation: routes may move when this changes.
-fn shaken(state: &TunnelState, now: u64) -> Vec<(uuid::Uuid, u64)> {
-    let links = state.peers.iter().flat_map(|(uuid, links)| links.iter().map(move |link| (*uuid, link)));
-    links
-        .filter(|(_, link)| {
-            link.handshake_ms
-                .is_some_and(|at| now.saturating_sub(at) < netd_plan::generation::HANDSHAKE_FRESH_MS)
-        })
-        .map(|(uuid, link)| (uuid, link.generation))
-        .collect()
 }

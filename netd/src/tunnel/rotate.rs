@@ -8,8 +8,8 @@ use netd_api::{ApiError, KeyRotateReply, KeyRotateRequest};
 
 use crate::node::Node;
 
-/// A device that does not answer delays a round by about this much.
-const ROUND_WAIT: Duration = Duration::from_secs(5);
+/// For two rounds: in each of them a device that does not answer is waited for, some 3 s.
+const ROUND_WAIT: Duration = Duration::from_secs(8);
 
 /// Asks for a new key and tells how far the peers are with it.
 pub(crate) async fn rotate(node: &Arc<Node>, request: &KeyRotateRequest) -> Result<KeyRotateReply, ApiError> {

@@ -16,8 +16,15 @@ fn own(keys: &[(u64, u64)], peers: Vec<PeerGenerations>) -> GenerationInput {
         own: keys.iter().copied().collect(),
         peers,
         deadline_ms: ROTATION_DEADLINE_MS,
+        in_touch: true,
+        told_ms: keys.last().map(|(_, made_ms)| *made_ms),
         ..GenerationInput::default()
     }
+}
+
+/// One step where both clocks show the same.
+fn at(state: &mut Generations, input: &GenerationInput, now_ms: u64) -> GenerationPlan {
+    state.step(&GenerationInput { uptime_ms: now_ms, ..input.clone() }, now_ms)
 }
 
 fn peer(n: usize, published: &[u64], sends: u64, handshakes: &[u64]) -> PeerGenerations {
@@ -31,7 +38,7 @@ fn peer(n: usize, published: &[u64], sends: u64, handshakes: &[u64]) -> PeerGene
 }
 
 fn step(input: &GenerationInput, now_ms: u64) -> GenerationPlan {
-    Generations::default().step(input, now_ms)
+    at(&mut Generations::default(), input, now_ms)
 }
 
 #[test]
@@ -47,21 +54,21 @@ fn the_first_key_is_of_the_newest_generation_that_there_is() {
 fn a_pair_moves_on_a_handshake_and_never_back() {
     let mut state = Generations::default();
     let keys = [(1, 0), (2, 0)];
-    let plan = state.step(&own(&keys, vec![peer(2, &[1], 1, &[])]), 1_000);
+    let plan = at(&mut state, &own(&keys, vec![peer(2, &[1], 1, &[])]), 1_000);
     let tunnel = &plan.peers[&uuid(2)];
     assert_eq!((tunnel.path, tunnel.keepalive), (Some(1), None), "one in common needs no handshake");
 
-    let plan = state.step(&own(&keys, vec![peer(2, &[1, 2], 1, &[1])]), 2_000);
+    let plan = at(&mut state, &own(&keys, vec![peer(2, &[1, 2], 1, &[1])]), 2_000);
     let tunnel = &plan.peers[&uuid(2)];
     assert_eq!((tunnel.path, tunnel.keepalive, plan.sends), (Some(1), Some(2), Some(1)), "it waits");
     assert_eq!(tunnel.common, BTreeSet::from([1, 2]), "both devices take it");
 
-    let plan = state.step(&own(&keys, vec![peer(2, &[1, 2], 1, &[1, 2])]), 3_000);
+    let plan = at(&mut state, &own(&keys, vec![peer(2, &[1, 2], 1, &[1, 2])]), 3_000);
     let tunnel = &plan.peers[&uuid(2)];
     assert_eq!((tunnel.path, tunnel.keepalive, plan.sends), (Some(2), None, Some(2)));
 
     let forgotten = own(&keys, vec![peer(2, &[1, 2], 1, &[])]);
-    assert_eq!(state.step(&forgotten, 4_000).peers[&uuid(2)].path, Some(2), "the device was restarted");
+    assert_eq!(at(&mut state, &forgotten, 4_000).peers[&uuid(2)].path, Some(2), "the device was restarted");
     assert_eq!(
         step(&forgotten, 4_000).peers[&uuid(2)].path,
         Some(1),
@@ -75,25 +82,27 @@ fn the_old_key_goes_when_nobody_needs_it_or_at_the_deadline() {
     let keys = [(1, 0), (2, 100_000)];
     let moved = own(&keys, vec![peer(2, &[1, 2], 2, &[1, 2])]);
     let mut state = Generations::default();
-    let plan = state.step(&moved, 120_000);
+    let plan = at(&mut state, &moved, 120_000);
     assert_eq!((plan.drop, plan.next_ms), (None, Some(120_000 + ROTATION_SETTLE_MS)));
-    let plan = state.step(&moved, 120_000 + ROTATION_SETTLE_MS);
+    let plan = at(&mut state, &moved, 120_000 + ROTATION_SETTLE_MS);
     assert_eq!((plan.drop, plan.sends), (Some(1), Some(2)));
+    let again = at(&mut state, &moved, 121_000 + ROTATION_SETTLE_MS);
+    assert_eq!(again.drop, Some(1), "said until it is done: routes move first");
     assert_eq!(plan.peers[&uuid(2)].common, BTreeSet::from([2]), "nothing of the key that goes");
 
     // The other end still sends over the old key, as one whose netd was killed does.
     let stays = own(&keys, vec![peer(2, &[1, 2], 1, &[1, 2]), peer(3, &[2], 2, &[])]);
     let mut state = Generations::default();
-    let plan = state.step(&stays, 120_000);
+    let plan = at(&mut state, &stays, 120_000);
     assert_eq!((plan.drop, plan.next_ms), (None, Some(100_000 + ROTATION_DEADLINE_MS)));
-    assert_eq!(state.step(&stays, 399_999).drop, None);
-    assert_eq!(state.step(&stays, 400_000).drop, Some(1));
+    assert_eq!(at(&mut state, &stays, 399_999).drop, None);
+    assert_eq!(at(&mut state, &stays, 400_000).drop, Some(1));
 
     // A record without a word about it counts by its newest key.
     let silent = PeerGenerations { sends: None, ..peer(2, &[1, 2], 0, &[1, 2]) };
     let mut state = Generations::default();
-    assert_eq!(state.step(&own(&keys, vec![silent.clone()]), 120_000).drop, None);
-    assert_eq!(state.step(&own(&keys, vec![silent]), 130_000).drop, Some(1));
+    assert_eq!(at(&mut state, &own(&keys, vec![silent.clone()]), 120_000).drop, None);
+    assert_eq!(at(&mut state, &own(&keys, vec![silent]), 130_000).drop, Some(1));
 }
 
 #[test]
@@ -105,19 +114,54 @@ fn one_without_a_lease_counts_as_long_as_packets_come_from_it() {
         ..peer(2, &[1], 1, &[])
     };
     let mut state = Generations::default();
-    state.step(&own(&keys, vec![away(110_000)]), 200_000);
-    assert_eq!(state.step(&own(&keys, vec![away(110_000)]), 230_000).drop, None);
+    at(&mut state, &own(&keys, vec![away(110_000)]), 200_000);
+    assert_eq!(at(&mut state, &own(&keys, vec![away(110_000)]), 230_000).drop, None);
     // Not a word for three minutes.
-    state.step(&own(&keys, vec![away(110_000)]), 300_000);
-    assert_eq!(state.step(&own(&keys, vec![away(110_000)]), 310_000).drop, Some(1));
+    at(&mut state, &own(&keys, vec![away(110_000)]), 300_000);
+    assert_eq!(at(&mut state, &own(&keys, vec![away(110_000)]), 310_000).drop, Some(1));
 }
 
 #[test]
-fn a_clock_that_was_set_back_does_not_keep_the_old_key() {
-    let input = own(&[(1, 0), (2, 9_000_000_000)], vec![peer(2, &[1, 2], 1, &[1])]);
+fn a_clock_that_is_set_moves_no_deadline() {
+    let stays = own(&[(1, 0), (2, 9_000_000_000)], vec![peer(2, &[1, 2], 1, &[1])]);
+    let input = |uptime_ms| GenerationInput { told_ms: Some(500), uptime_ms, ..stays.clone() };
     let mut state = Generations::default();
-    assert_eq!(state.step(&input, 1_000).next_ms, Some(1_000 + ROTATION_DEADLINE_MS));
-    assert_eq!(state.step(&input, 1_000 + ROTATION_DEADLINE_MS).drop, Some(1));
+    for now_ms in [1_000, 9_000_000_000_000] {
+        let plan = state.step(&input(1_500), now_ms);
+        assert_eq!((plan.drop, plan.next_ms), (None, Some(now_ms + ROTATION_DEADLINE_MS - 1_000)));
+    }
+    assert_eq!(state.step(&input(500 + ROTATION_DEADLINE_MS), 1_000).drop, Some(1));
+}
+
+#[test]
+fn a_key_that_peers_could_not_read_of_sends_no_older_one_away() {
+    let keys = [(1, 0), (2, 0)];
+    let untold = |peer| GenerationInput { told_ms: None, ..own(&keys, vec![peer]) };
+    let mut state = Generations::default();
+    let plan = at(&mut state, &untold(peer(2, &[1], 1, &[1])), 10 * ROTATION_DEADLINE_MS);
+    assert_eq!((plan.drop, plan.make, plan.peers[&uuid(2)].path), (None, None, Some(1)));
+    let told = GenerationInput { told_ms: Some(10 * ROTATION_DEADLINE_MS), ..untold(peer(2, &[1], 1, &[1])) };
+    assert_eq!(at(&mut state, &told, 10 * ROTATION_DEADLINE_MS).drop, None, "now they have their time");
+    assert_eq!(at(&mut state, &told, 11 * ROTATION_DEADLINE_MS).drop, Some(1));
+}
+
+#[test]
+fn without_the_store_no_key_comes_or_goes() {
+    let alone = |input| GenerationInput { in_touch: false, ..input };
+    let plan = step(&alone(own(&[(1, 0), (2, 0)], vec![peer(2, &[1], 1, &[1])])), 2 * ROTATION_DEADLINE_MS);
+    assert_eq!((plan.drop, plan.make), (None, None), "the deadline");
+    let moved = alone(own(&[(1, 0), (2, 0)], vec![peer(2, &[1, 2], 2, &[2])]));
+    let mut state = Generations::default();
+    at(&mut state, &moved, 0);
+    assert_eq!(at(&mut state, &moved, ROTATION_SETTLE_MS).drop, None, "an old word of the peers");
+    let due = GenerationInput { rotation_ms: Some(1), ..alone(own(&[(1, 0)], vec![])) };
+    let plan = step(&due, 10);
+    assert_eq!((plan.make, plan.refused), (None, None), "the schedule waits and says nothing");
+    let asked = GenerationInput { rotate: true, ..due };
+    let plan = step(&asked, 10);
+    assert_eq!((plan.make, plan.refused), (None, Some(RotationRefused::NoStore)));
+    assert_eq!(step(&alone(own(&[(1, 0)], vec![peer(2, &[2], 2, &[])])), 0).make, None, "nobody would hear");
+    assert_eq!(step(&alone(own(&[], vec![peer(2, &[2], 2, &[])])), 0).make, Some(2), "a first one harms nobody");
 }
 
 #[test]

@@ -52,6 +52,8 @@ struct Node {
     /// netd, while it runs.
     netd: Option<Generations>,
     rotate: bool,
+    /// Since when this netd has seen its own record with a generation.
+    told: BTreeMap<u64, u64>,
     /// On disk: generation, key and when it was made.
     keys: BTreeMap<u64, (Key, u64)>,
     devices: [Option<Device>; 2],
@@ -103,6 +105,7 @@ impl Cluster {
             is_on: true,
             netd: Some(Generations::default()),
             rotate: false,
+            told: BTreeMap::new(),
             keys: BTreeMap::new(),
             devices: [None, None],
             routes: BTreeMap::new(),
@@ -229,6 +232,10 @@ impl Cluster {
             rotate: node.rotate,
             rotation_ms: None,
             deadline_ms: ROTATION_DEADLINE_MS,
+            in_touch: node.has_store,
+            told_ms: node.keys.keys().last().and_then(|newest| node.told.get(newest).copied()),
+            // The machines' clocks began at different times.
+            uptime_ms: self.now_ms - 10_000 * u64::try_from(n).unwrap(),
         }
     }
 
@@ -236,6 +243,7 @@ impl Cluster {
     fn netd(&mut self, n: usize) {
         let Some(mut state) = self.nodes[n].netd.take().filter(|_| self.nodes[n].is_on) else { return };
         loop {
+            self.note_told(n);
             let plan = state.step(&self.input(n), self.now_ms);
             self.nodes[n].rotate = false;
             self.set_up(n, &plan);
@@ -261,6 +269,16 @@ impl Cluster {
             }
         }
         self.nodes[n].netd = Some(state);
+    }
+
+    fn note_told(&mut self, n: usize) {
+        let uptime_ms = self.input(n).uptime_ms;
+        let Some(record) = self.records[n].last().filter(|_| self.nodes[n].has_store) else { return };
+        let told = &mut self.nodes[n].told;
+        told.retain(|generation, _| record.keys.contains_key(generation));
+        for generation in record.keys.keys() {
+            told.entry(*generation).or_insert(uptime_ms);
+        }
     }
 
     fn set_up(&mut self, n: usize, plan: &GenerationPlan) {
@@ -441,6 +459,7 @@ impl Cluster {
     fn start(&mut self, n: usize) {
         if self.nodes[n].netd.is_none() && self.nodes[n].is_on {
             self.nodes[n].netd = Some(Generations::default());
+            self.nodes[n].told.clear();
             if self.nodes[n].has_store {
                 self.list(n);
             }
@@ -527,6 +546,46 @@ fn two_that_both_missed_rotations_keep_each_other_while_they_catch_up() {
         assert!(cluster.reaches(2, 3) && cluster.reaches(3, 2), "{second} s\n{}", cluster.picture());
     }
     assert_eq!(cluster.assert_settled(), 3);
+}
+
+#[test]
+fn a_node_that_is_to_rotate_while_it_has_no_store_keeps_all_its_peers() {
+    let mut cluster = Cluster::new(3, 17);
+    cluster.seconds(30);
+    cluster.happen(&Event::CutStore(0));
+    cluster.happen(&Event::Rotate(0));
+    for _ in 0..2 {
+        cluster.seconds(2 * ROTATION_DEADLINE_MS / STEP_MS);
+        for (a, b) in cluster.all_pairs() {
+            assert!(cluster.reaches(a, b) && cluster.reaches(b, a), "{}", cluster.picture());
+        }
+        // The same after a restart of its netd, from what it knew last.
+        cluster.happen(&Event::KillNetd(0));
+        cluster.happen(&Event::StartNetd(0));
+    }
+    cluster.happen(&Event::HealStore(0));
+    cluster.seconds(60);
+    assert_eq!(cluster.assert_settled(), 1, "the wish was refused, not kept");
+}
+
+#[test]
+fn a_netd_killed_right_after_it_made_a_key_gives_its_peers_their_time_all_the_same() {
+    let mut cluster = Cluster::new(3, 19);
+    cluster.seconds(30);
+    // On the disk, and nobody ever read of it.
+    cluster.last_key += 1;
+    let (key, now_ms) = (cluster.last_key, cluster.now_ms);
+    cluster.nodes[0].keys.insert(2, (key, now_ms));
+    cluster.happen(&Event::KillNetd(0));
+    cluster.seconds(2 * ROTATION_DEADLINE_MS / STEP_MS);
+    cluster.happen(&Event::StartNetd(0));
+    for _ in 0..60 {
+        cluster.seconds(1);
+        for (a, b) in cluster.all_pairs() {
+            assert!(cluster.reaches(a, b) && cluster.reaches(b, a), "{}", cluster.picture());
+        }
+    }
+    assert_eq!(cluster.assert_settled(), 2);
 }
 
 fn events() -> impl Strategy<Value = Vec<(u64, Event)>> {
