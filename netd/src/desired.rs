@@ -174,6 +174,13 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>
             true => vec![view.config.vxlan_port],
             false => Vec::new(),
         },
+        probe_port: crate::mtu::PROBE_PORT,
+        node_overlays: node
+            .facts()
+            .overlays
+            .into_iter()
+            .chain(view.peers(node.uuid).into_iter().flat_map(|peer| peer.overlays))
+            .collect(),
         checked_mark: ebpf_abi::CHECKED_MARK,
         clear_cidrs: overlay::clear_cidrs(node, view, &now),
         ..NftConfig::default()

@@ -3,11 +3,11 @@
 //!
 //! The rules hold while netd is dead. Named counters say what was dropped: `clear_out` (pod to pod in the clear),
 //! `loopback_in` (a pod that speaks to or as the host's loopback), `outside_in` (a connection from outside to a pod),
-//! `overlay_port` (a pod that speaks to the overlay's port), `spoofed_in` (a packet from an uplink with a pod's source
+//! `overlay_port` (a pod that speaks to the overlay's port, or to that of the nodes' MTU probes), `spoofed_in` (a packet from an uplink with a pod's source
 //! address) and `unchecked_in` (a packet from a pod's link that no program of ours has checked).
 //!
 //! Tunnels' inner packets come from our own devices, whose names have our prefix, and pass. A VXLAN packet that comes while
-//! VXLAN is not up finds no socket, and the kernel drops it.
+//! VXLAN is not up finds no socket of ours.
 //!
 //! The base chains run where everyone's run (raw, filter, srcnat; those of mapped ports: [`crate::ports`]). An accept in one
 //! table does not end the others' say, a drop does: a host firewall that drops forwarded packets wins over this table.
@@ -20,6 +20,9 @@ use ipnet::IpNet;
 
 use crate::links::{IFB_PREFIX, LINK_PREFIX};
 use crate::ports::{self, HostPort};
+
+/// The kernel translates to ports from here on, unless told otherwise (`nf_nat_core.c`).
+const PORT_MIN: u16 = 1_024;
 
 /// Family and name of our table.
 pub const TABLE: &str = "inet weft";
@@ -45,6 +48,10 @@ pub struct NftConfig {
     /// Those of them whose packets nobody proves to be a node's (VXLAN's): pods must not send there on other nodes either. To
     /// the others they may: a pod's own WireGuard, to a server anywhere, uses the same port.
     pub forgeable_ports: Vec<u16>,
+    /// UDP port on the nodes' overlay addresses where they ask each other what fits through; 0 where they do not.
+    pub probe_port: u16,
+    /// The nodes' overlay addresses: of all that lies in the pools, only these speak to that port.
+    pub node_overlays: Vec<IpAddr>,
     /// What names of our own links begin with.
     pub own_link_prefix: String,
     /// Bit of a packet's mark that the pods' programs set on what they have checked; without it nothing comes in from a
@@ -66,6 +73,8 @@ impl Default for NftConfig {
             host_ports: Vec::new(),
             overlay_ports: Vec::new(),
             forgeable_ports: Vec::new(),
+            probe_port: 0,
+            node_overlays: Vec::new(),
             own_link_prefix: LINK_PREFIX.to_owned(),
             checked_mark: 0,
             clear_cidrs: Vec::new(),
@@ -91,6 +100,8 @@ pub fn render(config: &NftConfig) -> String {
         &[&config.pod_cidrs[..], &config.service_cidrs, &config.no_masquerade_cidrs].concat(),
     );
     set(&mut text, "clear", &config.clear_cidrs);
+    let nodes: Vec<IpNet> = config.node_overlays.iter().copied().map(IpNet::from).collect();
+    set(&mut text, "nodes", &nodes);
     set(&mut text, "trusted", &[&config.trusted_cidrs[..], &config.clear_cidrs].concat());
     prerouting(&mut text, config, &prefix, &links);
     output(&mut text, config);
@@ -103,9 +114,10 @@ pub fn render(config: &NftConfig) -> String {
     text
 }
 
-/// Packets as they arrive: what no program has checked ends here; those of the node's DNS pass conntrack by, no uplink brings packets of a pod, and no pod reaches
-/// the host's loopback: the kernel refuses that itself, but not on veths that were opened for mapped ports (route_localnet).
-/// Answers to translated connections still have the address that they were translated to here.
+/// Packets as they arrive: what no program has checked ends here; those of the node's DNS pass conntrack by, no uplink brings
+/// packets of a pod, and no pod reaches the host's loopback: the kernel refuses that itself, but not on veths that were opened
+/// for mapped ports (route_localnet). Answers to translated connections still have the address that they were translated to
+/// here.
 fn prerouting(text: &mut String, config: &NftConfig, prefix: &str, links: &str) {
     let mut rules = checked(prefix, config.checked_mark);
     rules.extend(notrack(&config.node_dns));
@@ -134,10 +146,23 @@ fn output(text: &mut String, config: &NftConfig) {
     chain(text, "output", "type filter hook output priority raw", &rules);
 }
 
-/// Packets to this node: pods do not speak the overlay's protocol.
+/// Packets to this node: pods do not speak the overlay's protocol, and no pod of any node keeps netd busy with probes. A
+/// pod's source address is its own: the program on its link sees to that.
 fn input(text: &mut String, config: &NftConfig, links: &str) {
+    let mut rules = Vec::new();
     if let Some(ports) = ports(&config.overlay_ports) {
-        let rules = [format!("iifname {links} udp dport {ports} counter name overlay_port drop")];
+        rules.push(format!("iifname {links} udp dport {ports} counter name overlay_port drop"));
+    }
+    if config.probe_port != 0 {
+        let port = config.probe_port;
+        rules.extend(FAMILIES.map(|Family { ip, suffix, .. }| {
+            format!(
+                "udp dport {port} {ip} saddr @pods_{suffix} {ip} saddr != @nodes_{suffix} \
+                 counter name overlay_port drop"
+            )
+        }));
+    }
+    if !rules.is_empty() {
         chain(text, "input", "type filter hook input priority filter", &rules);
     }
 }
@@ -176,16 +201,23 @@ fn postrouting(text: &mut String, links: &str) {
 }
 
 /// Pods reach the world under the node's address. Random ports, because two connections that race for one port
-/// otherwise lose a packet (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
+/// otherwise lose a packet (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`). For UDP none of the tunnels' ports: what comes to those is
+/// not tracked, so an answer to such a flow would never find its way back.
 fn masquerade(text: &mut String, config: &NftConfig, links: &str) {
-    let to_world = FAMILIES.map(|Family { ip, suffix, .. }| {
+    let to_world = |family: &Family| {
+        let Family { ip, suffix, .. } = family;
         format!(
-            "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr != @inside_{suffix} \
-             masquerade fully-random"
+            "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr != @inside_{suffix}"
         )
-    });
+    };
     let mut rules = ports::masquerade(&config.host_ports, links);
-    rules.extend(to_world);
+    if let Some((first, last)) = free_ports(&config.overlay_ports) {
+        let udp = |family: Family| {
+            format!("{} meta l4proto udp masquerade to :{first}-{last} fully-random", to_world(&family))
+        };
+        rules.extend(FAMILIES.map(udp));
+    }
+    rules.extend(FAMILIES.map(|family| format!("{} masquerade fully-random", to_world(&family))));
     chain(text, "source_nat", "type nat hook postrouting priority srcnat", &rules);
 }
 
@@ -251,6 +283,18 @@ fn set(text: &mut String, name: &str, cidrs: &[IpNet]) {
         }
         text.push_str("\t}\n");
     }
+}
+
+/// The widest range of unprivileged ports without any of these, first and last; `None` where there are none to avoid. The
+/// kernel takes one range only.
+fn free_ports(taken: &[u16]) -> Option<(u16, u16)> {
+    let taken: BTreeSet<u32> =
+        taken.iter().copied().filter(|port| *port >= PORT_MIN).map(u32::from).collect();
+    let ends = taken.iter().copied().chain([u32::from(u16::MAX) + 1]);
+    let starts = [u32::from(PORT_MIN)].into_iter().chain(taken.iter().map(|port| port + 1));
+    let ranges = starts.zip(ends).filter(|(start, end)| start < end);
+    let (first, end) = ranges.max_by_key(|(start, end)| end - start).filter(|_| !taken.is_empty())?;
+    Some((u16::try_from(first).ok()?, u16::try_from(end - 1).ok()?))
 }
 
 fn ports(ports: &[u16]) -> Option<String> {

@@ -49,7 +49,10 @@ pub(crate) async fn allocate(node: &Arc<Node>, request: AllocateRequest) -> Resu
         )));
     }
     ports::refuse_taken(&lock(&node.attachments), &request.port_mappings)?;
-    tokio::task::block_in_place(|| listeners::refuse_listening(&node.config, &request.port_mappings))?;
+    let tunnels = crate::overlay::ports(&node.overlay.load(), &node.view.load().config);
+    tokio::task::block_in_place(|| {
+        listeners::refuse_listening(&node.config, &tunnels, &request.port_mappings)
+    })?;
     let (ips, sticky, _given) = match &request.adopted {
         Some(adopted) => (adopted.addresses.iter().map(IpNet::addr).collect(), None, None),
         None => {

@@ -23,8 +23,17 @@ const RESERVES_FOR_ITS_CONTAINER: &str = "conmon";
 const LISTEN: &str = "0A";
 
 /// Refuses a mapping of a port that something on this host listens on; code 102.
-pub(super) fn refuse_listening(config: &Config, wanted: &[PortMapping]) -> Result<(), ApiError> {
+///
+/// `tunnels`: UDP ports that are the overlay's, also the one that WireGuard's next key is going to listen on.
+pub(super) fn refuse_listening(
+    config: &Config,
+    tunnels: &[u16],
+    wanted: &[PortMapping],
+) -> Result<(), ApiError> {
     for mapping in wanted {
+        if mapping.protocol == PortProtocol::Udp && tunnels.contains(&mapping.host_port) {
+            return Err(taken(mapping, "it is the overlay's"));
+        }
         if let Some(who) = own_listener(config, mapping) {
             return Err(taken(mapping, &format!("netd itself listens there ({who})")));
         }

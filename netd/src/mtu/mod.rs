@@ -4,20 +4,21 @@
 //! without a word (a black hole) is found like this; the routes get the smaller MTU, and then this node's kernel tells pods.
 //!
 //! Cost: a peer is asked for its present size once a minute; while its device is busy every 2 s, all together at most 20 times a
-//! second for that reason.
+//! second for that reason. Only nodes are heard (the nft table keeps pods away), so many datagrams in a turn.
 
 mod checksum;
 mod message;
 mod sockets;
 mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
+use futures::FutureExt as _;
 use netd_plan::{BackendKind, MtuProber, NodeFacts, Path};
 use uuid::Uuid;
 
@@ -41,6 +42,8 @@ const SUSPECTS_MAX: usize = 40;
 const BURST_MAX: usize = 32;
 /// Rest after such a burst.
 const BURST_REST: Duration = Duration::from_millis(20);
+/// Datagrams taken before questions and timers have their turn again.
+const RECEIVED_PER_TURN: usize = 64;
 /// Bytes of IPv4 and UDP headers.
 const HEADERS_V4: usize = 28;
 /// Bytes of IPv6 and UDP headers.
@@ -63,6 +66,9 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         peers: BTreeMap::new(),
         traffic: Traffic::default(),
         turn: 0,
+        by_address: BTreeMap::new(),
+        nodes: BTreeSet::new(),
+        changed: false,
     };
     let mut look_at = 0;
     loop {
@@ -78,7 +84,13 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         let wait = next.min().unwrap_or(look_at).min(look_at).saturating_sub(now_ms());
         let pause = if more { BURST_REST } else { Duration::from_millis(wait).max(Duration::from_millis(1)) };
         tokio::select! {
-            (bytes, from) = probes.sockets.receive() => probes.received(&bytes, from),
+            (bytes, from) = probes.sockets.receive() => {
+                probes.received(&bytes, from);
+                for _ in 1..RECEIVED_PER_TURN {
+                    let Some((bytes, from)) = probes.sockets.receive().now_or_never() else { break };
+                    probes.received(&bytes, from);
+                }
+            }
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -91,6 +103,12 @@ struct Probes {
     traffic: Traffic,
     /// Where to go on among the peers of busy devices.
     turn: usize,
+    /// Peers by the address that they are asked at.
+    by_address: BTreeMap<IpAddr, Uuid>,
+    /// The overlay addresses of all nodes, for those that are answered only.
+    nodes: BTreeSet<IpAddr>,
+    /// What is published may differ.
+    changed: bool,
 }
 
 struct ProbedPeer {
@@ -109,6 +127,9 @@ impl Probes {
         if let Err(error) = self.sockets.bind(&own, PROBE_PORT) {
             tracing::debug!(%error, "the socket for MTU probes cannot be bound yet");
         }
+        self.nodes = view.nodes.values().flat_map(|node| [node.overlay, node.overlay6]).flatten().collect();
+        self.changed = true;
+        self.by_address.clear();
         let mut known = std::mem::take(&mut self.peers);
         // Others are answered all the same.
         let Some(raise_every_ms) = self.node.config.mtu_probe_ms else { return };
@@ -129,6 +150,7 @@ impl Probes {
             }
             (peer.address, peer.path) = (address, path);
             peer.live = view.alive.contains(&facts.uuid);
+            self.by_address.insert(address, facts.uuid);
             self.peers.insert(facts.uuid, peer);
         }
         self.suspect(now);
@@ -197,6 +219,7 @@ impl Probes {
             }
             let Some(probe) = peer.prober.next(now) else { continue };
             sent += 1;
+            self.changed = true;
             peer.doubt.asked();
             let headers = if peer.address.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
             let bytes = Message::Ask(probe.id).bytes((probe.size as usize).saturating_sub(headers));
@@ -216,28 +239,26 @@ impl Probes {
     /// Questions and answers of other nodes; whatever else can send here is not heard.
     fn received(&mut self, bytes: &[u8], from: SocketAddr) {
         let Some(message) = Message::parse(bytes) else { return };
-        let known = self.peers.iter_mut().find(|(_, peer)| peer.address == from.ip());
-        let is_node = || {
-            let view = self.node.view.load();
-            view.nodes.values().any(|record| [record.overlay, record.overlay6].contains(&Some(from.ip())))
-        };
+        let known = self.by_address.get(&from.ip()).and_then(|uuid| self.peers.get_mut(uuid));
+        let is_node = self.nodes.contains(&from.ip());
         match message {
-            Message::Ask(id) if known.is_some() || is_node() => {
+            Message::Ask(id) if is_node => {
                 let answer = Message::Answer(id).bytes(message::HEADER_LEN);
                 // One that is lost is asked for again.
                 let _ = self.sockets.send(&answer, from);
             }
             Message::Answer(id) => {
-                if let Some((_, peer)) = known {
+                if let Some(peer) = known {
                     peer.doubt.answered();
                     peer.prober.answered(id, now_ms());
+                    self.changed = true;
                 }
             }
-            Message::AskPlain if known.is_some() || is_node() => {
+            Message::AskPlain if is_node => {
                 let _ = self.sockets.send_plain(&Message::AnswerPlain.bytes(0), from);
             }
             Message::AnswerPlain => {
-                if let Some((_, peer)) = known {
+                if let Some(peer) = known {
                     peer.doubt.plainly_answered();
                 }
             }
@@ -246,7 +267,10 @@ impl Probes {
     }
 
     /// Shows the agent (routes) and status what is known.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
         let probed: BTreeMap<Uuid, ProbedPath> = self
             .peers
             .iter()

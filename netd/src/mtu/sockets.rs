@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One UDP socket on each overlay address of this node, and beside that of IPv4 one that sends without checksums. What it sends is never fragmented, and the kernel's own opinion of
-//! the path (a route's MTU, what routers said) does not count: only the device's MTU does.
+//! One UDP socket on each overlay address of this node, and beside that of IPv4 one that sends without checksums. What it
+//! sends is never fragmented, and the kernel's own opinion of the path (a route's MTU, what routers said) does not count:
+//! only the device's MTU does.
 
 use std::future::poll_fn;
 use std::io;

@@ -16,6 +16,8 @@ fn config() -> NftConfig {
         node_dns: vec!["169.254.53.53".parse().unwrap()],
         overlay_ports: vec![4789, 51821, 51820, 4789],
         forgeable_ports: vec![4789],
+        probe_port: 51819,
+        node_overlays: vec!["10.244.0.1".parse().unwrap(), "fd00:10:244::1".parse().unwrap()],
         checked_mark: 0x1000,
         ..NftConfig::default()
     }
@@ -118,6 +120,9 @@ fn text_reads_so() {
         "iifname \"weft*\" oifname != \"weft*\" udp dport { 4789 } counter name overlay_port drop",
         "iifname != \"weft*\" udp dport { 4789, 51820, 51821 } notrack",
         "udp sport { 4789, 51820, 51821 } notrack",
+        "udp dport 51819 ip saddr @pods_v4 ip saddr != @nodes_v4 counter name overlay_port drop",
+        "elements = { 10.244.0.1/32 }",
+        "ip daddr != @inside_v4 meta l4proto udp masquerade to :4790-51819 fully-random",
         "iifname \"weft*\" iifname != \"weft.*\" iifname != \"weftq*\" meta mark & 0x00001000 == 0 counter name unchecked_in drop",
         "iifname \"weft*\" iifname != \"weft.*\" iifname != \"weftq*\" meta mark set meta mark & 0xffffefff",
         "oifname != \"lo\" oifname != \"weft*\" ip saddr @pods_v4 ip daddr @pods_v4 ip daddr != @clear_v4 counter name clear_out drop",
@@ -125,6 +130,20 @@ fn text_reads_so() {
     ] {
         assert!(text.contains(line), "no `{line}` in\n{text}");
     }
+}
+
+#[test]
+fn masquerade_takes_no_port_of_a_tunnel() {
+    let range = |overlay_ports: &[u16]| {
+        let text = render(&NftConfig { overlay_ports: overlay_ports.to_vec(), ..config() });
+        let rule = text.lines().find(|line| line.contains("masquerade to :")).map(str::to_owned);
+        rule.map(|rule| rule.split("to :").nth(1).unwrap().split(' ').next().unwrap().to_owned())
+    };
+    assert_eq!(range(&[]), None);
+    assert_eq!(range(&[4789]), Some("4790-65535".into()));
+    assert_eq!(range(&[40_000, 40_001]), Some("1024-39999".into()));
+    assert_eq!(range(&[65_535, 65_534, 1_024]), Some("1025-65533".into()));
+    assert_eq!(range(&[500]), None, "the kernel does not go there by itself");
 }
 
 #[test]
