@@ -214,7 +214,6 @@ impl Host {
         self.socket.request(&format!("configure link {name}"), RouteNetlinkMessage::SetLink(message), 0).await
     }
 
-    /// A TUN only goes down: it belongs to `weft-wireguard`, which would have to be told that it is gone.
     /// Deletes a device with our prefix, a TUN too, which stays when [`Host::apply`] removes it; absent is fine.
     ///
     /// # Errors
@@ -225,6 +224,8 @@ impl Host {
         self.delete_link(&link).await
     }
 
+    /// Removes a device; absent is fine. A TUN only goes down: it belongs to `weft-wireguard`, which would have to be told
+    /// that it is gone.
     pub(crate) async fn remove_device(&self, name: &str) -> Result<(), HostError> {
         match self.link(name).await? {
             None => Ok(()),

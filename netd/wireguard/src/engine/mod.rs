@@ -7,7 +7,7 @@
 //!
 //! - `tun`, `udp`: the kernel's ends. `cipher`: boringtun's protocol. `peer`, `tables`: who is who.
 //! - `tunnel`: what threads share; `configure`: changes to it. `worker`: the way of a packet; `pool`: several of them; `handshake`, `timers`: beside it.
-//! - `program`, `running`: the process; `handover`: to the next one.
+//! - `program`, `running`: the process; `handover`: to the next one; `kernels`: what is not its business.
 
 mod args;
 mod cipher;
@@ -15,6 +15,7 @@ mod configure;
 mod counters;
 mod handover;
 mod handshake;
+mod kernels;
 mod options;
 mod peer;
 mod pool;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::args::{Args, LogFormat};
 use super::handover::{self, GivenAway, HandoverListener, Predecessor};
+use super::kernels::{LOOK_AGAIN, LeftToKernel};
 use super::run::RunError;
 use super::running::RunningDevice;
 
@@ -51,8 +52,8 @@ pub fn main() -> ExitCode {
 fn serve(args: &Args) -> anyhow::Result<()> {
     let (sender, events) = channel();
     watch_signals(sender.clone()).context("cannot watch for signals")?;
-    let mut devices = Vec::new();
-    let started = start(args, &sender, &mut devices).and_then(|took_over| {
+    let (mut devices, mut left) = (Vec::new(), LeftToKernel::default());
+    let started = start(args, &sender, &mut devices, &mut left).and_then(|took_over| {
         took_over.map_or(Ok(()), Predecessor::release).context("the process before this one goes on")?;
         // In the place of the one before us, which has said that it is gone.
         let listener = HandoverListener::bind(&args.run_dir, sender.clone());
@@ -69,7 +70,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         }
     };
     tell_supervisor("READY=1");
-    let ended = wait(&events, &mut devices);
+    let ended = wait(args, (&sender, &events), &mut devices, &mut left);
     tell_supervisor("STOPPING=1");
     if let Ok(End::GivenAway(given)) = ended {
         given.finish();
@@ -87,6 +88,7 @@ fn start(
     args: &Args,
     events: &Sender<Event>,
     devices: &mut Vec<RunningDevice>,
+    left: &mut LeftToKernel,
 ) -> anyhow::Result<Option<Predecessor>> {
     let mut predecessor = handover::find(&args.run_dir).context("cannot take over")?;
     let mut inherited = Vec::new();
@@ -99,10 +101,7 @@ fn start(
             Some((tunnel, listener)) => {
                 inherited.push((RunningDevice::new(tunnel, events.clone()), listener))
             }
-            None => {
-                let device = RunningDevice::open(name, &args.socket_dir, args.engine(), events.clone());
-                devices.push(device.with_context(|| format!("device {name}"))?);
-            }
+            None => devices.extend(left.open(name, &args.socket_dir, args.engine(), events)?),
         }
     }
     let Some(predecessor) = predecessor else { return Ok(None) };
@@ -148,9 +147,23 @@ enum End {
 }
 
 /// Until it is time to end, well or not.
-fn wait(events: &Receiver<Event>, devices: &mut [RunningDevice]) -> anyhow::Result<End> {
+fn wait(
+    args: &Args,
+    (sender, events): (&Sender<Event>, &Receiver<Event>),
+    devices: &mut Vec<RunningDevice>,
+    left: &mut LeftToKernel,
+) -> anyhow::Result<End> {
     loop {
-        match events.recv() {
+        let event = match left.is_empty() {
+            true => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => events.recv_timeout(LOOK_AGAIN),
+        };
+        match event {
+            Err(RecvTimeoutError::Timeout) => {
+                for name in left.take_gone() {
+                    devices.extend(left.open(&name, &args.socket_dir, args.engine(), sender)?);
+                }
+            }
             Ok(Event::Stop(signal)) => {
                 tracing::info!(%signal, "ending; packets stop, the devices stay");
                 return Ok(End::Signal);
@@ -164,7 +177,7 @@ fn wait(events: &Receiver<Event>, devices: &mut [RunningDevice]) -> anyhow::Resu
             },
             Ok(Event::Ended(Ok(()))) => {}
             Ok(Event::Ended(Err(error))) => return Err(error.into()),
-            Err(_) => bail!("nothing runs any more"),
+            Err(RecvTimeoutError::Disconnected) => bail!("nothing runs any more"),
         }
     }
 }

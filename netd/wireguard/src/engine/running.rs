@@ -45,7 +45,14 @@ impl RunningDevice {
         events: Sender<Event>,
     ) -> Result<Self, StartError> {
         let listener = ControlListener::bind(socket_dir, name)?;
-        let tun = Tun::open(name, &options)?;
+        let tun = match Tun::open(name, &options) {
+            Ok(tun) => tun,
+            Err(error) => {
+                // Nobody serves it.
+                listener.remove();
+                return Err(error.into());
+            }
+        };
         let tunnel =
             Tunnel::new(tun, options).map_err(|source| StartError::Thread { device: name.into(), source })?;
         let mut device = Self::new(Arc::new(tunnel), events);

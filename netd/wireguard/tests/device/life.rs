@@ -144,3 +144,25 @@ fn it_tells_its_supervisor_and_leaves_the_device_when_asked_to_end() {
     assert!(!process.exited().unwrap().success());
     assert!(b.log().contains("is gone"), "{}", b.log());
 }
+
+#[test]
+fn a_link_that_is_the_kernels_is_left_to_it_and_taken_when_it_is_gone() {
+    if must_skip() {
+        return;
+    }
+    let [a, _b] = two_nodes();
+    let add = || Command::new("ip").args(["link", "add", DEVICE, "type", "wireguard"]).output().expect("ip");
+    if !a.netns.run(add).status.success() {
+        println!("SKIP this kernel has no WireGuard of its own");
+        return;
+    }
+    let mut process = a.spawn(&[]);
+    wait("its word about the kernel's link", || a.log().contains("the kernel has a WireGuard link"));
+    assert!(!a.dir.path().join(format!("{DEVICE}.sock")).exists(), "nobody serves it");
+    a.netns.ip(&format!("link show {DEVICE}"));
+    a.netns.ip(&format!("link del {DEVICE}"));
+    a.wait_for_socket();
+    assert!(a.netns.ip(&format!("-d link show {DEVICE}")).contains("tun"));
+    assert!(process.terminate().success());
+    assert_eq!(a.log().matches("the kernel has a WireGuard link").count(), 1, "said once");
+}
