@@ -232,7 +232,7 @@ pub(crate) fn offered_before(node: &Node, view: &View, kind: BackendKind) -> boo
     let fresh = node.overlay.load().plan.keep.is_empty();
     // Keys stay in the record a little longer than the offer: as long as somebody may still send by them.
     let has = |record: &NodeRecord| {
-        record.backends_up.contains(&recorded(kind))
+        record.backends_up.iter().flatten().any(|up| *up == recorded(kind))
             || (kind == BackendKind::Wireguard && record.wireguard.is_some())
     };
     fresh && view.nodes.get(&node.uuid).is_some_and(has)
@@ -264,13 +264,13 @@ fn path_peer(record: &NodeRecord, view: &View, tunnel: &TunnelState) -> PathPeer
         OverlayBackend::Wireguard => Some(BackendKind::Wireguard),
         OverlayBackend::Auto => None,
     };
-    let up: BTreeSet<BackendKind> = match record.backends_up.as_slice() {
+    let up: BTreeSet<BackendKind> = match &record.backends_up {
         // A netd that does not say: what the cluster wants, as far as it can.
-        [] => {
+        None => {
             let can = |kind: &BackendKind| *kind != BackendKind::Wireguard || record.wireguard.is_some();
             overlay(view.config.overlay).kinds().into_iter().filter(can).collect()
         }
-        up => up.iter().filter_map(kind).collect(),
+        Some(up) => up.iter().filter_map(kind).collect(),
     };
     let generation = tunnel.plan.peers.get(&record.uuid).and_then(|plan| plan.path);
     let wireguard = generation.map(|generation| WireguardTunnel {

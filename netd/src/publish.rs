@@ -178,7 +178,7 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
         vtep_mac: facts.vtep_mac.to_string(),
         wireguard: wireguard(node, view),
         underlay_mtu: overlay.underlay_mtu,
-        backends_up: overlay.plan.up.iter().copied().map(recorded).collect(),
+        backends_up: Some(overlay.plan.up.iter().copied().map(recorded).collect()),
         sends: node.routed.load().sends.map(sent_by),
         dns: node.config.dns_addresses.first().copied(),
         version: VERSION.to_owned(),

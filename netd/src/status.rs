@@ -88,7 +88,8 @@ pub(crate) fn not_ready_reasons(node: &Node) -> Vec<String> {
     let tunnel = node.tunnel.state.load();
     // On a single node there is nobody to speak with: no reason to refuse pods.
     let alone = node.view.load().peers(node.uuid).is_empty();
-    if encrypted && !alone && progress.programmed_once && !tunnel.is_up() {
+    // Routes into a device that does not answer stay, and nothing comes through them.
+    if encrypted && !alone && progress.programmed_once && !(tunnel.is_up() && tunnel.answers) {
         reasons.push(format!("WireGuard does not run on this node: {}", tunnel.errors.join("; ")));
     }
     if is_removed(node) {

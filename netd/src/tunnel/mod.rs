@@ -158,6 +158,7 @@ impl Keeper {
         }
         let members = members(view);
         self.configure(node, view, (&known, &members), &mut state, used).await;
+        state.answers = self.keys.iter().any(|key| self.devices.answers(key.generation));
         self.keep_listening(node, view, &last, &mut state);
         if used {
             state.peers = self.links(&known);

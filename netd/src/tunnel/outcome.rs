@@ -34,6 +34,7 @@ pub(super) fn outcome(
         || last.plan != state.plan
         || last.member_generations() != state.member_generations()
         || last.errors != state.errors
+        || last.answers != state.answers
         // Removal waits for peers to be gone from the devices.
         || !last.peers.keys().eq(state.peers.keys())
         || shaken(last, now_ms) != shaken(state, now_ms);

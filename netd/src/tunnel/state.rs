@@ -35,6 +35,8 @@ pub(crate) struct TunnelState {
     pub generations: BTreeSet<u64>,
     /// Those of them whose device has the key and listens: these are published.
     pub keys: Vec<ListeningKey>,
+    /// The device of one of this node's keys answered in the last round, at the least.
+    pub answers: bool,
     pub plan: GenerationPlan,
     /// By peer, the older generation first.
     pub peers: BTreeMap<Uuid, Vec<PeerLink>>,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use ipam::{AttachmentKey, Owner, Pool};
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -116,6 +116,16 @@ impl OverlayBackend {
     }
 }
 
+fn known_backends<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<OverlayBackend>>, D::Error> {
+    let names = Option::<Vec<Value>>::deserialize(from)?;
+    Ok(names.map(|names| names.into_iter().filter_map(|name| serde_json::from_value(name).ok()).collect()))
+}
+
+fn known_backend<'de, D: Deserializer<'de>>(from: D) -> Result<Option<OverlayBackend>, D::Error> {
+    let name = Option::<Value>::deserialize(from)?;
+    Ok(name.and_then(|name| serde_json::from_value(name).ok()))
+}
+
 /// What peers need to know about a node's WireGuard devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireguardRecord {
@@ -168,11 +178,12 @@ pub struct NodeRecord {
     /// MTU of its underlay device in bytes; 0 where its netd does not say.
     #[serde(default)]
     pub underlay_mtu: u32,
-    /// What it can receive by. Empty from a netd that knew VXLAN and plain routes only: then what the cluster wants.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub backends_up: Vec<OverlayBackend>,
-    /// What it sends by to every peer; `None` while its peers differ.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What it can receive by. `None` from a netd that knew VXLAN and plain routes only: then what the cluster wants. What a
+    /// newer netd has and this one does not know is passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_backends")]
+    pub backends_up: Option<Vec<OverlayBackend>>,
+    /// What it sends by to every peer; `None` while its peers differ, and where this netd does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_backend")]
     pub sends: Option<OverlayBackend>,
     /// Its node DNS address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -370,6 +381,21 @@ mod tests {
         let again: Value = decode("/nodes/7", &encode("/nodes/7", &node).unwrap()).unwrap();
         assert_eq!(again["zone"]["a"], 1);
         assert_eq!(again["schema"], 2);
+    }
+
+    #[test]
+    fn a_backend_that_nobody_here_knows_costs_no_record() {
+        let read = |more: &str| {
+            let text = format!(
+                r#"{{"schema":1,"uuid":"00000000-0000-0000-0000-000000000007","name":"n1","underlay":"192.0.2.1"{more}}}"#
+            );
+            let node: NodeRecord = decode("/nodes/7", text.as_bytes()).unwrap();
+            (node.backends_up, node.sends)
+        };
+        let vxlan = OverlayBackend::Vxlan;
+        assert_eq!(read(r#","backends_up":["geneve","vxlan"],"sends":"geneve""#), (Some(vec![vxlan]), None));
+        assert_eq!(read(r#","backends_up":[],"sends":"vxlan""#), (Some(vec![]), Some(vxlan)), "nothing is up");
+        assert_eq!(read(""), (None, None), "it does not say");
     }
 
     #[test]

@@ -17,6 +17,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// The overlay's port (RFC 7348).
 const VXLAN: u16 = 4789;
 const METRICS: u16 = 9157;
+const PROBE_PORT: u16 = 51819;
 const NOBODY: &str = "65534";
 
 /// Sends each kind of frame; prints the kinds. Honest ones last.
@@ -178,6 +179,16 @@ fn a_pod_reaches_neither_the_tunnel_nor_what_is_the_operator_s() -> Result<()> {
     honest.send_to(b"honest", (far.ips[0], PORT))?;
     assert_eq!(until_honest(&heard)?, only_honest(), "a pod spoke through the tunnel");
     assert_eq!(overlay_drops(&lab)? - before, EACH * nodes.len() as u64);
+
+    // Nor where the nodes ask each other what fits through.
+    let before = overlay_drops(&lab)?;
+    let probed = lab.status("n1")?.node.overlay.context("n1 has no overlay address")?;
+    let asks = in_netns(&near.netns, || Ok(UdpSocket::bind((near.ips[0], 0))?))?;
+    for _ in 0..EACH {
+        asks.send_to(b"what fits?", (probed, PROBE_PORT))?;
+    }
+    let dropped = wait_until(SOON, || Ok(overlay_drops(&lab)? >= before + EACH))?;
+    ensure!(dropped, "a pod's words reached the probes' socket");
 
     // Metrics are on the node's loopback; the API is root's.
     let overlay = lab.status("n1")?.node.overlay.context("n1 has no overlay address")?.to_string();

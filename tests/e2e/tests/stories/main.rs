@@ -57,6 +57,7 @@ mod wireguard_interop;
 mod wireguard_member;
 mod wireguard_mtu;
 mod wireguard_nat;
+mod wireguard_rotation;
 mod wireguard_v6;
 
 use anyhow::Result;

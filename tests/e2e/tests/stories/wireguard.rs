@@ -23,9 +23,12 @@ pub(crate) const PORT: u16 = 8080;
 const KEY_LEN: usize = 44;
 const PING_EVERY_SECS: &str = "0.01";
 const PINGS: u32 = 1500;
+const PING_EVERY: Duration = Duration::from_millis(10);
 const PING_LIMIT: Duration = Duration::from_secs(60);
+/// netd looks at its devices every 5 s while nothing moves, and waits 3 s for an answer.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// Handshakes of both nodes after their handovers; far below what a TCP connection takes as its end.
-const PAUSE_MS_MAX: u64 = 5000;
+pub(crate) const PAUSE_MS_MAX: u64 = 5000;
 
 /// A lab whose nodes talk through WireGuard in user space; two nodes unless `change` says otherwise.
 pub(crate) fn wireguard_lab(story: &str, change: impl FnOnce(&mut UpOptions)) -> Result<Option<Lab>> {
@@ -156,30 +159,39 @@ fn devices(lab: &Lab, node: &str) -> Result<BTreeMap<String, u64>> {
 }
 
 /// Pings that run while something happens.
-struct Pings(Running);
+pub(crate) struct Pings {
+    running: Running,
+    count: u32,
+}
 
 impl Pings {
     fn start(lab: &Lab, pair: &Pair) -> Result<Pings> {
-        let (to, count) = (pair.server.ips[0].to_string(), PINGS.to_string());
-        Ok(Pings(lab.spawn("client", &["ping", "-q", "-i", PING_EVERY_SECS, "-c", &count, &to])?))
+        Pings::many(lab, pair, PINGS)
+    }
+
+    /// So many, a hundred in a second.
+    pub(crate) fn many(lab: &Lab, pair: &Pair, count: u32) -> Result<Pings> {
+        let (to, number) = (pair.server.ips[0].to_string(), count.to_string());
+        let running = lab.spawn("client", &["ping", "-q", "-i", PING_EVERY_SECS, "-c", &number, &to])?;
+        Ok(Pings { running, count })
     }
 
     /// How many went unanswered. What happened must have happened while they ran.
-    fn lost(mut self) -> Result<u32> {
-        ensure!(self.0.alive(), "the pings ended before that which they were to see");
+    pub(crate) fn lost(mut self) -> Result<u32> {
+        ensure!(self.running.alive(), "the pings ended before that which they were to see");
         // Its exit code says whether any answer came.
-        self.0.wait(PING_LIMIT)?;
+        self.running.wait(PING_EVERY * self.count + PING_LIMIT)?;
         let mut lines = Vec::new();
         let counted = wait_until(Duration::from_secs(2), || {
-            lines.extend(self.0.lines());
+            lines.extend(self.running.lines());
             Ok(lines.iter().any(|line| line.contains("received")))
         })?;
-        ensure!(counted, "ping says nothing: {}", self.0.errors().join(" "));
+        ensure!(counted, "ping says nothing: {}", self.running.errors().join(" "));
         let line = lines.iter().find(|line| line.contains("received")).context("no count")?;
         let mut numbers =
             line.split(", ").map(|part| part.split(' ').next().unwrap_or_default().parse::<u32>());
         let (sent, received) = (numbers.next().context("sent")??, numbers.next().context("received")??);
-        ensure!(sent == PINGS, "{line}");
+        ensure!(sent == self.count, "{line}");
         Ok(sent - received)
     }
 }
@@ -306,10 +318,20 @@ fn part_1_a_dead_weft_wireguard_leaves_device_and_routes_and_comes_back() -> Res
     for _ in 0..2 {
         lab.tunnel_kill("n1")?;
         silent(&lab, "client", to)?;
+        // Only when netd has seen it: before, nothing could have changed.
+        let mut reasons = Vec::new();
+        let told = wait_until(LOOK_LIMIT, || {
+            let status = lab.status("n1")?;
+            reasons = status.reasons;
+            Ok(reasons.iter().any(|reason| reason.contains("WireGuard does not run")))
+        })?;
+        ensure!(told, "netd does not say that the devices do not answer: {reasons:?}");
         ensure!(devices(&lab, "n1")? == links, "the device went with its process");
         ensure!(routes()? == before, "routes were {before:?}\nand are\n{:?}", routes()?);
         lab.tunnel_start("n1")?;
         let back = reach(&lab, "client", to)?;
+        let ready = wait_until(LOOK_LIMIT, || Ok(lab.status("n1")?.ready))?;
+        ensure!(ready, "n1 is not ready again: {:?}", lab.status("n1")?.reasons);
         println!("weft-wireguard killed and started: traffic flows {} ms after the start", back.as_millis());
         ensure!(devices(&lab, "n1")? == links, "the device was made anew");
         connect(&lab, "client", to)?;

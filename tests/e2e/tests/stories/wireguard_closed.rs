@@ -2,7 +2,7 @@
 //! The encrypted overlay, part 4: pods' and overlay addresses never cross the underlay in the clear, whatever is missing.
 
 use crate::have;
-use crate::wireguard::{PORT, Pair, TUNNEL, connect, progress, reach, silent, wireguard_lab};
+use crate::wireguard::{PAUSE_MS_MAX, PORT, Pair, TUNNEL, connect, progress, reach, silent, wireguard_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -195,8 +195,56 @@ fn part_8_the_overlay_changes_under_a_transfer_and_nothing_is_in_the_clear() -> 
     lab.down()
 }
 
+#[test]
+fn part_8_a_netd_that_dies_in_the_middle_of_a_change_cuts_nobody_off() -> Result<()> {
+    let Some(lab) = wireguard_lab("changekill", |_| {})? else { return Ok(()) };
+    let witness = lab.witness()?;
+    let pair = Pair::on(&lab, "n1", "n2")?;
+    let to = &pair.to()[0];
+    let mut transfer = lab.stream("client", to, Duration::from_secs(300))?;
+    let mut before = progress(&mut transfer)?;
+    for (from, overlay) in [("wireguard", "vxlan"), ("vxlan", "wireguard")] {
+        // n2 cannot go over; n1, which could, starts anew between the two.
+        lab.node_kill("n2")?;
+        lab.weft("n1", &["config", "set", "--overlay", overlay])?.text("weft config set")?;
+        lab.node_kill("n1")?;
+        lab.node_start("n1")?;
+        for _ in 0..3 {
+            connect(&lab, "client", to).with_context(|| format!("from {from} to {overlay}, n2 away"))?;
+        }
+        lab.node_start("n2")?;
+        lab.node_kill("n1")?;
+        lab.node_start("n1")?;
+        wait_path(&lab, overlay)?;
+        connect(&lab, "client", to).with_context(|| format!("from {from} to {overlay}"))?;
+        let after = progress(&mut transfer)?;
+        ensure!(after.bytes > before.bytes, "the transfer stands still at {} bytes", after.bytes);
+        before = after;
+    }
+    println!(
+        "overlay changed there and back with netd killed: longest pause of a transfer {} ms",
+        before.longest_pause_ms
+    );
+    ensure!(before.longest_pause_ms <= PAUSE_MS_MAX, "the transfer paused {} ms", before.longest_pause_ms);
+    nothing(witness)?;
+    lab.down()
+}
+
+#[test]
+fn part_8_a_node_is_removed_after_a_change_away_from_wireguard() -> Result<()> {
+    let Some(lab) = wireguard_lab("changerm", |options| options.nodes = 3)? else { return Ok(()) };
+    let pair = Pair::on(&lab, "n1", "n2")?;
+    lab.weft("n1", &["config", "set", "--overlay", "vxlan"])?.text("weft config set")?;
+    wait_path(&lab, "vxlan")?;
+    // Who had no tunnel any more before the removal began said for ever that its devices still had the node.
+    let removed = lab.weft("n1", &["node", "rm", "n3", "--yes"])?;
+    ensure!(removed.ok() && removed.stdout.contains("removed"), "{removed:?}");
+    connect(&lab, "client", &pair.to()[0])?;
+    lab.down()
+}
+
 /// Waits until every node sends to every other by this backend.
-fn wait_path(lab: &Lab, wanted: &str) -> Result<()> {
+pub(crate) fn wait_path(lab: &Lab, wanted: &str) -> Result<()> {
     let mut seen = String::new();
     let changed = wait_until(CHANGE_LIMIT, || {
         let mut paths = Vec::new();
