@@ -99,8 +99,12 @@ impl OverlayPaths {
     pub(crate) fn choose(&mut self, node: &Node, view: &View) -> OverlayNow {
         let tunnel = node.tunnel.state.load();
         let wanted = overlay(view.config.overlay);
+        let offered: Vec<OverlayBackend> =
+            node.overlay.load().plan.up.iter().copied().map(recorded).collect();
+        let own = view.nodes.get(&node.uuid).and_then(|record| record.backends_up.as_ref());
         let input = PathsInput {
             wanted,
+            told: view.in_sync && node.mirror.borrow().connected && own == Some(&offered),
             up: up(node, view, wanted, &tunnel),
             subnets: self.subnets.clone(),
             peers: view

@@ -86,6 +86,8 @@ pub struct PathsInput {
     pub subnets: Vec<IpNet>,
     /// All peers.
     pub peers: Vec<PathPeer>,
+    /// The store answers, and this node's record there offers what the last plan's [`PathsPlan::up`] says: peers can know.
+    pub told: bool,
 }
 
 /// A peer as its record has it.
@@ -182,7 +184,7 @@ pub struct Paths {
     since_ms: u64,
     /// Peers that went over to the wanted backend: they stay there as long as both have it up.
     moved: BTreeSet<Uuid>,
-    /// Since when what is wanted no more is not offered to the peers any more.
+    /// Since when the peers can read that what is wanted no more is not offered any more.
     withdrawn_ms: Option<u64>,
 }
 
@@ -211,7 +213,8 @@ impl Paths {
         let over_ms = self.over_ms(input, plan.sends, now_ms);
         if over_ms.is_some_and(|over_ms| over_ms <= now_ms) {
             // Offered no more, and taken away when that must have been heard.
-            let withdrawn_ms = *self.withdrawn_ms.get_or_insert(now_ms);
+            let withdrawn_ms = self.withdrawn_ms.filter(|_| input.told).unwrap_or(now_ms);
+            self.withdrawn_ms = Some(withdrawn_ms);
             let gone_ms = withdrawn_ms.saturating_add(CHANGE_SETTLE_MS);
             plan.up = input.up.intersection(&wanted).copied().collect();
             plan.peers = self.choices(input, &plan.up, now_ms);

@@ -35,7 +35,7 @@ fn peer(n: usize, up: &[BackendKind], handshake_ms: Option<u64>) -> PathPeer {
 
 fn input(wanted: Overlay, up: &[BackendKind], peers: Vec<PathPeer>) -> PathsInput {
     let subnets = vec!["192.0.2.0/24".parse().unwrap()];
-    PathsInput { wanted, up: up.iter().copied().collect(), subnets, peers }
+    PathsInput { wanted, up: up.iter().copied().collect(), subnets, peers, told: true }
 }
 
 fn step(input: &PathsInput) -> PathsPlan {
@@ -136,6 +136,23 @@ fn what_goes_is_withdrawn_first_and_offered_again_where_somebody_changes_its_min
     assert_eq!(at(3_000, None).0, 2, "it took that back");
     assert_eq!(at(4_000, Some(Overlay::Wireguard)), (1, 2, Some(4_000 + CHANGE_SETTLE_MS)));
     assert_eq!(at(4_000 + CHANGE_SETTLE_MS, Some(Overlay::Wireguard)), (1, 1, None));
+}
+
+#[test]
+fn what_nobody_could_read_of_is_not_taken_away() {
+    let both = [Vxlan, Wireguard];
+    let mut paths = Paths::new(0);
+    let mut at = |now_ms, told| {
+        let peer = PathPeer { sends: Some(Overlay::Wireguard), ..peer(2, &both, Some(1_000)) };
+        let input = PathsInput { told, ..input(Overlay::Wireguard, &both, vec![peer]) };
+        let plan = paths.step(&input, now_ms);
+        (plan.up.len(), plan.keep.len())
+    };
+    assert_eq!(at(1_000, true), (1, 2));
+    // The store is away: what it said last is that both are up.
+    assert_eq!(at(100_000, false), (1, 2));
+    assert_eq!(at(100_000 + CHANGE_SETTLE_MS - 1, true), (1, 2), "now they can read it");
+    assert_eq!(at(100_000 + CHANGE_SETTLE_MS, true), (1, 1));
 }
 
 #[test]
