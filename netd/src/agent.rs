@@ -15,7 +15,7 @@ use ebpf_loader::ObservedPod;
 use netd_api::PendingItem;
 use netd_host::{Events, Host};
 use netd_plan::{BackendKind, NodeFacts};
-use netd_store::records::{ClusterConfig, NodeRecord, OverlayBackend};
+use netd_store::records::{ClusterConfig, OverlayBackend};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -56,8 +56,8 @@ pub(crate) struct Agent {
     paths: OverlayPaths,
     /// What the routes stand for once this pass has made them.
     routes: Routed,
-    /// What the tunnel was last woken for: the peers, their records, their leases.
-    seen: (Vec<NodeFacts>, BTreeMap<uuid::Uuid, NodeRecord>, BTreeSet<uuid::Uuid>),
+    /// What the tunnel was last woken for, with its peers.
+    seen: Option<(Arc<View>, Vec<NodeFacts>)>,
     /// Gives pods another MTU.
     following: Option<JoinHandle<()>>,
     /// When the choice of paths is due again by itself.
@@ -85,7 +85,7 @@ impl Agent {
             services: ServiceSync::new(),
             paths: OverlayPaths::new(underlay_mtu),
             routes: Routed::default(),
-            seen: Default::default(),
+            seen: None,
             following: None,
             choose_at: None,
             known: Known::default(),
@@ -252,7 +252,7 @@ impl Agent {
     }
 
     /// How each peer is reached from now on.
-    async fn choose_paths(&mut self, view: &View, doubt: bool) {
+    async fn choose_paths(&mut self, view: &Arc<View>, doubt: bool) {
         if doubt {
             match self.host.underlay_now(&self.node.underlay.device).await {
                 Ok((subnets, mtu)) => (self.paths.subnets, self.paths.underlay_mtu) = (subnets, mtu),
@@ -260,10 +260,15 @@ impl Agent {
             }
         }
         // What is routed to a peer must be allowed to it, too, and at once.
-        let seen = (view.peers(self.node.uuid), view.nodes.clone(), view.alive.clone());
-        if self.seen != seen {
-            self.seen = seen;
-            self.node.tunnel.wake.notify_one();
+        if !self.seen.as_ref().is_some_and(|(seen, _)| Arc::ptr_eq(seen, view)) {
+            let peers = view.peers(self.node.uuid);
+            let is_same = |(seen, before): &(Arc<View>, Vec<NodeFacts>)| {
+                *before == peers && seen.nodes == view.nodes && seen.alive == view.alive
+            };
+            if !self.seen.as_ref().is_some_and(is_same) {
+                self.node.tunnel.wake.notify_one();
+            }
+            self.seen = Some((view.clone(), peers));
         }
         let now = self.paths.choose(&self.node, view);
         let last = self.node.overlay.load_full();

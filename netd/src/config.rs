@@ -14,6 +14,7 @@ use crate::args::{
     Args, AttachKind, ExpediteKind, LogFormat, Options, OverlayKind, VxlanChecksumKind, WireguardKind,
 };
 use crate::desired;
+use crate::psk;
 
 /// Read when it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/weft/netd.toml";
@@ -171,7 +172,7 @@ impl Config {
             vxlan_tx_checksum: o.vxlan_tx_checksum.unwrap_or(VxlanChecksumKind::Auto),
             wireguard_device: o.wireguard_device.unwrap_or(WireguardKind::Auto),
             wireguard_socket_dir: o.wireguard_socket_dir.unwrap_or_else(|| "/var/run/wireguard".into()),
-            wireguard_psk: o.wireguard_psk_file.as_deref().map(read_psk).transpose()?,
+            wireguard_psk: o.wireguard_psk_file.as_deref().map(psk::read).transpose()?,
             wireguard_keepalive_secs: o.wireguard_keepalive_secs.unwrap_or(WIREGUARD_KEEPALIVE_SECS),
             trusted_cidrs: o.trusted_cidrs.unwrap_or_default(),
             underlay_address: o.underlay_address,
@@ -296,12 +297,6 @@ fn check_store(
     Ok(StoreConfig { endpoints, ca, cert, key, user, password })
 }
 
-fn read_psk(path: &Path) -> Result<PresharedKey, ConfigError> {
-    let refused = |reason: String| bad("wireguard-psk-file", format!("{}: {reason}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
-    text.trim().parse().map_err(|error| refused(format!("{error}; `wg genpsk` makes one")))
-}
-
 fn check_pod_cidrs(cidrs: Option<Vec<IpNet>>) -> Result<Vec<IpNet>, ConfigError> {
     let cidrs = cidrs.unwrap_or_else(|| vec![IpNet::V4(v4net([10, 244, 0, 0], 16))]);
     if cidrs.is_empty() {
@@ -411,7 +406,7 @@ fn check_name(option: &'static str, name: &str) -> Result<(), ConfigError> {
     ))
 }
 
-fn bad(option: &'static str, reason: String) -> ConfigError {
+pub(crate) fn bad(option: &'static str, reason: String) -> ConfigError {
     ConfigError::Value { option, reason }
 }
 

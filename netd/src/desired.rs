@@ -26,7 +26,7 @@ use crate::overlay;
 use crate::view::View;
 
 /// The overlay device.
-pub(crate) const VXLAN_DEVICE: &str = "weft.vxlan";
+pub(crate) use netd_plan::links::VXLAN_DEVICE;
 /// Answers live this long: short, because backends come and go.
 pub(crate) const DNS_TTL_SECS: u32 = 5;
 /// Source of the verdict on the one backend that no slice names.

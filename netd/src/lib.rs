@@ -37,6 +37,7 @@ mod node;
 mod overlay;
 mod pace;
 mod pins;
+mod psk;
 mod publish;
 mod removal;
 mod settings;

@@ -373,10 +373,10 @@ impl fmt::Display for PathProblem {
                 )
             }
             PathProblem::NotUp { peer, wanted, lacks_peer: true } => {
-                write!(f, "{peer} does not have overlay {wanted} up yet; see its log")
+                write!(f, "{peer} does not have overlay {wanted} up yet; `weft doctor` on {peer} says why")
             }
             PathProblem::NotUp { wanted, lacks_peer: false, .. } => {
-                write!(f, "this node does not have overlay {wanted} up yet; see its log")
+                write!(f, "this node does not have overlay {wanted} up yet; `weft doctor` says why")
             }
         }
     }

@@ -22,5 +22,7 @@ mod overlay;
 mod paths;
 #[path = "plan/rotation.rs"]
 mod rotation;
+#[path = "plan/rotation_cluster.rs"]
+mod rotation_cluster;
 #[path = "plan/shape.rs"]
 mod shape;

@@ -90,9 +90,9 @@ fn native_refuses_who_is_elsewhere_and_auto_takes_wireguard_there() {
 fn what_is_missing_is_named() {
     let text = |plan: &PathsPlan| plan.peers[&uuid(2)].problem.clone().unwrap().to_string();
     let plan = step(&input(Overlay::Wireguard, &[Wireguard], vec![peer(2, &[Vxlan], None)]));
-    assert_eq!(text(&plan), "n2 does not have overlay wireguard up yet; see its log");
+    assert_eq!(text(&plan), "n2 does not have overlay wireguard up yet; `weft doctor` on n2 says why");
     let plan = step(&input(Overlay::Vxlan, &[], vec![peer(2, &[Vxlan], None)]));
-    assert_eq!(text(&plan), "this node does not have overlay vxlan up yet; see its log");
+    assert_eq!(text(&plan), "this node does not have overlay vxlan up yet; `weft doctor` says why");
     let keyless = PathPeer { wireguard: None, ..peer(2, &[Wireguard], None) };
     let plan = step(&input(Overlay::Wireguard, &[Wireguard], vec![keyless]));
     assert!(text(&plan).contains("no key of one generation"), "{}", text(&plan));

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netd_wireguard::{Device, DeviceChange, DeviceState, PeerChange, PrivateKey, PublicKey, UserDevice};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use tempfile::TempDir;
@@ -92,6 +92,17 @@ impl Process {
 
     pub(crate) fn new(child: Child) -> Self {
         Self(child)
+    }
+
+    /// All its threads on one core.
+    pub(crate) fn pin(&self) {
+        let mut core = CpuSet::new();
+        core.set(0).unwrap();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap() {
+            let id = thread.unwrap().file_name().to_string_lossy().parse().unwrap();
+            // One that has just ended needs no core.
+            let _ = sched_setaffinity(Pid::from_raw(id), &core);
+        }
     }
 
     pub(crate) fn terminate(&mut self) -> ExitStatus {
