@@ -41,11 +41,20 @@ pub(crate) async fn clean(config: &Config) -> Result<()> {
     let expedited = ebpf_loader::settle_expedited().map(drop).map_err(anyhow::Error::from);
     note("/sys/kernel/rcu_expedited", expedited);
     note("links and routes", objects().await);
-    note("WireGuard devices", tunnel::clean(config).await);
+    let mut kept = Vec::new();
+    note("WireGuard devices", tunnel::clean(config, &mut kept).await);
     note("nft table and iptables rules", Settings::remove_rules().await);
     note("sysctls", Settings::restore_sysctls(&config.state_dir));
-    if failures.is_empty() {
+    if failures.is_empty() && kept.is_empty() {
         tracing::info!("clean: nothing of this node is left in the kernel");
+        return Ok(());
+    }
+    if failures.is_empty() {
+        tracing::info!(
+            devices = kept.join(", "),
+            "clean: of this node only the devices of weft-wireguard, which runs, are left in the kernel, without keys and \
+             peers; to remove those, too: stop it, then `netd clean` again"
+        );
         return Ok(());
     }
     bail!("not everything could be removed: {}", failures.join("; "))

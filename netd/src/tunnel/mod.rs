@@ -61,16 +61,14 @@ pub(crate) async fn device_kind(config: &Config) -> DeviceKind {
     }
 }
 
-/// `netd clean`: devices that nobody runs any more go. A weft-wireguard that runs keeps its own, without keys and peers.
-pub(crate) async fn clean(config: &Config) -> Result<()> {
+/// `netd clean`: devices that nobody runs any more go. A weft-wireguard that runs keeps its own, without keys and peers:
+/// these are added to `kept`.
+pub(crate) async fn clean(config: &Config, kept: &mut Vec<String>) -> Result<()> {
     for name in WIREGUARD_DEVICES {
         let device = UserDevice::new(&config.wireguard_socket_dir, name);
         let silent = DeviceChange { private_key: Some(None), replace_peers: true, ..DeviceChange::default() };
         match device.apply(&silent).await {
-            Ok(()) => tracing::info!(
-                device = name,
-                "weft-wireguard runs and keeps its device, without keys and peers"
-            ),
+            Ok(()) => kept.push(name.to_owned()),
             Err(error) if error.is_absent() => netd_host::Host::open()?.delete_device(name).await?,
             Err(error) => anyhow::bail!("{name} stays: {error}; stop weft-wireguard, then try again"),
         }

@@ -184,7 +184,8 @@ impl Fabric {
             self.nodes[n].worked_ms = self.now_ms;
             // A busy netd looks later.
             if self.random.u32(0..10) < 8 {
-                self.nodes[n].seen = self.nodes[n].mirror.borrow_and_update().clone();
+                let seen = self.nodes[n].mirror.borrow_and_update().clone();
+                self.nodes[n].seen = seen;
             }
         }
         if self.nodes[n].seen.in_sync {
@@ -220,6 +221,8 @@ impl Fabric {
         let paths = netd.paths.step(&input, now_ms);
         let sends = paths.sends.map(|_| config.overlay);
         let node = &mut self.nodes[n];
+        // New devices before routes, and what goes after them.
+        node.up.extend(&paths.keep);
         // Taken back before the routes move, said after.
         node.sends = node.sends.filter(|said| Some(*said) == sends);
         node.routes = paths.peers.iter().filter_map(|(peer, choice)| Some((*peer, choice.path?))).collect();
