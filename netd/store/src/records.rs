@@ -394,7 +394,11 @@ mod tests {
         };
         let vxlan = OverlayBackend::Vxlan;
         assert_eq!(read(r#","backends_up":["geneve","vxlan"],"sends":"geneve""#), (Some(vec![vxlan]), None));
-        assert_eq!(read(r#","backends_up":[],"sends":"vxlan""#), (Some(vec![]), Some(vxlan)), "nothing is up");
+        assert_eq!(
+            read(r#","backends_up":[],"sends":"vxlan""#),
+            (Some(vec![]), Some(vxlan)),
+            "nothing is up"
+        );
         assert_eq!(read(""), (None, None), "it does not say");
     }
 

@@ -122,7 +122,8 @@ impl Fabric {
 
     /// The cluster wants another overlay.
     pub async fn want(&mut self, wanted: OverlayBackend) -> Result<()> {
-        let (key, config) = (self.keys.config(), ClusterConfig { overlay: wanted, ..ClusterConfig::default() });
+        let (key, config) =
+            (self.keys.config(), ClusterConfig { overlay: wanted, ..ClusterConfig::default() });
         self.store.put(&key, encode(&key, &config)?, None).await?;
         Ok(())
     }
@@ -300,13 +301,7 @@ impl Fabric {
         }
     }
 
-    fn set_up(
-        &mut self,
-        n: usize,
-        records: &BTreeMap<Uuid, NodeRecord>,
-        plan: &GenerationPlan,
-        used: bool,
-    ) {
+    fn set_up(&mut self, n: usize, records: &BTreeMap<Uuid, NodeRecord>, plan: &GenerationPlan, used: bool) {
         let node = &mut self.nodes[n];
         for index in 0..2 {
             let own = node.own.iter().find(|(generation, _)| used && slot(**generation) == index);
@@ -322,10 +317,12 @@ impl Fabric {
                     continue;
                 }
                 let theirs = records.get(uuid).and_then(|record| record.wireguard.as_ref());
-                let theirs = theirs.and_then(|keys| keys.keys.iter().find(|key| key.generation == generation));
+                let theirs =
+                    theirs.and_then(|keys| keys.keys.iter().find(|key| key.generation == generation));
                 let Some(theirs) = theirs else { continue };
                 let known = before.as_mut().and_then(|device| device.peers.remove(uuid));
-                let handshake_ms = known.filter(|known| known.key == theirs.public_key).and_then(|k| k.handshake_ms);
+                let handshake_ms =
+                    known.filter(|known| known.key == theirs.public_key).and_then(|k| k.handshake_ms);
                 let keepalive = tunnel.keepalive == Some(generation) || node.awaited.contains(uuid);
                 let key = theirs.public_key.clone();
                 peers.insert(*uuid, DevicePeer { key, keepalive, handshake_ms });
@@ -403,7 +400,8 @@ impl Fabric {
     fn shake_hands(&mut self) {
         for (a, b) in self.pairs() {
             for index in 0..2 {
-                let Some(generation) = self.nodes[a].devices[index].as_ref().map(|device| device.generation) else {
+                let Some(generation) = self.nodes[a].devices[index].as_ref().map(|device| device.generation)
+                else {
                     continue;
                 };
                 if !self.is_tunnel(a, b, generation) {
@@ -473,7 +471,8 @@ impl Fabric {
 impl FabricNode {
     /// The peer with this key in the device of that generation.
     fn peer(&self, uuid: Uuid, generation: u64, key: &str) -> Option<&DevicePeer> {
-        let device = self.devices[slot(generation)].as_ref().filter(|device| device.generation == generation)?;
+        let device =
+            self.devices[slot(generation)].as_ref().filter(|device| device.generation == generation)?;
         device.peers.get(&uuid).filter(|peer| peer.key == key)
     }
 

@@ -161,7 +161,11 @@ fn without_the_store_no_key_comes_or_goes() {
     let plan = step(&asked, 10);
     assert_eq!((plan.make, plan.refused), (None, Some(RotationRefused::NoStore)));
     assert_eq!(step(&alone(own(&[(1, 0)], vec![peer(2, &[2], 2, &[])])), 0).make, None, "nobody would hear");
-    assert_eq!(step(&alone(own(&[], vec![peer(2, &[2], 2, &[])])), 0).make, Some(2), "a first one harms nobody");
+    assert_eq!(
+        step(&alone(own(&[], vec![peer(2, &[2], 2, &[])])), 0).make,
+        Some(2),
+        "a first one harms nobody"
+    );
 }
 
 #[test]
