@@ -236,6 +236,12 @@ fn part_8_a_node_is_removed_after_a_change_away_from_wireguard() -> Result<()> {
     let pair = Pair::on(&lab, "n1", "n2")?;
     lab.weft("n1", &["config", "set", "--overlay", "vxlan"])?.text("weft config set")?;
     wait_path(&lab, "vxlan")?;
+    let without = wait_until(CHANGE_LIMIT, || {
+        let nodes = lab.state()?.nodes;
+        let with = nodes.iter().map(|node| Ok(lab.status(&node.name)?.overlay.wireguard.is_some()));
+        Ok(!with.collect::<Result<Vec<bool>>>()?.contains(&true))
+    })?;
+    ensure!(without, "{CHANGE_LIMIT:?} after the change WireGuard is still up");
     // Who had no tunnel any more before the removal began said for ever that its devices still had the node.
     let removed = lab.weft("n1", &["node", "rm", "n3", "--yes"])?;
     ensure!(removed.ok() && removed.stdout.contains("removed"), "{removed:?}");
