@@ -308,7 +308,7 @@ pub(crate) fn ports(now: &OverlayNow, config: &ClusterConfig) -> Vec<u16> {
     ports
 }
 
-/// What crosses uplinks in the clear by choice: this node's own blocks and those of peers that are reached by plain routes.
+/// What crosses uplinks in the clear by choice: the blocks and addresses of peers that are reached by plain routes.
 pub(crate) fn clear_cidrs(node: &Node, view: &View, now: &OverlayNow) -> Vec<IpNet> {
     if now.plan.clear.is_empty() {
         return Vec::new();
