@@ -70,7 +70,8 @@ pub(crate) struct Options {
     /// File that holds the etcd user's password (a newline at its end is dropped).
     #[arg(long, env = "WEFT_STORE_PASSWORD_FILE", value_name = "FILE", global = true)]
     pub store_password_file: Option<PathBuf>,
-    /// How pods of different nodes reach each other. Used when the cluster has no configuration in the store yet; `weft config set` changes it [default: wireguard].
+    /// How pods of different nodes reach each other. Used when the cluster has no configuration in the store
+    /// yet; `weft config set` changes it [default: wireguard].
     #[arg(long, env = "WEFT_OVERLAY", global = true)]
     pub overlay: Option<OverlayKind>,
     /// Where WireGuard runs: in the kernel where it can, else in weft-wireguard [default: auto].
@@ -79,26 +80,31 @@ pub(crate) struct Options {
     /// Where weft-wireguard has its control sockets [default: /var/run/wireguard].
     #[arg(long, env = "WEFT_WIREGUARD_SOCKET_DIR", value_name = "DIR", global = true)]
     pub wireguard_socket_dir: Option<PathBuf>,
-    /// Who computes checksums of packets inside VXLAN: the network card where it offers that, until it is found to spoil them, or always the kernel [default: auto].
+    /// Who computes checksums of packets inside VXLAN: the network card where it offers that, until it is
+    /// found to spoil them, or always the kernel [default: auto].
     #[arg(long, env = "WEFT_VXLAN_TX_CHECKSUM", global = true)]
     pub vxlan_tx_checksum: Option<VxlanChecksumKind>,
     /// A secret that all nodes share (32 bytes in base64, as `wg genpsk` makes it), for WireGuard beside the keys.
     #[arg(long, env = "WEFT_WIREGUARD_PSK_FILE", value_name = "FILE", global = true)]
     pub wireguard_psk_file: Option<PathBuf>,
-    /// Seconds of silence after which a packet goes to each WireGuard peer, so that a router on the way (NAT) does not forget this node and a peer learns where it moved to; 0: never [default: 25].
+    /// Seconds of silence after which a packet goes to each WireGuard peer, so that a router on the way (NAT)
+    /// does not forget this node and a peer learns where it moved to; 0: never [default: 25].
     #[arg(long, env = "WEFT_WIREGUARD_KEEPALIVE_SECS", value_name = "SECS", global = true)]
     pub wireguard_keepalive_secs: Option<u16>,
-    /// Hosts outside the cluster that may open connections to pods, comma-separated. Used when the cluster has no configuration in the store yet; `weft config set` changes it [default: none].
+    /// Hosts outside the cluster that may open connections to pods, comma-separated. Used when the cluster
+    /// has no configuration in the store yet; `weft config set` changes it [default: none].
     #[arg(long, env = "WEFT_TRUSTED_CIDRS", value_delimiter = ',', value_name = "CIDR", global = true)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub trusted_cidrs: Option<Vec<ipnet::IpNet>>,
     /// This node's address on the underlay [default: the one towards the store, else of the default route].
     #[arg(long, env = "WEFT_UNDERLAY_ADDRESS", value_name = "IP", global = true)]
     pub underlay_address: Option<IpAddr>,
-    /// How often a larger MTU is tried on the way to a peer where less was found to fit, in seconds; 0: what fits is never asked of peers, only computed [default: 600].
+    /// How often a larger MTU is tried on the way to a peer where less was found to fit, in seconds; 0: what
+    /// fits is never asked of peers, only computed [default: 600].
     #[arg(long, env = "WEFT_MTU_PROBE_SECS", value_name = "SECS", global = true)]
     pub mtu_probe_secs: Option<u32>,
-    /// Pod CIDRs, comma-separated; IPv4, IPv6 or both. Used when the cluster has no configuration in the store yet [default: 10.244.0.0/16].
+    /// Pod CIDRs, comma-separated; IPv4, IPv6 or both. Used when the cluster has no configuration in the
+    /// store yet [default: 10.244.0.0/16].
     #[arg(long, env = "WEFT_POD_CIDR", value_delimiter = ',', value_name = "CIDR", global = true)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub pod_cidr: Option<Vec<ipnet::IpNet>>,
@@ -111,7 +117,8 @@ pub(crate) struct Options {
     /// Where metrics, /healthz and /readyz are served [default: 127.0.0.1:9157].
     #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "IP:PORT", global = true)]
     pub metrics_listen: Option<SocketAddr>,
-    /// This node's DNS addresses for its pods, one of each family, comma-separated [default: 169.254.53.53, and fd00:53::53 with an IPv6 pod CIDR].
+    /// This node's DNS addresses for its pods, one of each family, comma-separated [default: 169.254.53.53,
+    /// and fd00:53::53 with an IPv6 pod CIDR].
     #[arg(long, env = "WEFT_DNS_ADDRESS", value_delimiter = ',', value_name = "IP", global = true)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub dns_address: Option<Vec<IpAddr>>,
@@ -121,19 +128,24 @@ pub(crate) struct Options {
     /// How per-packet programs attach; tcx needs Linux 6.6 [default: auto].
     #[arg(long, env = "WEFT_DATAPATH_ATTACH", global = true)]
     pub datapath_attach: Option<AttachKind>,
-    /// Whether the kernel is asked for short grace periods (/sys/kernel/rcu_expedited) while a program is attached or a pod's link removed: ADD and DEL are faster, at the price of an interrupt on each CPU [default: auto].
+    /// Whether the kernel is asked for short grace periods (/sys/kernel/rcu_expedited) while a program is
+    /// attached or a pod's link removed: ADD and DEL are faster, at the price of an interrupt on each CPU
+    /// [default: auto].
     #[arg(long, env = "WEFT_DATAPATH_EXPEDITE", global = true)]
     pub datapath_expedite: Option<ExpediteKind>,
     /// How long a freed address rests before reuse, in seconds [default: 30].
     #[arg(long, env = "WEFT_COOL_DOWN_SECS", value_name = "SECS", global = true)]
     pub cool_down_secs: Option<u64>,
-    /// How long a pod may be without its link before its addresses are freed, in seconds; ten times as long where its network namespace exists or the runtime still lists it. Longer where the runtime takes its time after a reboot [default: 60].
+    /// How long a pod may be without its link before its addresses are freed, in seconds; ten times as long
+    /// where its network namespace exists or the runtime still lists it. Longer where the runtime takes its
+    /// time after a reboot [default: 60].
     #[arg(long, env = "WEFT_LOST_AFTER_SECS", value_name = "SECS", global = true)]
     pub lost_after_secs: Option<u64>,
     /// Labels of this node, comma-separated; address pools may select nodes by them.
     #[arg(long, env = "WEFT_NODE_LABELS", value_delimiter = ',', value_name = "KEY=VALUE", global = true)]
     pub node_labels: Option<Vec<String>>,
-    /// Where the container runtime looks for network configs: netd keeps its own there while the datapath is live; `none` writes nothing [default: none].
+    /// Where the container runtime looks for network configs: netd keeps its own there while the datapath is
+    /// live; `none` writes nothing [default: none].
     #[arg(long, env = "WEFT_CNI_CONF_DIR", value_name = "DIR", global = true)]
     pub cni_conf_dir: Option<PathBuf>,
     /// CNI version of the network config that netd writes [default: 1.0.0].
@@ -142,7 +154,8 @@ pub(crate) struct Options {
     /// A JSON list of plugins that follow weft-cni in the network config that netd writes.
     #[arg(long, env = "WEFT_CNI_CHAIN", value_name = "FILE", global = true)]
     pub cni_chain: Option<PathBuf>,
-    /// The runtime's cache of CNI results (the folder above `results`), a witness for attachments after a reboot [default: /var/lib/cni].
+    /// The runtime's cache of CNI results (the folder above `results`), a witness for attachments after a
+    /// reboot [default: /var/lib/cni].
     #[arg(long, env = "WEFT_CNI_CACHE_DIR", value_name = "DIR", global = true)]
     pub cni_cache_dir: Option<PathBuf>,
     /// Log lines for people or for machines [default: text].

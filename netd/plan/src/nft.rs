@@ -3,8 +3,9 @@
 //!
 //! The rules hold while netd is dead. Named counters say what was dropped: `clear_out` (pod to pod in the clear),
 //! `loopback_in` (a pod that speaks to or as the host's loopback), `outside_in` (a connection from outside to a pod),
-//! `overlay_port` (a pod that speaks to the overlay's port, or to that of the nodes' MTU probes), `spoofed_in` (a packet from an uplink with a pod's source
-//! address) and `unchecked_in` (a packet from a pod's link that no program of ours has checked).
+//! `overlay_port` (a pod that speaks to the overlay's port, or to that of the nodes' MTU probes),
+//! `spoofed_in` (a packet from an uplink with a pod's source address) and `unchecked_in` (a packet from a
+//! pod's link that no program of ours has checked).
 //!
 //! Tunnels' inner packets come from our own devices, whose names have our prefix, and pass. A VXLAN packet that comes while
 //! VXLAN is not up finds no socket of ours.
@@ -42,11 +43,11 @@ pub struct NftConfig {
     pub node_dns: Vec<IpAddr>,
     /// Ports of the host that lead to pods.
     pub host_ports: Vec<HostPort>,
-    /// UDP ports of all that is up of the overlay (VXLAN's, both of WireGuard's), where pods must not send: a pod could forge
-    /// another pod's packets there, or keep a tunnel busy with bad handshakes.
+    /// UDP ports of all that is up of the overlay (VXLAN's, both of WireGuard's), where pods must not send: a
+    /// pod could forge another pod's packets there, or keep a tunnel busy with bad handshakes.
     pub overlay_ports: Vec<u16>,
-    /// Those of them whose packets nobody proves to be a node's (VXLAN's): pods must not send there on other nodes either. To
-    /// the others they may: a pod's own WireGuard, to a server anywhere, uses the same port.
+    /// Those of them whose packets nobody proves to be a node's (VXLAN's): pods must not send there on other
+    /// nodes either. To the others they may: a pod's own WireGuard, to a server anywhere, uses the same port.
     pub forgeable_ports: Vec<u16>,
     /// UDP port on the nodes' overlay addresses where they ask each other what fits through; 0 where they do not.
     pub probe_port: u16,
@@ -114,10 +115,10 @@ pub fn render(config: &NftConfig) -> String {
     text
 }
 
-/// Packets as they arrive: what no program has checked ends here; those of the node's DNS pass conntrack by, no uplink brings
-/// packets of a pod, and no pod reaches the host's loopback: the kernel refuses that itself, but not on veths that were opened
-/// for mapped ports (route_localnet). Answers to translated connections still have the address that they were translated to
-/// here.
+/// Packets as they arrive: what no program has checked ends here; those of the node's DNS pass conntrack by,
+/// no uplink brings packets of a pod, and no pod reaches the host's loopback: the kernel refuses that itself,
+/// but not on veths that were opened for mapped ports (route_localnet). Answers to translated connections
+/// still have the address that they were translated to here.
 fn prerouting(text: &mut String, config: &NftConfig, prefix: &str, links: &str) {
     let mut rules = checked(prefix, config.checked_mark);
     rules.extend(notrack(&config.node_dns));

@@ -9,8 +9,8 @@ use netd_host::Netns;
 use crate::attachments::{Attachment, Phase};
 use crate::node::{Node, lock};
 
-/// Gives every pod of this node the MTU, in bytes, where it has another. A pod whose netns cannot be entered keeps what it has:
-/// its larger packets are answered with "packet too big", and the next pass tries again.
+/// Gives every pod of this node the MTU, in bytes, where it has another. A pod whose netns cannot be entered
+/// keeps what it has: its larger packets are answered with "packet too big", and the next pass tries again.
 pub(crate) async fn follow_mtu(node: &Arc<Node>, mtu: u32) {
     let behind: Vec<AttachmentKey> =
         lock(&node.attachments).iter().filter(|a| is_behind(a, mtu)).map(|a| a.key.clone()).collect();

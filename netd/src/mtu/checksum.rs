@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Some network cards and drivers spoil the checksum of packets inside VXLAN when they are asked to finish it: everything that
-//! needs a checksum is lost, everything else arrives. Questions are asked with a checksum, so such a peer seems silent; then
-//! it is asked without one.
+//! Some network cards and drivers spoil the checksum of packets inside VXLAN when they are asked to finish
+//! it: everything that needs a checksum is lost, everything else arrives. Questions are asked with a
+//! checksum, so such a peer seems silent; then it is asked without one.
 
 /// Questions in a row that went unanswered before one without checksum is sent.
 const UNANSWERED_MIN: u32 = 4;

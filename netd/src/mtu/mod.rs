@@ -3,8 +3,9 @@
 //! same devices that pods' packets take ([`netd_plan::mtu`] says which sizes, and when). A router that drops large packets
 //! without a word (a black hole) is found like this; the routes get the smaller MTU, and then this node's kernel tells pods.
 //!
-//! Cost: a peer is asked for its present size once a minute; while its device is busy every 2 s, all together at most 20 times a
-//! second for that reason. Only nodes are heard (the nft table keeps pods away), so many datagrams in a turn.
+//! Cost: a peer is asked for its present size once a minute; while its device is busy every 2 s, all together
+//! at most 20 times a second for that reason. Only nodes are heard (the nft table keeps pods away), so many
+//! datagrams in a turn.
 
 mod checksum;
 mod message;

@@ -37,8 +37,8 @@ impl Devices {
         Self { slots }
     }
 
-    /// Reads both devices at once: one that does not answer costs the other one's round no more than its own time. Gives those
-    /// that could not be read, by generation modulo 2.
+    /// Reads both devices at once: one that does not answer costs the other one's round no more than its own
+    /// time. Gives those that could not be read, by generation modulo 2.
     pub(super) async fn read(&mut self, now_ms: u64) -> Vec<(u64, DeviceError)> {
         let [even, odd] = &mut self.slots;
         let (even, odd) = tokio::join!(even.read(now_ms), odd.read(now_ms));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Members as WireGuard peers: machines outside the cluster that talk with every node directly. They know one key of each node,
-//! of whatever generation was the newest when their configuration was made, so they stand in every device, and routes lead to
-//! the one where they were heard.
+//! Members as WireGuard peers: machines outside the cluster that talk with every node directly. They know one
+//! key of each node, of whatever generation was the newest when their configuration was made, so they stand
+//! in every device, and routes lead to the one where they were heard.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

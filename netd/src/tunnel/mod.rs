@@ -147,7 +147,8 @@ impl Keeper {
         }
         let known = peers(node, view);
         let links = self.links(&known);
-        // What the store said last is enough to go on with, and not to let go or to begin anything: peers would not hear of it.
+        // What the store said last is enough to go on with, and not to let go or to begin anything: peers
+        // would not hear of it.
         let in_touch = view.in_sync && node.mirror.borrow().connected;
         self.note_published(node, view, in_touch);
         if used {

@@ -26,8 +26,8 @@ pub struct DeviceChange {
     pub peers: Vec<PeerChange>,
 }
 
-/// What is to be altered on a peer. Without `remove` and `update_only` it is made where it is missing. A peer with the device's own
-/// public key is passed over.
+/// What is to be altered on a peer. Without `remove` and `update_only` it is made where it is missing. A peer
+/// with the device's own public key is passed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerChange {
     /// The peer.
@@ -53,13 +53,14 @@ pub struct PeerChange {
 impl DeviceChange {
     /// The least that turns `observed` into `desired`; `None` where nothing is to be done.
     ///
-    /// An endpoint is set where the wish for it differs from the one in `last_applied`, or where the device has none: a peer that
-    /// moved by itself is left where it is. Without a `last_applied` (after a restart) wished endpoints are set anew, for the wish
-    /// is true of somebody who cannot speak first, and a peer that can corrects it with its next packet.
+    /// An endpoint is set where the wish for it differs from the one in `last_applied`, or where the device
+    /// has none: a peer that moved by itself is left where it is. Without a `last_applied` (after a restart)
+    /// wished endpoints are set anew, for the wish is true of somebody who cannot speak first, and a peer
+    /// that can corrects it with its next packet.
     ///
-    /// No packet of a prefix that has an owner before and after finds none in between, in whatever order a device applies the
-    /// change: a prefix that moves is only added, which takes it from its owner, and peers are removed last. Where two wished
-    /// peers claim one prefix, the one with the lower key has it.
+    /// No packet of a prefix that has an owner before and after finds none in between, in whatever order a
+    /// device applies the change: a prefix that moves is only added, which takes it from its owner, and peers
+    /// are removed last. Where two wished peers claim one prefix, the one with the lower key has it.
     #[must_use]
     pub fn between(
         desired: &DeviceConfig,

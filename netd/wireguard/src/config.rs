@@ -34,8 +34,8 @@ pub struct PeerConfig {
     pub endpoint: Option<SocketAddr>,
     /// Seconds between keepalives; 0: none.
     pub persistent_keepalive: u16,
-    /// Addresses inside the tunnel that are this peer's: where to send them, and the only sources accepted from it. A prefix has
-    /// one owner in a device.
+    /// Addresses inside the tunnel that are this peer's: where to send them, and the only sources accepted
+    /// from it. A prefix has one owner in a device.
     pub allowed_ips: BTreeSet<IpNet>,
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The configuration socket of a device in user space, for `wg`, netd and whoever else speaks the protocol of [`crate::uapi`].
+//! The configuration socket of a device in user space, for `wg`, netd and whoever else speaks the protocol of
+//! [`crate::uapi`].
 //!
-//! One thread accepts, and one more serves each connection, at most [`CONNECTIONS_MAX`]; further clients wait in the socket's backlog.
-//! A client that is slow, silent or dead costs its own connection only: each wait has a deadline, each request a size. A request is
-//! carried out when its last line was read, never half.
+//! One thread accepts, and one more serves each connection, at most [`CONNECTIONS_MAX`]; further clients wait
+//! in the socket's backlog. A client that is slow, silent or dead costs its own connection only: each wait
+//! has a deadline, each request a size. A request is carried out when its last line was read, never half.
 
 mod connection;
 mod listener;

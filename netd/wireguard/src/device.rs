@@ -12,8 +12,8 @@ pub use crate::{
     user::{ANSWER_TIMEOUT, UserDevice},
 };
 
-/// A WireGuard device of this node. Nothing is kept between calls. Cancel safe in that the next call works; the device may have
-/// carried out the change, or with the kernel a part of it.
+/// A WireGuard device of this node. Nothing is kept between calls. Cancel safe in that the next call works;
+/// the device may have carried out the change, or with the kernel a part of it.
 #[async_trait]
 pub trait Device: Send + Sync {
     /// Who runs it.

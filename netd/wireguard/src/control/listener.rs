@@ -40,8 +40,8 @@ pub(crate) fn socket_path(socket_dir: &Path, ifname: &str) -> Result<PathBuf, Co
     Ok(socket_dir.join(format!("{ifname}.sock")))
 }
 
-/// A socket that clients may connect to and that nobody need serve yet. Dropping it leaves the file: another process may hold the
-/// socket too.
+/// A socket that clients may connect to and that nobody need serve yet. Dropping it leaves the file: another
+/// process may hold the socket too.
 #[derive(Debug)]
 pub struct ControlListener {
     listener: UnixListener,

@@ -57,8 +57,8 @@ impl ControlServer {
         Ok(Self { listener, clients, acceptor: Some(acceptor.map_err(start)?) })
     }
 
-    /// Ends the service after requests under way are answered, and gives the socket back; clients that connect meanwhile wait in its
-    /// backlog.
+    /// Ends the service after requests under way are answered, and gives the socket back; clients that
+    /// connect meanwhile wait in its backlog.
     ///
     /// # Errors
     /// [`ControlError::Start`] where the descriptor cannot be copied.
@@ -112,8 +112,8 @@ impl Clients {
         let _ = (&self.wake).write(&[0]);
     }
 
-    /// Takes the next client of the socket, with a number for when it leaves. `None`: none waits, or no more are taken, and then it
-    /// goes on waiting.
+    /// Takes the next client of the socket, with a number for when it leaves. `None`: none waits, or no more
+    /// are taken, and then it goes on waiting.
     fn accept(&self, listener: &ControlListener) -> io::Result<Option<(u64, UnixStream)>> {
         let mut served = self.lock();
         if served.is_stopping || served.streams.len() >= CONNECTIONS_MAX {

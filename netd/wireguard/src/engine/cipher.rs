@@ -72,7 +72,8 @@ struct Off {
 }
 
 impl Cipher {
-    /// `index`: 24 bits that no other peer has. `limiter`: one that never limits, for the device's own has passed each message before.
+    /// `index`: 24 bits that no other peer has. `limiter`: one that never limits, for the device's own has
+    /// passed each message before.
     pub(crate) fn new(
         private: &PrivateKey,
         peer: &PublicKey,
@@ -85,7 +86,8 @@ impl Cipher {
             x25519::StaticSecret::from(*private.as_bytes()),
             x25519::PublicKey::from(*peer.as_bytes()),
             preshared.map(|key| *key.as_bytes()),
-            // Keepalives are the engine's: boringtun's cannot be changed on a living session, and end when a handshake fails.
+            // Keepalives are the engine's: boringtun's cannot be changed on a living session, and end when a
+            // handshake fails.
             None,
             index,
             Some(limiter),

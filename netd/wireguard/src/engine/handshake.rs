@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Handshakes: cheap checks first, a bounded number of costly ones per turn, so that a flood of them leaves the data its time.
+//! Handshakes: cheap checks first, a bounded number of costly ones per turn, so that a flood of them leaves
+//! the data its time.
 
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, TunnResult};

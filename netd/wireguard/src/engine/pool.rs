@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! More than one worker: the device's thread reads whole bursts and hands each to the worker that its peer belongs to.
 //!
-//! A peer has one worker, and a worker takes its bursts in the order they were read: no flow is reordered. Queues are bounded; the
-//! reading thread waits for a slow worker, and packets then wait in the kernel's queues.
+//! A peer has one worker, and a worker takes its bursts in the order they were read: no flow is reordered.
+//! Queues are bounded; the reading thread waits for a slow worker, and packets then wait in the kernel's
+//! queues.
 
 use std::io;
 use std::sync::Arc;

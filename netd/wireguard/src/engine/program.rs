@@ -182,7 +182,8 @@ fn wait(
     }
 }
 
-/// Signals are taken by a thread that waits for them; to be called before any other thread starts, for they inherit the mask.
+/// Signals are taken by a thread that waits for them; to be called before any other thread starts, for they
+/// inherit the mask.
 fn watch_signals(events: Sender<Event>) -> io::Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Timers of the peers that are awake: those with a session, a handshake under way or a keepalive. Sleeping peers cost nothing.
+//! Timers of the peers that are awake: those with a session, a handshake under way or a keepalive. Sleeping
+//! peers cost nothing.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

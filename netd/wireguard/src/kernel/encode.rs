@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Requests to the kernel: a change becomes as many messages as it needs.
 //!
-//! Kernels before 6.16 cannot take one prefix from a peer: they only replace all of a peer's, and drop the packets of the others
-//! meanwhile. A prefix is therefore given to a peer made for that, which is removed right after with all it has.
+//! Kernels before 6.16 cannot take one prefix from a peer: they only replace all of a peer's, and drop the
+//! packets of the others meanwhile. A prefix is therefore given to a peer made for that, which is removed
+//! right after with all it has.
 
 use ipnet::IpNet;
 use zeroize::Zeroizing;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The kernel's devices over generic netlink (family "wireguard", include/uapi/linux/wireguard.h).
 //!
-//! The link itself is made and removed elsewhere, over rtnetlink. Sockets are of the netns of the calling thread, one for each call.
+//! The link itself is made and removed elsewhere, over rtnetlink. Sockets are of the netns of the calling
+//! thread, one for each call.
 
 mod decode;
 mod encode;

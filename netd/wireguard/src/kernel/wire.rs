@@ -63,7 +63,8 @@ impl Attributes {
         Self(Zeroizing::new(Vec::with_capacity(bytes)))
     }
 
-    /// Nothing here is near the 64 KiB that an attribute's length can tell: keys, addresses, and nests that [`super::encode`] bounds.
+    /// Nothing here is near the 64 KiB that an attribute's length can tell: keys, addresses, and nests that
+    /// [`super::encode`] bounds.
     pub(super) fn add(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len()).unwrap_or(u16::MAX);
         self.0.extend_from_slice(&length.to_ne_bytes());

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The WireGuard cross-platform userspace configuration protocol (<https://www.wireguard.com/xplatform/>): text, no I/O.
 //!
-//! A request is `get=1` or `set=1` on a line, then lines of `key=value`, then an empty line; the answer is lines of `key=value`, the
-//! last of them `errno=…`, then an empty line. Several requests may follow each other on a connection. Keys are in hex.
+//! A request is `get=1` or `set=1` on a line, then lines of `key=value`, then an empty line; the answer is
+//! lines of `key=value`, the last of them `errno=…`, then an empty line. Several requests may follow each
+//! other on a connection. Keys are in hex.
 //!
 //! `protocol_version=1` is the only version; there is no other framing than the empty line.
 

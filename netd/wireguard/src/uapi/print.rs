@@ -84,8 +84,8 @@ fn tell_peer(text: &mut Text, key: &PublicKey, peer: &PeerState) {
     }
 }
 
-/// A whole answer to a request that was carried out (0) or not (a positive number of errno.h, written as a negative one, as the
-/// kernel and wireguard-go do and `wg` expects).
+/// A whole answer to a request that was carried out (0) or not (a positive number of errno.h, written as a
+/// negative one, as the kernel and wireguard-go do and `wg` expects).
 #[must_use]
 pub fn print_errno(errno: i32) -> String {
     format!("errno={}\n\n", -i64::from(errno).abs())

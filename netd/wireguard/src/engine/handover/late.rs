@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Packets of the old sessions that come after a handover: peers use those until the new handshake is done, and only the process
-//! before us can open them. The new one passes them back, the old one opens them and writes them to the TUN, which both have.
+//! Packets of the old sessions that come after a handover: peers use those until the new handshake is done,
+//! and only the process before us can open them. The new one passes them back, the old one opens them and
+//! writes them to the TUN, which both have.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -114,7 +114,8 @@ fn write_message<T: Copy>(control: &mut Control, at: usize, level: i32, kind: i3
     // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
     let (space, len) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
     debug_assert!(at.is_multiple_of(8) && at + space <= size_of::<Control>());
-    // SAFETY: a header and the value fit at `at` (CONTROL_WORDS has room for the two largest), and `at` is aligned as a word is.
+    // SAFETY: a header and the value fit at `at` (CONTROL_WORDS has room for the two largest), and `at` is
+    // aligned as a word is.
     unsafe {
         let header = ptr::from_mut(control).cast::<u8>().add(at).cast::<libc::cmsghdr>();
         (*header).cmsg_len = len as _;
@@ -125,7 +126,8 @@ fn write_message<T: Copy>(control: &mut Control, at: usize, level: i32, kind: i3
     space
 }
 
-/// What the control messages of a received datagram say: segment size of a merged one (0: not merged), our address it came to.
+/// What the control messages of a received datagram say: segment size of a merged one (0: not merged), our
+/// address it came to.
 pub(super) fn read_control(header: &libc::msghdr) -> (usize, Option<Local>) {
     let (mut segment, mut local) = (0, None);
     // SAFETY: the kernel filled `header`; the macros walk its control buffer within the length it wrote there.

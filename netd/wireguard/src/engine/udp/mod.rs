@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! UDP outside the tunnel: many datagrams per system call, both ways, IPv4 and IPv6.
 //!
-//! `Socket` is one bound socket, [`Sender`] collects datagrams into groups of one size for one peer, [`Receiver`] takes what waits.
+//! `Socket` is one bound socket, [`Sender`] collects datagrams into groups of one size for one peer,
+//! [`Receiver`] takes what waits.
 
 mod address;
 mod receive;

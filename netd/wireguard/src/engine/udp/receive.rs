@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use super::address::{CONTROL_WORDS, Control, Endpoint, read_address, read_control};
 use super::socket::Socket;
 
-/// The largest message: 64 KiB of merged datagrams. Not a power of two apart, so that messages do not fight for the same cache lines.
+/// The largest message: 64 KiB of merged datagrams. Not a power of two apart, so that messages do not fight
+/// for the same cache lines.
 pub(crate) const SLOT_BYTES: usize = 65_536 + 4_160;
 /// Messages in one call when they come one datagram each.
 const SMALL_MAX: usize = 32;
@@ -57,7 +58,8 @@ impl Receiver {
         }
     }
 
-    /// Takes messages that wait and gives how many; fewer than asked for means that the socket is empty now. `WouldBlock` when it is.
+    /// Takes messages that wait and gives how many; fewer than asked for means that the socket is empty now.
+    /// `WouldBlock` when it is.
     pub(crate) fn receive(&mut self, socket: &Socket) -> io::Result<Received> {
         let asked = self.batch;
         for (i, slot) in self.slots.iter_mut().take(asked).enumerate() {
@@ -99,7 +101,8 @@ impl Receiver {
         })
     }
 
-    /// Takes message `i` (that [`Receiver::message`] gave) with its buffer, and keeps `fresh` (of [`SLOT_BYTES`]) in its place.
+    /// Takes message `i` (that [`Receiver::message`] gave) with its buffer, and keeps `fresh` (of
+    /// [`SLOT_BYTES`]) in its place.
     pub(crate) fn take(&mut self, i: usize, fresh: Box<[u8]>) -> Option<Message> {
         let Datagrams { bytes, segment, from } = self.message(i)?;
         let len = bytes.len();

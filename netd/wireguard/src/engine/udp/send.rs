@@ -76,7 +76,8 @@ impl Sender {
         }
     }
 
-    /// Room for one datagram of at most `len` bytes; sends what is in the way. `None` when the socket stays full: the packet is lost.
+    /// Room for one datagram of at most `len` bytes; sends what is in the way. `None` when the socket stays
+    /// full: the packet is lost.
     pub(crate) fn slot(&mut self, len: usize, sockets: &Sockets, counters: &Counters) -> Option<&mut [u8]> {
         if self.bytes.len() - self.used < len || self.groups.len() == GROUPS_MAX {
             if self.flush(sockets, counters) == Flushed::Blocked {
@@ -91,7 +92,8 @@ impl Sender {
         self.bytes.get_mut(self.used..self.used + len)
     }
 
-    /// The first `len` bytes of the last slot are a datagram for `to`. Joins it to the last group where it fits, and sends that when full.
+    /// The first `len` bytes of the last slot are a datagram for `to`. Joins it to the last group where it
+    /// fits, and sends that when full.
     pub(crate) fn commit(&mut self, len: usize, to: &Endpoint, sockets: &Sockets, counters: &Counters) {
         let start = self.used;
         self.used += len;
@@ -174,7 +176,8 @@ impl Sender {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// The kernel refused group `at` as a whole: its datagrams are tried one by one, in the way that every kernel and path takes.
+    /// The kernel refused group `at` as a whole: its datagrams are tried one by one, in the way that every
+    /// kernel and path takes.
     fn refused(&mut self, at: usize, error: &io::Error, socket: &Socket, counters: &Counters) {
         let group = self.groups[at];
         let (mut sent, mut last) = (0, error.raw_os_error());

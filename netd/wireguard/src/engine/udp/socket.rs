@@ -14,7 +14,8 @@ use nix::sys::socket::{
 
 use super::super::options::EngineOptions;
 
-/// Asked for; the kernel gives what the host allows when we may not exceed that. A flood of small messages needs room beside the data.
+/// Asked for; the kernel gives what the host allows when we may not exceed that. A flood of small messages
+/// needs room beside the data.
 const RECEIVE_BYTES: usize = 8 << 20;
 /// Some 50 super-packets on their way: more would only be a longer queue in front of a slow link.
 const SEND_BYTES: usize = 2 << 20;
