@@ -5,7 +5,7 @@ use crate::interrupt::wait_until;
 use crate::members::Node;
 use crate::place::Place;
 use crate::process::{self, Process, log_tail};
-use crate::run::sibling;
+use crate::run::{sibling, tool};
 use crate::state::{self, State};
 use crate::usage::usage;
 use anyhow::{Result, bail};
@@ -22,7 +22,7 @@ const HANDOVER_LIMIT: Duration = Duration::from_secs(15);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 const LOG_LINES: usize = 15;
 
-/// Starts it unless it runs, and waits until its control sockets answer.
+/// Starts it unless it runs, and waits until its control sockets answer, those of devices that the kernel has excepted.
 pub(crate) fn start(lab: &str, name: &str) -> Result<()> {
     let state = having(lab, name)?;
     let node = state.node(name)?;
@@ -103,7 +103,13 @@ fn wait_ready(node: &Node, process: Process) -> Result<()> {
         if !process.alive() {
             bail!("{}: weft-wireguard ended:\n{}", node.name, said(node));
         }
-        Ok(TUNNEL_DEVICES.into_iter().all(answers))
+        if TUNNEL_DEVICES.into_iter().all(answers) {
+            return Ok(true);
+        }
+        // Those that netd made in the kernel are not its business.
+        let kernels = tool("ip", &["-n", &node.netns, "-o", "link", "show", "type", "wireguard"]);
+        let kernels = kernels.unwrap_or_default();
+        Ok(TUNNEL_DEVICES.into_iter().all(|device| kernels.contains(device) || answers(device)))
     })?;
     if !ready {
         bail!("{}: weft-wireguard does not answer after {READY_LIMIT:?}:\n{}", node.name, said(node));
