@@ -218,9 +218,8 @@ impl Generations {
             self.settled_since = None;
             return None;
         };
-        if !input.in_touch {
-            return None;
-        }
+        // Nothing is left for a key that nobody could read of: its device may not even listen.
+        let told_ms = input.told_ms.filter(|_| input.in_touch)?;
         let settled_since = if pairs.iter().all(|pair| pair.has_left_for(*newer)) {
             let known = self.settled_since.filter(|(of, _)| of == newer).map(|(_, since)| since);
             Some(known.unwrap_or(input.uptime_ms))
@@ -228,8 +227,9 @@ impl Generations {
             None
         };
         self.settled_since = settled_since.map(|since| (*newer, since));
-        let late = input.told_ms.map(|told| told.saturating_add(input.deadline_ms));
-        let at_ms = earlier(late, settled_since.map(|since| since.saturating_add(ROTATION_SETTLE_MS)))?;
+        let late_ms = told_ms.saturating_add(input.deadline_ms);
+        let at_ms =
+            settled_since.map_or(late_ms, |since| late_ms.min(since.saturating_add(ROTATION_SETTLE_MS)));
         if input.uptime_ms < at_ms {
             *next_ms = Some(now_ms.saturating_add(at_ms - input.uptime_ms));
             return None;

@@ -140,6 +140,9 @@ fn a_key_that_peers_could_not_read_of_sends_no_older_one_away() {
     let mut state = Generations::default();
     let plan = at(&mut state, &untold(peer(2, &[1], 1, &[1])), 10 * ROTATION_DEADLINE_MS);
     assert_eq!((plan.drop, plan.make, plan.peers[&uuid(2)].path), (None, None, Some(1)));
+    let alone = |told_ms| GenerationInput { told_ms, ..own(&keys, vec![]) };
+    at(&mut state, &alone(None), 0);
+    assert_eq!(at(&mut state, &alone(None), ROTATION_SETTLE_MS).drop, None, "all who were there are away");
     let told = GenerationInput { told_ms: Some(10 * ROTATION_DEADLINE_MS), ..untold(peer(2, &[1], 1, &[1])) };
     assert_eq!(at(&mut state, &told, 10 * ROTATION_DEADLINE_MS).drop, None, "now they have their time");
     assert_eq!(at(&mut state, &told, 11 * ROTATION_DEADLINE_MS).drop, Some(1));
