@@ -2,6 +2,8 @@
 //! The overlay of a cluster without its kernels: netd's plans of key generations and paths on each node, records through the
 //! store and its watches, and for devices a model: who sends where somebody listens with the right key is heard.
 
+mod node;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +11,19 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use netd_plan::generation::ROTATION_DEADLINE_MS;
 use netd_plan::{
-    BackendKind, GenerationInput, GenerationPlan, Generations, Overlay, Path, PathPeer, Paths, PathsInput,
-    PeerGenerations, WireguardTunnel,
+    BackendKind, GenerationInput, GenerationPlan, Overlay, Path, PathPeer, PathsInput, PeerGenerations,
+    WireguardTunnel,
 };
 use netd_store::records::{
     ClusterConfig, NodeRecord, OverlayBackend, WireguardKeyRecord, WireguardRecord, decode, encode,
 };
-use netd_store::{Keys, Memory, MirrorState, Store, Tail};
-use tokio::sync::watch;
+use netd_store::{Keys, Memory, Store, Tail};
 use uuid::Uuid;
 
 use crate::node::record;
+use node::{Device, DevicePeer, Netd, backend, kind, overlay, slot};
+
+pub use node::FabricNode;
 
 /// One step of the simulation, of tokio's time.
 const STEP: Duration = Duration::from_secs(1);
@@ -41,50 +45,6 @@ pub struct Fabric {
     now_ms: u64,
     /// Pairs that reached each other once: they always do from then on.
     joined: BTreeSet<(usize, usize)>,
-}
-
-/// One node.
-pub struct FabricNode {
-    /// Cut off from the store: nothing is read, nothing written.
-    pub away: bool,
-    uuid: Uuid,
-    name: String,
-    /// netd's memory, while it runs.
-    netd: Option<Netd>,
-    worked_ms: u64,
-    mirror: watch::Receiver<Arc<MirrorState>>,
-    /// What netd knows of the store, which it keeps on disk, too.
-    seen: Arc<MirrorState>,
-    rotate: bool,
-    /// On disk: generation, public key, when it was made.
-    own: BTreeMap<u64, (String, u64)>,
-    devices: [Option<Device>; 2],
-    up: BTreeSet<BackendKind>,
-    routes: BTreeMap<Uuid, Path>,
-    /// A path waits for a handshake with these.
-    awaited: BTreeSet<Uuid>,
-    offers: BTreeSet<BackendKind>,
-    sends: Option<OverlayBackend>,
-    sends_generation: Option<u64>,
-}
-
-struct Netd {
-    generations: Generations,
-    paths: Paths,
-    /// Since when its record has had a generation.
-    told: BTreeMap<u64, u64>,
-}
-
-struct Device {
-    generation: u64,
-    key: String,
-    peers: BTreeMap<Uuid, DevicePeer>,
-}
-
-struct DevicePeer {
-    key: String,
-    keepalive: bool,
-    handshake_ms: Option<u64>,
 }
 
 impl Fabric {
@@ -465,87 +425,5 @@ impl Fabric {
     fn pairs(&self) -> Vec<(usize, usize)> {
         let all = 0..self.nodes.len();
         all.clone().flat_map(|a| all.clone().filter(move |b| a < *b).map(move |b| (a, b))).collect()
-    }
-}
-
-impl FabricNode {
-    /// The peer with this key in the device of that generation.
-    fn peer(&self, uuid: Uuid, generation: u64, key: &str) -> Option<&DevicePeer> {
-        let device =
-            self.devices[slot(generation)].as_ref().filter(|device| device.generation == generation)?;
-        device.peers.get(&uuid).filter(|peer| peer.key == key)
-    }
-
-    /// Whether it sends to the peer over that generation, packets or keepalives.
-    fn speaks(&self, uuid: Uuid, generation: u64) -> bool {
-        let device = self.devices[slot(generation)].as_ref();
-        device.and_then(|device| device.peers.get(&uuid)).is_some_and(|peer| peer.keepalive)
-            || self.routes.get(&uuid) == Some(&Path::Wireguard { generation })
-    }
-
-    fn picture(&self) -> String {
-        let devices: Vec<_> = self
-            .devices
-            .iter()
-            .flatten()
-            .map(|device| (device.generation, device.peers.keys().collect::<Vec<_>>()))
-            .collect();
-        format!(
-            "{}: away {} keys {:?} devices {devices:?} up {:?} offers {:?} routes {:?} sends {:?} {:?}",
-            self.name,
-            self.away,
-            self.own.keys().collect::<Vec<_>>(),
-            self.up,
-            self.offers,
-            self.routes,
-            self.sends,
-            self.sends_generation
-        )
-    }
-}
-
-impl Netd {
-    fn new(now_ms: u64) -> Self {
-        Self { generations: Generations::default(), paths: Paths::new(now_ms), told: BTreeMap::new() }
-    }
-
-    fn note_told(&mut self, own: Option<&NodeRecord>, now_ms: u64) {
-        let keys = own.and_then(|own| own.wireguard.as_ref()).map(|tunnel| tunnel.keys.as_slice());
-        let generations: Vec<u64> = keys.unwrap_or_default().iter().map(|key| key.generation).collect();
-        self.told.retain(|generation, _| generations.contains(generation));
-        for generation in generations {
-            self.told.entry(generation).or_insert(now_ms);
-        }
-    }
-}
-
-/// On which device a generation lives.
-fn slot(generation: u64) -> usize {
-    usize::from(generation % 2 == 1)
-}
-
-fn overlay(backend: OverlayBackend) -> Overlay {
-    match backend {
-        OverlayBackend::Auto => Overlay::Auto,
-        OverlayBackend::Native => Overlay::Native,
-        OverlayBackend::Vxlan => Overlay::Vxlan,
-        OverlayBackend::Wireguard => Overlay::Wireguard,
-    }
-}
-
-fn kind(backend: OverlayBackend) -> Option<BackendKind> {
-    match backend {
-        OverlayBackend::Auto => None,
-        OverlayBackend::Native => Some(BackendKind::Native),
-        OverlayBackend::Vxlan => Some(BackendKind::Vxlan),
-        OverlayBackend::Wireguard => Some(BackendKind::Wireguard),
-    }
-}
-
-fn backend(kind: BackendKind) -> OverlayBackend {
-    match kind {
-        BackendKind::Native => OverlayBackend::Native,
-        BackendKind::Vxlan => OverlayBackend::Vxlan,
-        BackendKind::Wireguard => OverlayBackend::Wireguard,
     }
 }
