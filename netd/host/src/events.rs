@@ -18,17 +18,20 @@ use tokio::sync::watch;
 use crate::{
     Host, HostError, ROUTE_PROTOCOL,
     link::{LOOPBACK_INDEX, parse_link},
+    rule::is_own_rule,
     socket::{Task, current_runtime},
 };
 
 /// The kinds of objects that we have.
-const GROUPS: [MulticastGroup; 7] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
     MulticastGroup::Tc,
 ];
 
@@ -109,6 +112,7 @@ impl Filter {
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                 route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
             }
+            RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => is_own_rule(rule),
             RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
                 self.own.contains(&entry.header.ifindex)
             }

@@ -31,7 +31,8 @@ impl Host {
     /// What the kernel has of ours: VXLAN, WireGuard, TUN and IFB devices named `weft…`; addresses on devices named `weft…` (not the
     /// kernel's own link-local ones) and addresses anywhere with our protocol mark; routes of [`crate::ROUTE_PROTOCOL`] in
     /// any table; permanent neighbours on devices named `weft…`; permanent FDB entries of our VXLAN devices; token buckets
-    /// with our handle and redirections with our priority on devices named `weft…` ([`crate::traffic`]).
+    /// with our handle and redirections with our priority on devices named `weft…` ([`crate::traffic`]); policy rules of
+    /// [`crate::ROUTE_PROTOCOL`].
     ///
     /// A device of ours that is down or learns addresses is left out, so that applying it repairs it.
     pub async fn observe(&self) -> Result<HostObjects, HostError> {
@@ -41,6 +42,7 @@ impl Host {
             addresses: self.own_addresses(&links).await?,
             routes: self.own_routes(&links).await?,
             neighbours: self.own_neighbours(&links).await?,
+            rules: self.own_rules().await?,
             ..HostObjects::default()
         };
         for link in links.own_vxlans() {
@@ -68,6 +70,7 @@ impl Host {
                 HostObject::Queue(device, bucket) => self.set_queue(device, bucket).await,
                 HostObject::Redirect(device, to) => self.set_redirect(device, to).await,
                 HostObject::Route(key, spec) => self.set_route(key, spec).await,
+                HostObject::Rule(spec) => self.set_rule(spec).await,
             },
             HostOp::Remove(object) => match object {
                 HostObject::Address(spec) => self.remove_address(spec).await,
@@ -77,6 +80,7 @@ impl Host {
                 HostObject::Queue(device, _) => self.remove_queue(device).await,
                 HostObject::Redirect(device, _) => self.remove_redirect(device).await,
                 HostObject::Route(key, _) => self.remove_route(key).await,
+                HostObject::Rule(spec) => self.remove_rule(spec).await,
             },
         }
     }

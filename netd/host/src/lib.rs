@@ -29,6 +29,7 @@ mod podmtu;
 mod process;
 mod route;
 pub mod router;
+mod rule;
 mod socket;
 pub mod sysctl;
 pub mod traffic;

@@ -206,6 +206,7 @@ fn message(key: &RouteKey, spec: &RouteSpec, device: Option<u32>) -> RouteMessag
     header.scope = if spec.scope_link { RouteScope::Link } else { RouteScope::Universe };
     header.kind = match spec.kind {
         RouteKind::Blackhole => RouteType::BlackHole,
+        RouteKind::Throw => RouteType::Throw,
         RouteKind::Unicast => RouteType::Unicast,
         RouteKind::Unreachable => RouteType::Unreachable,
     };
@@ -256,6 +257,7 @@ fn parse(reply: &RouteNetlinkMessage, family: AddressFamily, links: &LinkTable) 
     }
     let kind = match header.kind {
         RouteType::BlackHole => Some(RouteKind::Blackhole),
+        RouteType::Throw => Some(RouteKind::Throw),
         RouteType::Unicast => Some(RouteKind::Unicast),
         RouteType::Unreachable => Some(RouteKind::Unreachable),
         _ => None,

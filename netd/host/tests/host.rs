@@ -10,6 +10,8 @@
     reason = "a test fails by panicking, and a skip is printed"
 )]
 
+#[path = "host/gate.rs"]
+mod gate;
 #[path = "host/ground.rs"]
 mod ground;
 #[path = "host/limits.rs"]

@@ -19,6 +19,13 @@ pub const TABLE_MAIN: u32 = 254;
 /// What the kernel makes of an IPv6 route without a metric: `IP6_RT_PRIO_USER` of `linux/ipv6_route.h`.
 pub const METRIC_V6: u32 = 1024;
 
+/// Routing table of what only packets of trusted hosts look up. The routes in it have our protocol number, as all of ours.
+pub const TABLE_TRUSTED: u32 = 157;
+
+/// Priority of our rules: after the kernel's own for local addresses (0), before those of most VPN software (5,000 and
+/// more) and the main table (32,766).
+pub const RULE_PRIORITY: u32 = 1_570;
+
 /// A set of kernel objects: all that a node should have (desired), or all of ours that it has (observed).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostObjects {
@@ -36,6 +43,8 @@ pub struct HostObjects {
     pub queues: BTreeMap<String, TokenBucket>,
     /// Devices whose arriving packets all pass through another one first (an IFB, where they wait their turn).
     pub redirects: BTreeMap<String, String>,
+    /// Policy rules of our protocol number.
+    pub rules: BTreeSet<RuleSpec>,
 }
 
 /// A device that netd owns. Pod veths belong to weft-cni; only what stands on them is desired here.
@@ -118,11 +127,24 @@ pub struct RouteSpec {
 pub enum RouteKind {
     /// Drop in silence, `RTN_BLACKHOLE`.
     Blackhole,
+    /// Look on in the tables of later rules, `RTN_THROW`.
+    Throw,
     /// Forward, `RTN_UNICAST`.
     #[default]
     Unicast,
     /// Refuse with host unreachable, `RTN_UNREACHABLE`.
     Unreachable,
+}
+
+/// A policy rule: packets from there look their route up in another table first. Nothing of it changes in place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RuleSpec {
+    /// Source prefix.
+    pub source: IpNet,
+    /// Routing table.
+    pub table: u32,
+    /// The lowest is asked first.
+    pub priority: u32,
 }
 
 /// Which neighbour entry.
@@ -179,6 +201,8 @@ pub enum ObjectKey {
     Queue(String),
     /// The redirection of what arrives at a device.
     Redirect(String),
+    /// A policy rule.
+    Rule(RuleSpec),
 }
 
 /// One object with its value.
@@ -198,6 +222,8 @@ pub enum HostObject {
     Queue(String, TokenBucket),
     /// What arrives at the first device passes through the second.
     Redirect(String, String),
+    /// A policy rule.
+    Rule(RuleSpec),
 }
 
 /// One change to the kernel. Each is idempotent in `netd-host`.
@@ -255,6 +281,7 @@ impl HostObjects {
         self.fdb.extend(other.fdb);
         self.queues.extend(other.queues);
         self.redirects.extend(other.redirects);
+        self.rules.extend(other.rules);
     }
 
     /// All objects by key, as the delta tracker wants them.
@@ -273,12 +300,14 @@ impl HostObjects {
         let queues = self.queues.iter().map(|(device, bucket)| HostObject::Queue(device.clone(), *bucket));
         let redirects =
             self.redirects.iter().map(|(device, to)| HostObject::Redirect(device.clone(), to.clone()));
-        links.chain(addresses).chain(routes).chain(neighbours).chain(fdb).chain(queues).chain(redirects)
+        let rules = self.rules.iter().cloned().map(HostObject::Rule);
+        let on_devices = neighbours.chain(fdb).chain(queues).chain(redirects);
+        links.chain(addresses).chain(routes).chain(on_devices).chain(rules)
     }
 
     /// How many objects there are.
     pub fn len(&self) -> usize {
-        let on_ip = self.addresses.len() + self.routes.len() + self.neighbours.len();
+        let on_ip = self.addresses.len() + self.routes.len() + self.neighbours.len() + self.rules.len();
         self.links.len() + on_ip + self.fdb.len() + self.queues.len() + self.redirects.len()
     }
 
@@ -306,6 +335,7 @@ impl HostObjects {
             HostObject::Fdb(key, spec) => drop(self.fdb.insert(key, spec)),
             HostObject::Queue(device, bucket) => drop(self.queues.insert(device, bucket)),
             HostObject::Redirect(device, to) => drop(self.redirects.insert(device, to)),
+            HostObject::Rule(spec) => drop(self.rules.insert(spec)),
         }
     }
 
@@ -321,6 +351,7 @@ impl HostObjects {
             ObjectKey::Fdb(key) => drop(self.fdb.remove(key)),
             ObjectKey::Queue(device) => drop(self.queues.remove(device)),
             ObjectKey::Redirect(device) => drop(self.redirects.remove(device)),
+            ObjectKey::Rule(spec) => drop(self.rules.remove(spec)),
         }
     }
 }
@@ -338,14 +369,15 @@ impl HostObject {
             HostObject::Fdb(key, _) => ObjectKey::Fdb(key.clone()),
             HostObject::Queue(device, _) => ObjectKey::Queue(device.clone()),
             HostObject::Redirect(device, _) => ObjectKey::Redirect(device.clone()),
+            HostObject::Rule(spec) => ObjectKey::Rule(spec.clone()),
         }
     }
 
-    /// The device that the object stands on, and with which it goes; `None` for links themselves and for routes
-    /// without a device.
+    /// The device that the object stands on, and with which it goes; `None` for links themselves, for rules and for
+    /// routes without a device.
     pub fn device(&self) -> Option<&str> {
         match self {
-            HostObject::Link(..) => None,
+            HostObject::Link(..) | HostObject::Rule(_) => None,
             HostObject::Address(spec) => Some(&spec.device),
             HostObject::Route(_, spec) => spec.device.as_deref(),
             HostObject::Neighbour(key, _) => Some(&key.device),
@@ -399,6 +431,9 @@ impl fmt::Display for ObjectKey {
             ObjectKey::Fdb(key) => write!(f, "FDB entry {} on {}", key.mac, key.device),
             ObjectKey::Queue(device) => write!(f, "rate limit on {device}"),
             ObjectKey::Redirect(device) => write!(f, "redirection of what arrives at {device}"),
+            ObjectKey::Rule(spec) => {
+                write!(f, "rule {}: from {} table {}", spec.priority, spec.source, spec.table)
+            }
         }
     }
 }

@@ -5,8 +5,8 @@
 //! makes the kernel match. The path of a change is
 //!
 //! 1. [`Generations`] says which WireGuard keys there are and [`Paths`] by which backend each peer is reached;
-//!    [`overlay_objects`], [`pod_objects`], [`shape_objects`] and [`node_dns_objects`] compute the desired
-//!    [`HostObjects`];
+//!    [`overlay_objects`], [`gate_objects`], [`pod_objects`], [`shape_objects`] and [`node_dns_objects`] compute the
+//!    desired [`HostObjects`];
 //! 2. `netd-host` reads the observed [`HostObjects`] back;
 //! 3. [`plan`] compares both and returns [`HostOp`]s, each after what it depends on;
 //! 4. what fails waits in a [`Backoff`] and is tried again.
@@ -15,6 +15,7 @@
 
 pub mod backoff;
 pub mod delta;
+pub mod gate;
 pub mod generation;
 pub mod host;
 pub mod links;
@@ -31,18 +32,19 @@ pub mod shape;
 
 pub use backoff::Backoff;
 pub use delta::DeltaTracker;
+pub use gate::{GateConfig, gate_objects, gate_sources};
 pub use generation::{
     GenerationInput, GenerationPlan, Generations, PeerGenerationPlan, PeerGenerations, RotationRefused,
 };
 pub use host::{
     AddressSpec, FdbKey, FdbSpec, HostObject, HostObjects, HostOp, LinkSpec, NeighbourKey, NeighbourSpec,
-    ObjectKey, RouteKey, RouteKind, RouteSpec,
+    ObjectKey, RouteKey, RouteKind, RouteSpec, RuleSpec,
 };
-pub use links::{host_veth_name, ifb_name, wireguard_device, wireguard_port, wireguard_ports};
+pub use links::{gate_port, host_veth_name, ifb_name, wireguard_device, wireguard_port, wireguard_ports};
 pub use mac::{Mac, MacError};
 pub use members::{MemberFacts, member_objects};
 pub use mtu::{MtuProbe, MtuProber};
-pub use nft::{NftConfig, TABLE as NFT_TABLE, render as render_nft};
+pub use nft::{GateEnds, NftConfig, TABLE as NFT_TABLE, render as render_nft};
 pub use order::{Step, ordered, plan};
 pub use overlay::{
     Backend, NodeFacts, Path, PeerPath, VxlanConfig, WireguardConfig, WireguardKind, allowed_ips,

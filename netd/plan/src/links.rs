@@ -13,6 +13,9 @@ pub const VXLAN_DEVICE: &str = "weft.vxlan";
 /// the second, so that a key and its successor stand side by side.
 pub const WIREGUARD_DEVICES: [&str; 2] = ["weft.wg0", "weft.wg1"];
 
+/// Name of the VXLAN device inside WireGuard, by which trusted hosts' packets reach the pods of other nodes.
+pub const GATE_DEVICE: &str = "weft.gate";
+
 /// UDP port of the first WireGuard device where nothing else is configured; the second has the next one.
 pub const WIREGUARD_PORT: u16 = 51820;
 
@@ -51,6 +54,11 @@ pub fn wireguard_ports(base: u16) -> [u16; 2] {
     [wireguard_port(base, 0), wireguard_port(base, 1)]
 }
 
+/// UDP port of the gate, spoken to on overlay addresses only: the one behind WireGuard's two, or before them where none is.
+pub fn gate_port(base: u16) -> u16 {
+    base.checked_add(2).unwrap_or_else(|| base.saturating_sub(1))
+}
+
 /// Name of the IFB device through which what a pod sends passes: `weftq` and the first 10 digits of the hash in its host
 /// veth's name, so that people find one from the other.
 pub fn ifb_name(host_ifname: &str) -> String {
@@ -87,6 +95,9 @@ mod tests {
         }
         assert_eq!((wireguard_device(1), wireguard_port(WIREGUARD_PORT, 1)), ("weft.wg1", 51821));
         assert_eq!(wireguard_ports(u16::MAX), [u16::MAX; 2]);
+        for base in [1, WIREGUARD_PORT, u16::MAX - 2, u16::MAX - 1, u16::MAX] {
+            assert!(!wireguard_ports(base).contains(&gate_port(base)), "{base}");
+        }
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //!
 //! The rules hold while netd is dead. Named counters say what was dropped: `clear_out` (pod to pod in the clear),
 //! `loopback_in` (a pod that speaks to or as the host's loopback), `outside_in` (a connection from outside to a pod),
-//! `overlay_port` (a pod that speaks to the overlay's port, or to that of the nodes' MTU probes),
-//! `spoofed_in` (a packet from an uplink with a pod's source address) and `unchecked_in` (a packet from a
-//! pod's link that no program of ours has checked).
+//! `overlay_port` (a pod that speaks to the overlay's port or to that of the nodes' MTU probes, or anybody but a node to the
+//! gate's), `spoofed_in` (a packet from an uplink with a pod's source address) and `unchecked_in` (a packet from a pod's link
+//! that no program of ours has checked).
 //!
 //! Tunnels' inner packets come from our own devices, whose names have our prefix, and pass. A VXLAN packet that comes while
 //! VXLAN is not up finds no socket of ours.
@@ -19,7 +19,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::links::{IFB_PREFIX, LINK_PREFIX};
+use crate::links::{IFB_PREFIX, LINK_PREFIX, WIREGUARD_DEVICES};
 use crate::ports::{self, HostPort};
 
 /// The kernel translates to ports from here on, unless told otherwise (`nf_nat_core.c`).
@@ -61,6 +61,17 @@ pub struct NftConfig {
     /// Pods whose traffic with this node crosses uplinks in the clear by choice: those of nodes that the overlay `native`
     /// or `auto` reaches over the link. All others' is dropped there.
     pub clear_cidrs: Vec<IpNet>,
+    /// The way of trusted hosts' packets between nodes ([`crate::gate`]), where there is one.
+    pub gate: Option<GateEnds>,
+}
+
+/// Who may speak to the gate: its packets are as good as those that an uplink brings from a trusted host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateEnds {
+    /// Its UDP port.
+    pub port: u16,
+    /// The other nodes' overlay addresses. They count where WireGuard brings them: it lets nobody else have them.
+    pub sources: Vec<IpAddr>,
 }
 
 impl Default for NftConfig {
@@ -79,6 +90,7 @@ impl Default for NftConfig {
             own_link_prefix: LINK_PREFIX.to_owned(),
             checked_mark: 0,
             clear_cidrs: Vec::new(),
+            gate: None,
         }
     }
 }
@@ -104,6 +116,9 @@ pub fn render(config: &NftConfig) -> String {
     let nodes: Vec<IpNet> = config.node_overlays.iter().copied().map(IpNet::from).collect();
     set(&mut text, "nodes", &nodes);
     set(&mut text, "trusted", &[&config.trusted_cidrs[..], &config.clear_cidrs].concat());
+    if let Some(gate) = &config.gate {
+        set(&mut text, "gates", &gate.sources.iter().copied().map(IpNet::from).collect::<Vec<_>>());
+    }
     prerouting(&mut text, config, &prefix, &links);
     output(&mut text, config);
     input(&mut text, config, &links);
@@ -135,6 +150,7 @@ fn prerouting(text: &mut String, config: &NftConfig, prefix: &str, links: &str) 
     }));
     // What a pod sends there is not the tunnel's, and has to be translated.
     rules.extend(tunnel(&config.overlay_ports).map(|rule| format!("iifname != {links} {rule}")));
+    rules.extend(config.gate.iter().flat_map(|gate| gate.of_nodes("notrack")));
     chain(text, "prerouting", "type filter hook prerouting priority raw", &rules);
 }
 
@@ -144,13 +160,23 @@ fn output(text: &mut String, config: &NftConfig) {
     let mut rules = notrack(&config.node_dns);
     rules.extend(tunnel(&config.overlay_ports));
     rules.extend(ports(&config.overlay_ports).map(|ports| format!("udp sport {ports} notrack")));
+    if let Some(gate) = &config.gate {
+        let to_nodes =
+            |Family { ip, suffix, .. }| format!("{ip} daddr @gates_{suffix} udp dport {} notrack", gate.port);
+        rules.extend(FAMILIES.map(to_nodes));
+    }
     chain(text, "output", "type filter hook output priority raw", &rules);
 }
 
-/// Packets to this node: pods do not speak the overlay's protocol, and no pod of any node keeps netd busy with probes. A
-/// pod's source address is its own: the program on its link sees to that.
+/// Packets to this node: pods do not speak the overlay's protocol, no pod of any node keeps netd busy with probes, and nobody
+/// but nodes speaks the gate's. A pod's source address is its own: the program on its link sees to that. The gate's socket
+/// takes packets to any address of the host, so here is where those from uplinks and from the host's own processes end.
 fn input(text: &mut String, config: &NftConfig, links: &str) {
     let mut rules = Vec::new();
+    if let Some(gate) = &config.gate {
+        rules.extend(gate.of_nodes("accept"));
+        rules.push(format!("udp dport {} counter name overlay_port drop", gate.port));
+    }
     if let Some(ports) = ports(&config.overlay_ports) {
         rules.push(format!("iifname {links} udp dport {ports} counter name overlay_port drop"));
     }
@@ -165,6 +191,16 @@ fn input(text: &mut String, config: &NftConfig, links: &str) {
     }
     if !rules.is_empty() {
         chain(text, "input", "type filter hook input priority filter", &rules);
+    }
+}
+
+impl GateEnds {
+    /// For what other nodes sent through WireGuard.
+    fn of_nodes(&self, verdict: &str) -> [String; 2] {
+        let devices = WIREGUARD_DEVICES.map(|device| format!("\"{device}\"")).join(", ");
+        FAMILIES.map(|Family { ip, suffix, .. }| {
+            format!("iifname {{ {devices} }} {ip} saddr @gates_{suffix} udp dport {} {verdict}", self.port)
+        })
     }
 }
 

@@ -23,7 +23,7 @@ pub enum Step {
     AddRedirects,
     /// Addresses: sources of routes.
     AddAddresses,
-    /// Unreachable and blackhole routes.
+    /// Unreachable and blackhole routes, and exceptions from wider ones.
     AddBarrierRoutes,
     /// Neighbours: next hops of routes.
     AddNeighbours,
@@ -33,7 +33,11 @@ pub enum Step {
     AddLinkRoutes,
     /// Routes through a gateway.
     AddGatewayRoutes,
+    /// Rules that lead to a table, which is full now.
+    AddRules,
     /// The reverse begins.
+    RemoveRules,
+    /// Routes through a gateway.
     RemoveGatewayRoutes,
     /// Redirections.
     RemoveRedirects,
@@ -45,7 +49,7 @@ pub enum Step {
     RemoveFdb,
     /// Neighbours.
     RemoveNeighbours,
-    /// Unreachable and blackhole routes.
+    /// Unreachable and blackhole routes, and exceptions.
     RemoveBarrierRoutes,
     /// Addresses.
     RemoveAddresses,
@@ -123,6 +127,7 @@ fn step(op: &HostOp, new_links: &[LinkSpec]) -> Step {
             HostObject::Fdb(..) => Step::AddFdb,
             HostObject::Queue(..) => Step::AddQueues,
             HostObject::Redirect(..) => Step::AddRedirects,
+            HostObject::Rule(_) => Step::AddRules,
             HostObject::Route(_, spec) if is_barrier(spec) => Step::AddBarrierRoutes,
             HostObject::Route(_, spec) if spec.gateway.is_none() => Step::AddLinkRoutes,
             HostObject::Route(..) => Step::AddGatewayRoutes,
@@ -137,6 +142,7 @@ fn step(op: &HostOp, new_links: &[LinkSpec]) -> Step {
             HostObject::Fdb(..) => Step::RemoveFdb,
             HostObject::Queue(..) => Step::RemoveQueues,
             HostObject::Redirect(..) => Step::RemoveRedirects,
+            HostObject::Rule(_) => Step::RemoveRules,
             HostObject::Route(_, spec) if is_barrier(spec) => Step::RemoveBarrierRoutes,
             HostObject::Route(_, spec) if spec.gateway.is_none() => Step::RemoveLinkRoutes,
             HostObject::Route(..) => Step::RemoveGatewayRoutes,
@@ -145,7 +151,7 @@ fn step(op: &HostOp, new_links: &[LinkSpec]) -> Step {
 }
 
 fn is_barrier(route: &RouteSpec) -> bool {
-    matches!(route.kind, RouteKind::Blackhole | RouteKind::Unreachable)
+    matches!(route.kind, RouteKind::Blackhole | RouteKind::Throw | RouteKind::Unreachable)
 }
 
 fn same_tunnel(new: &LinkSpec, old: &LinkSpec) -> bool {

@@ -62,7 +62,7 @@ pub struct NodeFacts {
 
 impl NodeFacts {
     /// Its overlay address of the family of `ip`; of several the first.
-    fn overlay_like(&self, ip: IpAddr) -> Option<IpAddr> {
+    pub(crate) fn overlay_like(&self, ip: IpAddr) -> Option<IpAddr> {
         self.overlays.iter().copied().find(|overlay| overlay.is_ipv4() == ip.is_ipv4())
     }
 }
@@ -222,7 +222,7 @@ pub fn allowed_ips(own: &NodeFacts, peers: &[NodeFacts], pools: &[IpNet]) -> BTr
     claims(own, peers.iter(), pools)
 }
 
-fn claims<'a>(
+pub(crate) fn claims<'a>(
     own: &NodeFacts,
     peers: impl Iterator<Item = &'a NodeFacts>,
     pools: &[IpNet],
@@ -240,7 +240,7 @@ fn claims<'a>(
     claims
 }
 
-fn is_other_node(own: &NodeFacts, peer: &NodeFacts) -> bool {
+pub(crate) fn is_other_node(own: &NodeFacts, peer: &NodeFacts) -> bool {
     let same_overlay = own.overlays.iter().any(|overlay| peer.overlays.contains(overlay));
     peer.uuid != own.uuid && !same_overlay
 }
@@ -355,7 +355,7 @@ fn wireguard_peer(
 }
 
 /// The path's MTU where it is less than the device's, which counts without being said.
-fn smaller_mtu(path: Option<u32>, device: u32) -> Option<u32> {
+pub(crate) fn smaller_mtu(path: Option<u32>, device: u32) -> Option<u32> {
     path.filter(|path| *path < device)
 }
 

@@ -8,6 +8,8 @@
 mod backoff;
 #[path = "plan/delta.rs"]
 mod delta;
+#[path = "plan/gate.rs"]
+mod gate;
 #[path = "plan/generation.rs"]
 mod generation;
 #[path = "plan/mtu.rs"]

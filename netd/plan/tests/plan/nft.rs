@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use netd_plan::nft::{NftConfig, render};
-use netd_plan::{HostPort, PortProtocol};
+use netd_plan::{GateEnds, HostPort, PortProtocol};
 
 fn config() -> NftConfig {
     NftConfig {
@@ -85,7 +85,11 @@ fn nft_takes_the_text_of_every_configuration() {
     let one = NftConfig { host_ports: vec![host_ports().remove(0)], ..NftConfig::default() };
     let hostile = NftConfig { own_link_prefix: "we\"ft; drop\n".to_owned(), ..config() };
     let no_prefix = NftConfig { own_link_prefix: "\"".to_owned(), ..config() };
-    for config in [NftConfig::default(), config(), native, v6_dns, hostile, no_prefix, mapped, one] {
+    let alone =
+        NftConfig { gate: Some(GateEnds { port: 51822, sources: Vec::new() }), ..NftConfig::default() };
+    let gated = NftConfig { gate: Some(gate()), ..config() };
+    let all = [NftConfig::default(), config(), native, v6_dns, hostile, no_prefix, mapped, one, alone, gated];
+    for config in all {
         let script = render(&config);
         let Some(output) = in_fresh_netns("nft -c -f -", &script) else { return };
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -174,6 +178,39 @@ fn mapped_ports_read_so() {
     assert_eq!(text, render(&NftConfig { host_ports: turned, ..config }), "whoever comes first");
     let none = render(&NftConfig::default());
     assert!(!none.contains("dnat ip") && none.contains("loopback_in drop"), "{none}");
+}
+
+/// Of two nodes, both families.
+fn gate() -> GateEnds {
+    let sources = ["10.244.2.0", "10.244.3.0", "fd00:10:244:2::"].map(|ip| ip.parse().unwrap());
+    GateEnds { port: 51822, sources: sources.into() }
+}
+
+#[test]
+fn nobody_but_nodes_speaks_to_the_gate() {
+    let text = render(&NftConfig { gate: Some(gate()), ..config() });
+    let input = text.split("chain input").nth(1).unwrap();
+    let rules = [
+        "iifname { \"weft.wg0\", \"weft.wg1\" } ip saddr @gates_v4 udp dport 51822 accept",
+        "iifname { \"weft.wg0\", \"weft.wg1\" } ip6 saddr @gates_v6 udp dport 51822 accept",
+        "\tudp dport 51822 counter name overlay_port drop",
+        "iifname \"weft*\" udp dport { 4789, 51820, 51821 } counter name overlay_port drop",
+    ];
+    let places: Vec<usize> = rules
+        .iter()
+        .map(|rule| input.find(rule).unwrap_or_else(|| panic!("no `{rule}` in\n{text}")))
+        .collect();
+    assert!(places.is_sorted(), "nodes first, then the drop for all others:\n{text}");
+    for line in [
+        "elements = { 10.244.2.0/32, 10.244.3.0/32 }",
+        "elements = { fd00:10:244:2::/128 }",
+        "iifname { \"weft.wg0\", \"weft.wg1\" } ip saddr @gates_v4 udp dport 51822 notrack",
+        "ip6 daddr @gates_v6 udp dport 51822 notrack",
+    ] {
+        assert!(text.contains(line), "no `{line}` in\n{text}");
+    }
+    let without = render(&config());
+    assert!(!without.contains("gates") && !without.contains("51822"), "{without}");
 }
 
 #[test]

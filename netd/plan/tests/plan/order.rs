@@ -9,6 +9,7 @@ use netd_plan::{
 };
 use proptest::prelude::*;
 
+use super::gate::gated;
 use super::overlay::{by, changing, dual, dual_objects, node, objects, vxlan, wireguard};
 
 /// A kernel that refuses what the real one would refuse, and drops what the real one would drop.
@@ -44,9 +45,19 @@ impl Kernel {
                         "a forwarding entry first"
                     );
                 }
+                if let Some(IpAddr::V6(gateway)) = route.gateway.filter(|_| !route.onlink)
+                    && gateway.is_unicast_link_local()
+                {
+                    let known = self.objects.neighbours.keys().any(|key| key.ip == IpAddr::V6(gateway));
+                    assert!(known, "{} before its neighbour", object.key());
+                }
             }
             HostObject::Redirect(_, to) => {
                 assert!(self.objects.queues.contains_key(to), "{} before its queue", object.key());
+            }
+            HostObject::Rule(spec) => {
+                let full = self.objects.routes.keys().any(|key| key.table == spec.table);
+                assert!(full, "{} before the table has routes", object.key());
             }
             HostObject::Address(_)
             | HostObject::Fdb(..)
@@ -84,6 +95,12 @@ impl Kernel {
         if let HostObject::Link(name, _) | HostObject::Queue(name, _) = object {
             let used = self.objects.redirects.values().any(|to| to == name);
             assert!(!used, "{} while packets are sent through it", object.key());
+        }
+        if let HostObject::Route(key, _) = object {
+            // One of a table that goes: what it led elsewhere is not led astray meanwhile.
+            let led = self.objects.rules.iter().any(|rule| rule.table == key.table);
+            let others = self.objects.routes.keys().filter(|other| other.table == key.table).count();
+            assert!(!led || others > 1, "{} while a rule leads there", object.key());
         }
         self.lose(object);
     }
@@ -145,7 +162,7 @@ fn move_to(kernel: &mut Kernel, desired: &HostObjects) {
 }
 
 /// How many [`states`] there are.
-const STATES: usize = 30;
+const STATES: usize = 34;
 
 /// Cluster states in a sensible order of a node's life.
 fn states() -> Vec<HostObjects> {
@@ -171,6 +188,15 @@ fn states() -> Vec<HostObjects> {
         objects.merge(pod_objects(std::slice::from_ref(&pod), &node(1).overlays));
         objects.merge(node_dns_objects(&["169.254.53.53".parse().unwrap(), "fd00:53::53".parse().unwrap()]));
         objects
+    };
+    // An address of each one's block is at the other's.
+    let guest =
+        NodeFacts { blocks: [dual(3).blocks, vec!["10.244.1.9/32".parse().unwrap()]].concat(), ..dual(3) };
+    let host =
+        NodeFacts { blocks: [dual(1).blocks, vec!["10.244.2.9/32".parse().unwrap()]].concat(), ..dual(1) };
+    let dual_moved = NodeFacts {
+        overlays: vec!["10.244.1.7".parse().unwrap(), "fd00:10:244:1::".parse().unwrap()],
+        ..dual(1)
     };
     let limited = |mut objects: HostObjects, to_pod: u64, from_pod: u64| {
         let bandwidth = Bandwidth::checked((to_pod, 0), (from_pod, 0)).unwrap();
@@ -209,6 +235,16 @@ fn states() -> Vec<HostObjects> {
         with_pods(changing(&[wireguard(WireguardKind::Kernel, &[2])], &[by(dual(2), two)])),
         changing(&[Backend::Native, vxlan()], &[by(dual(2), Path::Native), by(dual(3), Path::Vxlan)]),
         changing(&both(&[2, 3]), &[by(dual(2), two), by(dual(3), Path::Vxlan)]),
+        // With a gate for trusted hosts: peer by peer, with a moved address, for others, and with another end.
+        with_pods(gated(
+            &both(&[1]),
+            &dual(1),
+            &[by(dual(2), one), by(dual(3), Path::Vxlan)],
+            "192.0.2.0/24",
+        )),
+        with_pods(gated(&user(&[1]), &dual(1), &[by(dual(2), one), by(guest.clone(), one)], "2001:db8::/32")),
+        gated(&user(&[2]), &host, &[by(dual(2), two)], "0.0.0.0/0"),
+        gated(&user(&[2]), &dual_moved, &[by(dual(2), two), by(guest, two)], "192.0.2.0/24"),
     ]
 }
 

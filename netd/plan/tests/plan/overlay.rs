@@ -76,7 +76,7 @@ pub(crate) fn changing(up: &[Backend], peers: &[PeerPath]) -> HostObjects {
     overlay_objects(up, &dual(1), peers, &dual_pools(), &[net("10.96.0.0/16")])
 }
 
-fn dual_pools() -> [IpNet; 2] {
+pub(crate) fn dual_pools() -> [IpNet; 2] {
     [net("10.244.0.0/16"), net("fd00:10:244::/56")]
 }
 
