@@ -77,13 +77,13 @@ fn parse_overlay(text: &str) -> Result<OverlayBackend, ApiError> {
     })
 }
 
-/// Not every node is a gateway to all pods where packets between nodes go through WireGuard.
+/// Any node is a gateway to all pods; where packets between nodes go through WireGuard, the pod's own is the better one.
 fn trusted_note(config: &ClusterConfig) -> Option<String> {
     let tunnel = matches!(config.overlay, OverlayBackend::Wireguard | OverlayBackend::Auto);
     (tunnel && !config.trusted_cidrs.is_empty()).then(|| {
-        "trusted hosts route each node's blocks (`weft node ls`) to that very node: WireGuard takes from a node only what has \
-         an address of that node as its source, so by another node's way their packets end there; with vxlan and native any \
-         node leads to all pods"
+        "trusted hosts may route all pod addresses to any node; where nodes are connected by WireGuard, what comes by another \
+         node than the pod's own travels in VXLAN inside it, with a smaller MTU: each node's blocks (`weft node ls`) routed to \
+         that very node are faster"
             .to_owned()
     })
 }

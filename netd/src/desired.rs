@@ -11,8 +11,8 @@ use ipam::Pool;
 use ipnet::IpNet;
 use lb::{Metadata, Port, Protocol, Service};
 use netd_plan::{
-    BackendKind, HostObjects, NftConfig, PodWiring, node_dns_objects, overlay_objects, pod_objects,
-    shape_objects,
+    BackendKind, GateEnds, HostObjects, NftConfig, PodWiring, gate_objects, gate_sources, node_dns_objects,
+    overlay_objects, pod_objects, shape_objects,
 };
 use netd_store::records::{ClusterConfig, OverlayBackend};
 
@@ -112,6 +112,10 @@ pub(crate) fn host_objects(
     objects.merge(node_dns_objects(&node.config.dns_addresses));
     let wiring: Vec<PodWiring> =
         attachments.iter().filter(|a| is_live(a, gone)).flat_map(|a| wiring(a)).collect();
+    if let Some(gate) = overlay::gate(view, &now) {
+        let pods: Vec<IpAddr> = wiring.iter().map(|pod| pod.ip).collect();
+        objects.merge(gate_objects(&gate, &own, &peers, &view.pod_cidrs(), &pods));
+    }
     objects.merge(pod_objects(&wiring, &own.overlays));
     for attachment in attachments.iter().filter(|a| a.bandwidth.is_some() && is_live(a, gone)) {
         // Checked when the attachment was made.
@@ -183,6 +187,10 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>
             .collect(),
         checked_mark: ebpf_abi::CHECKED_MARK,
         clear_cidrs: overlay::clear_cidrs(node, view, &now),
+        gate: overlay::gate(view, &now).map(|gate| GateEnds {
+            port: gate.port,
+            sources: gate_sources(&node.facts(), &view.peers(node.uuid), &view.pod_cidrs()),
+        }),
         ..NftConfig::default()
     }
 }

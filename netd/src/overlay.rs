@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use netd_plan::{
-    Backend, BackendKind, NodeFacts, Overlay, Path, PathPeer, Paths, PathsInput, PathsPlan, PeerPath,
-    VxlanConfig, WireguardConfig, WireguardKind, WireguardTunnel, vxlan_mtu, wireguard_mtu, wireguard_ports,
+    Backend, BackendKind, GateConfig, NodeFacts, Overlay, Path, PathPeer, Paths, PathsInput, PathsPlan,
+    PeerPath, VxlanConfig, WireguardConfig, WireguardKind, WireguardTunnel, gate_port, vxlan_mtu,
+    wireguard_mtu, wireguard_ports,
 };
 use netd_store::records::{ClusterConfig, NodeRecord, OverlayBackend};
 use netd_wireguard::DeviceKind;
@@ -306,6 +307,17 @@ pub(crate) fn ports(now: &OverlayNow, config: &ClusterConfig) -> Vec<u16> {
         ports.extend(wireguard_ports(config.wireguard_port));
     }
     ports
+}
+
+/// The way of trusted hosts' packets to pods of nodes behind WireGuard, where there are such hosts and WireGuard is up.
+pub(crate) fn gate(view: &View, now: &OverlayNow) -> Option<GateConfig> {
+    let wireguard_mtu = now.backends.iter().find_map(|backend| match backend {
+        Backend::Wireguard(config) => Some(config.mtu),
+        Backend::Native | Backend::Vxlan(_) => None,
+    })?;
+    let (vni, port) = (view.config.vni, gate_port(view.config.wireguard_port));
+    let trusted = view.config.trusted_cidrs.clone();
+    (!trusted.is_empty()).then_some(GateConfig { vni, port, wireguard_mtu, trusted })
 }
 
 /// What crosses uplinks in the clear by choice: the blocks and addresses of peers that are reached by plain routes.
