@@ -13,6 +13,7 @@ struct Traces {
     links: Vec<String>,
     addresses: Vec<String>,
     routes: Vec<String>,
+    rules: Vec<String>,
     neighbours: Vec<String>,
     tables: Vec<String>,
     sysctls: Vec<String>,
@@ -39,6 +40,8 @@ fn clean_removes_everything() -> Result<()> {
         assert!(!format!("{before:?}").contains(mark), "{mark}: {before:#?}");
     }
 
+    // What is there for trusted hosts has to go, too.
+    lab.weft("n2", &["config", "set", "--trusted-cidrs", "192.0.2.0/24"])?.text("weft config set")?;
     lab.node_start("n1")?;
     // No backend of the service: with its node cleaned, connections to it would have to fail.
     lab.pod_add(&PodSpec::new("n1", "a"))?;
@@ -51,9 +54,10 @@ fn clean_removes_everything() -> Result<()> {
         |line: &String| line.contains("dev weft") && line.contains("scope link") && !line.contains(" src ");
     let settled = wait_until(Duration::from_secs(5), || {
         with = traces(&lab)?;
-        Ok(!with.routes.iter().any(unfinished))
+        let led = with.rules.iter().any(|rule| rule.contains("proto 157"));
+        Ok(led && !with.routes.iter().any(unfinished))
     })?;
-    assert!(settled, "{:#?}", with.routes);
+    assert!(settled, "{:#?}\n{:#?}", with.rules, with.routes);
     assert!(with.sysctls.contains(&"net.ipv4.ip_forward = 1".to_owned()), "{:?}", with.sysctls);
     assert!(with.tables.contains(&"table inet weft".to_owned()), "{:?}", with.tables);
     assert!(lab.pin_dir("n1")?.exists());
@@ -149,6 +153,7 @@ fn traces(lab: &Lab) -> Result<Traces> {
         links: lines("ip -br link | awk '{print $1}'")?,
         addresses: lines("ip -4 -br address")?,
         routes: lines("ip -4 route show table all; ip -6 route show table all proto 157")?,
+        rules: lines("ip -4 rule; ip -6 rule")?,
         // What the kernel asked for itself comes and goes.
         neighbours: lines("ip neighbour show nud permanent; bridge fdb show | grep -v 'dev eth0' || true")?,
         tables: lines("nft list tables")?,
