@@ -173,6 +173,10 @@ pub(crate) fn family_of(ip: IpAddr) -> AddressFamily {
 
 fn parse(reply: &RouteNetlinkMessage, family: AddressFamily) -> Option<Address> {
     let RouteNetlinkMessage::NewAddress(message) = reply else { return None };
+    (message.header.family == family).then(|| parse_address(message)).flatten()
+}
+
+pub(crate) fn parse_address(message: &AddressMessage) -> Option<Address> {
     let (mut local, mut remote, mut has_own_protocol) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
@@ -184,7 +188,7 @@ fn parse(reply: &RouteNetlinkMessage, family: AddressFamily) -> Option<Address> 
     }
     let header = &message.header;
     let net = IpNet::new(local.or(remote)?, header.prefix_len).ok()?;
-    (header.family == family).then_some(Address {
+    Some(Address {
         index: header.index,
         net,
         scope: header.scope,

@@ -5,18 +5,24 @@
 //! One task reads the kernel's multicast messages and marks a `watch` channel of depth one: events coalesce, and a slow
 //! reader costs no memory. The task ends when [`Events`] is dropped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::{RouteNetlinkMessage, route::RouteProtocol};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::AddressScope,
+    route::{RouteHeader, RouteProtocol},
+};
 use netlink_sys::SocketAddr;
 use rtnetlink::MulticastGroup;
 use tokio::sync::watch;
 
 use crate::{
-    Host, HostError, ROUTE_PROTOCOL,
+    Host, HostError, Link, ROUTE_PROTOCOL,
+    address::{Address, parse_address},
     link::{LOOPBACK_INDEX, parse_link},
     rule::is_own_rule,
     socket::{Task, current_runtime},
@@ -49,12 +55,16 @@ impl Events {
             .map_err(|source| HostError::Setup { what: "subscribe to netlink events", source })?;
         let connection = Task(runtime.spawn(connection));
         // After the subscription, so that no link falls between.
-        let own = host.links().await?.iter().filter(|link| link.is_own()).map(|link| link.index).collect();
+        let links = host.links().await?;
+        let own = links.iter().filter(|link| link.is_own()).map(|link| link.index).collect();
+        let others =
+            links.iter().filter(|link| !link.is_own()).map(|link| (link.index, shape(link))).collect();
+        let addresses = host.addresses().await?.iter().filter_map(others_address).collect();
         let (mark, changes) = watch::channel(());
         let reader = runtime.spawn(async move {
             // The handle keeps the connection open.
             let _handle = handle;
-            read(messages, Filter { own }, mark).await;
+            read(messages, Filter { own, others, addresses }, mark).await;
         });
         Ok(Self { changes, _tasks: [connection, Task(reader)] })
     }
@@ -87,6 +97,19 @@ async fn read(
 struct Filter {
     /// Numbers of links with our prefix.
     own: BTreeSet<u32>,
+    /// All others with what may change of them: one may carry the overlay.
+    others: BTreeMap<u32, (u32, bool)>,
+    /// Addresses that others may reach this node by. The kernel tells of an IPv6 one with each router advertisement.
+    addresses: BTreeSet<(u32, IpAddr)>,
+}
+
+/// MTU in bytes, and whether it is up.
+fn shape(link: &Link) -> (u32, bool) {
+    (link.mtu, link.is_up)
+}
+
+fn others_address(address: &Address) -> Option<(u32, IpAddr)> {
+    (address.scope == AddressScope::Universe).then_some((address.index, address.net.addr()))
 }
 
 impl Filter {
@@ -98,17 +121,35 @@ impl Filter {
                 // A link that loses our prefix is a change too.
                 let was_own = if link.is_own() { self.own.insert(index) } else { self.own.remove(&index) };
                 // The kernel drops the routes over a link that goes down without a word about them.
-                was_own || link.is_own() || !link.is_up
+                let known = match link.is_own() {
+                    true => self.others.remove(&index),
+                    false => self.others.insert(index, shape(&link)),
+                };
+                let changed = known.is_some_and(|known| known != shape(&link));
+                was_own || link.is_own() || !link.is_up || changed
             }
             RouteNetlinkMessage::DelLink(link) => {
-                self.own.remove(&link.header.index);
+                let index = link.header.index;
+                self.own.remove(&index);
+                self.others.remove(&index);
+                self.addresses.retain(|(of, _)| *of != index);
                 true
             }
-            RouteNetlinkMessage::NewAddress(address) => {
-                address.header.index == LOOPBACK_INDEX || self.own.contains(&address.header.index)
+            RouteNetlinkMessage::NewAddress(message) => {
+                let index = message.header.index;
+                let address = parse_address(message).as_ref().and_then(others_address);
+                let is_new = address.is_some_and(|address| self.addresses.insert(address));
+                index == LOOPBACK_INDEX || self.own.contains(&index) || is_new
             }
             // The same for routes with that source.
-            RouteNetlinkMessage::DelAddress(_) => true,
+            RouteNetlinkMessage::DelAddress(message) => {
+                if let Some(address) = parse_address(message).as_ref().and_then(others_address) {
+                    self.addresses.remove(&address);
+                }
+                true
+            }
+            // What the underlay was chosen by may be another now.
+            RouteNetlinkMessage::NewRoute(route) if is_default_v4(&route.header) => true,
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                 route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
             }
@@ -125,4 +166,10 @@ impl Filter {
             _ => false,
         }
     }
+}
+
+fn is_default_v4(header: &RouteHeader) -> bool {
+    header.address_family == AddressFamily::Inet
+        && header.destination_prefix_length == 0
+        && u32::from(header.table) == netd_plan::host::TABLE_MAIN
 }

@@ -49,4 +49,4 @@ pub use podmtu::change_pod_mtu;
 pub use route::ROUTE_PROTOCOL;
 pub use socket::{DUMP_TRIES_MAX, REQUEST_TIMEOUT};
 pub use sysctl::{Restored, SysctlError, Sysctls, read as read_sysctl};
-pub use underlay::Underlay;
+pub use underlay::{Underlay, UnderlayNow};

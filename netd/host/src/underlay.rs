@@ -28,6 +28,19 @@ pub struct Underlay {
     pub reason: String,
 }
 
+/// How the underlay stands at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnderlayNow {
+    /// MTU of its device in bytes.
+    pub mtu: u32,
+    /// Whether the device is administratively up.
+    pub is_up: bool,
+    /// Whether the device still has the address.
+    pub has_address: bool,
+    /// What is on the link of the device, as [`Host::subnets`] has it.
+    pub subnets: Vec<IpNet>,
+}
+
 /// The main table, RT_TABLE_MAIN of include/uapi/linux/rtnetlink.h.
 const MAIN_TABLE: u32 = netd_plan::host::TABLE_MAIN;
 
@@ -44,19 +57,83 @@ impl Host {
         configured: Option<IpAddr>,
         store: Option<IpAddr>,
     ) -> Result<Underlay, HostError> {
-        let candidates =
-            Candidates { links: LinkTable::new(self.links().await?), addresses: self.addresses().await? };
+        let candidates = self.candidates().await?;
+        let mut tried = Vec::new();
+        if let Some(chosen) = self.by_route(&candidates, configured, store, &mut tried).await? {
+            return Ok(chosen);
+        }
+        let usable = candidates.usable_links();
+        if let [(link, address)] = usable[..] {
+            return Ok(underlay(address, link, "its link is the only one with an address".to_owned()));
+        }
+        tried.push(format!("{} links with a global IPv4 address instead of one", usable.len()));
+        Err(HostError::NoUnderlay { reason: tried.join("; ") })
+    }
+
+    /// Chooses anew for a node whose former underlay has lost its address, by the same rules; the last of them is
+    /// another one: an address on the same device. That some other link is the only one for a moment is no reason.
+    ///
+    /// # Errors
+    /// As [`Self::underlay`].
+    pub async fn underlay_again(
+        &self,
+        former: &Underlay,
+        configured: Option<IpAddr>,
+        store: Option<IpAddr>,
+    ) -> Result<Underlay, HostError> {
+        let candidates = self.candidates().await?;
+        let mut tried = Vec::new();
+        if let Some(chosen) = self.by_route(&candidates, configured, store, &mut tried).await? {
+            return Ok(chosen);
+        }
+        let device = &former.device;
+        let same = candidates.usable_links().into_iter().find(|(link, _)| link.name == *device);
+        if let Some((link, address)) = same {
+            return Ok(underlay(address, link, format!("it is the address of {device} now")));
+        }
+        tried.push(format!("no global IPv4 address on {device}"));
+        Err(HostError::NoUnderlay { reason: tried.join("; ") })
+    }
+
+    /// How the underlay stands now; without its device nothing of it does.
+    ///
+    /// # Errors
+    /// [`HostError::NoDevice`].
+    pub async fn underlay_now(&self, underlay: &Underlay) -> Result<UnderlayNow, HostError> {
+        let link = self.existing_link(&underlay.device).await?;
+        let mut addresses = self.addresses().await?;
+        addresses.retain(|address| address.index == link.index);
+        Ok(UnderlayNow {
+            mtu: link.mtu,
+            is_up: link.is_up,
+            has_address: addresses.iter().any(|address| address.net.addr() == underlay.address),
+            subnets: on_link(&addresses),
+        })
+    }
+
+    async fn candidates(&self) -> Result<Candidates, HostError> {
+        let links = LinkTable::new(self.links().await?);
+        Ok(Candidates { links, addresses: self.addresses().await? })
+    }
+
+    /// What is configured, or what the routes say; what was tried is added to `tried`.
+    async fn by_route(
+        &self,
+        candidates: &Candidates,
+        configured: Option<IpAddr>,
+        store: Option<IpAddr>,
+        tried: &mut Vec<String>,
+    ) -> Result<Option<Underlay>, HostError> {
         if let Some(address) = configured {
             let chosen = candidates.by_address(address, "it is configured".to_owned());
             let reason = format!("{address} is configured, but no usable link here has it");
-            return chosen.ok_or(HostError::NoUnderlay { reason });
+            return chosen.ok_or(HostError::NoUnderlay { reason }).map(Some);
         }
-        let mut tried = Vec::new();
         if let Some(store) = store {
             let source = self.source_towards(store).await?;
             let reason = || format!("it is on the route to the store at {store}");
             if let Some(chosen) = source.and_then(|source| candidates.by_address(source, reason())) {
-                return Ok(chosen);
+                return Ok(Some(chosen));
             }
             tried.push(format!("no route to the store at {store} over a usable link"));
         }
@@ -64,15 +141,10 @@ impl Host {
         defaults.retain(is_default);
         defaults.sort_by_key(|route| route.key.metric);
         if let Some(chosen) = defaults.iter().find_map(|route| candidates.by_default_route(route)) {
-            return Ok(chosen);
+            return Ok(Some(chosen));
         }
         tried.push("no IPv4 default route over a usable link".to_owned());
-        let usable = candidates.usable_links();
-        if let [(link, address)] = usable[..] {
-            return Ok(underlay(address, link, "its link is the only one with an address".to_owned()));
-        }
-        tried.push(format!("{} links with a global IPv4 address instead of one", usable.len()));
-        Err(HostError::NoUnderlay { reason: tried.join("; ") })
+        Ok(None)
     }
 
     /// What is on the link of that device: the prefixes of its global addresses, sorted. What is within reaches the device's
@@ -82,11 +154,9 @@ impl Host {
     /// [`HostError::NoDevice`].
     pub async fn subnets(&self, device: &str) -> Result<Vec<IpNet>, HostError> {
         let index = self.link_index(device).await?;
-        let is_on_it = |address: &Address| address.index == index && address.scope == AddressScope::Universe;
-        let addresses = self.addresses().await?;
-        let subnets: BTreeSet<IpNet> =
-            addresses.iter().filter(|address| is_on_it(address)).map(|address| address.net.trunc()).collect();
-        Ok(subnets.into_iter().collect())
+        let mut addresses = self.addresses().await?;
+        addresses.retain(|address| address.index == index);
+        Ok(on_link(&addresses))
     }
 
     /// The source address that the kernel takes towards `destination`.
@@ -97,6 +167,13 @@ impl Host {
             _ => None,
         }))
     }
+}
+
+/// The prefixes of these addresses that are on the link, sorted.
+fn on_link(addresses: &[Address]) -> Vec<IpNet> {
+    let global = addresses.iter().filter(|address| address.scope == AddressScope::Universe);
+    let subnets: BTreeSet<IpNet> = global.map(|address| address.net.trunc()).collect();
+    subnets.into_iter().collect()
 }
 
 struct Candidates {

@@ -5,7 +5,9 @@
 //! the host's. So they travel in VXLAN from overlay address to overlay address, inside WireGuard: a device of its own
 //! ([`GATE_DEVICE`]), with routes to peers' blocks in a table of its own ([`TABLE_TRUSTED`]) that only packets from trusted
 //! sources look up. No pod sends from such a source: that is checked at its veth, and what of a trusted prefix lies in a pool
-//! is left out of the rules. Answers do not come this way: the pod's node sends them by its own uplink.
+//! is left out of the rules. Answers do not come this way: the pod's node sends them by its own uplink. So the device lets
+//! sources in that are reached by others (a loose reverse path check), which the kernel does for IPv4 only where it has an
+//! address.
 //!
 //! Peers that are reached otherwise (VXLAN, plain routes) need no gate: the main table leads to them.
 
@@ -16,8 +18,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use uuid::Uuid;
 
 use crate::host::{
-    FdbKey, FdbSpec, HostObjects, LinkSpec, METRIC_V6, NeighbourKey, NeighbourSpec, RULE_PRIORITY, RouteKey,
-    RouteKind, RouteSpec, RuleSpec, TABLE_TRUSTED,
+    AddressSpec, FdbKey, FdbSpec, HostObjects, LinkSpec, METRIC_V6, NeighbourKey, NeighbourSpec,
+    RULE_PRIORITY, RouteKey, RouteKind, RouteSpec, RuleSpec, TABLE_TRUSTED,
 };
 use crate::links::GATE_DEVICE;
 use crate::mac::Mac;
@@ -46,7 +48,7 @@ pub struct GateConfig {
     pub trusted: Vec<IpNet>,
 }
 
-/// Device, neighbours, routes and rules of the gate; nothing without trusted sources, overlay address or peers.
+/// Device, its address, neighbours, routes and rules of the gate; nothing without trusted sources, overlay address or peers.
 ///
 /// The device is there for every peer, because a peer may send by it before this node does. `pods` are the addresses of this
 /// node's pods: one out of a peer's block stays here.
@@ -65,6 +67,12 @@ pub fn gate_objects(
     let (vni, port, mac) = (config.vni, config.port, own.vtep_mac);
     let mtu = vxlan_mtu(config.wireguard_mtu, local);
     objects.links.insert(GATE_DEVICE.to_owned(), LinkSpec::Vxlan { vni, port, local, mac, mtu });
+    // On `lo` it is already. But what comes in by a device without any IPv4 address passes the loose check only by the way
+    // of its answers (`no_addr` in __fib_validate_source of net/ipv4/fib_frontend.c).
+    if local.is_ipv4() {
+        let (device, address) = (GATE_DEVICE.to_owned(), IpNet::from(local));
+        objects.addresses.insert(AddressSpec { device, address, scope_host: true });
+    }
 
     let mut claims = claims(own, peers.iter().map(|peer| &peer.facts), pools);
     let mut sorted: Vec<&PeerPath> = peers.iter().collect();

@@ -9,7 +9,7 @@
 //! side by side with devices and ports of their own. Both devices accept a peer's packets; so each end moves its routes for
 //! itself, once it has seen a handshake on the newer device, and nothing is lost. A key goes when no peer sends over it any
 //! more, which the peers say in their records (`sends`), or at the deadline: then a peer that missed the change is cut off
-//! until it hears of the newer generation and makes its own key for it.
+//! until it hears of the newer generation and makes its own key for it. A peer that came back late has a deadline of its own.
 //!
 //! A node that is more than one generation behind may find the device of the newest one taken by a key that others like it
 //! still use with it. It then makes the generation before the newest, moves to that, and goes on from there.
@@ -30,6 +30,10 @@ use uuid::Uuid;
 /// How long a key stays at most after the peers could read of its successor: as long as an operator waits for a command's
 /// effect.
 pub const ROTATION_DEADLINE_MS: u64 = 300_000;
+
+/// The time for a key, a record and a handshake. A peer that lives has it from when it was first seen to need the older key,
+/// and one without the newer key a deadline of its own before, for it may have to wait for a peer that is away.
+pub const CATCH_UP_MS: u64 = 60_000;
 
 /// How long a key stays after the last peer moved: packets under way, and records that a peer has not read yet.
 pub const ROTATION_SETTLE_MS: u64 = 10_000;
@@ -151,6 +155,9 @@ pub struct Generations {
     paths: BTreeMap<Uuid, u64>,
     /// The newer of two keys, and since when no peer needs the older one, by the clock of `uptime_ms`.
     settled_since: Option<(u64, u64)>,
+    /// The newer of two keys, and until when each peer that was seen alive before it moved has time, by the clock of
+    /// `uptime_ms`.
+    behind: (u64, BTreeMap<Uuid, u64>),
 }
 
 impl Generations {
@@ -227,7 +234,7 @@ impl Generations {
             None
         };
         self.settled_since = settled_since.map(|since| (*newer, since));
-        let late_ms = told_ms.saturating_add(input.deadline_ms);
+        let late_ms = told_ms.saturating_add(input.deadline_ms).max(self.catch_up_ms(pairs, input, *newer));
         let at_ms =
             settled_since.map_or(late_ms, |since| late_ms.min(since.saturating_add(ROTATION_SETTLE_MS)));
         if input.uptime_ms < at_ms {
@@ -235,6 +242,21 @@ impl Generations {
             return None;
         }
         Some(*older)
+    }
+
+    /// Until when peers that live and still need the older key may keep it.
+    fn catch_up_ms(&mut self, pairs: &[Pair<'_>], input: &GenerationInput, newer: u64) -> u64 {
+        if self.behind.0 != newer {
+            self.behind = (newer, BTreeMap::new());
+        }
+        let waiting = pairs.iter().filter(|pair| pair.peer.live && !pair.has_left_for(newer));
+        let until = waiting.map(|pair| {
+            let is_behind = believed(pair.peer).max().is_none_or(|highest| highest < newer);
+            let own_deadline_ms = if is_behind { input.deadline_ms } else { 0 };
+            let until_ms = input.uptime_ms.saturating_add(own_deadline_ms).saturating_add(CATCH_UP_MS);
+            *self.behind.1.entry(pair.peer.uuid).or_insert(until_ms)
+        });
+        until.max().unwrap_or(0)
     }
 }
 

@@ -30,6 +30,12 @@ pub const RAISE_MS: u64 = 600_000;
 /// When a peer that answers nothing is asked again.
 pub const AWAY_MS: u64 = 10_000;
 
+/// After the link of an end has changed, more is tried again every so often ..
+pub const SETTLING_RAISE_MS: u64 = 5_000;
+
+/// .. for so long: netd of the other end hears of it at once, or after 30 s at the latest.
+pub const SETTLE_MS: u64 = 60_000;
+
 /// A search ends within so many bytes of the truth: an eighth byte more is worth no further probe.
 pub const PRECISION: u32 = 8;
 
@@ -67,6 +73,8 @@ pub struct MtuProber {
     searches: bool,
     raise_ms: u64,
     raise_every_ms: u64,
+    /// More is tried more often until then.
+    settling_ms: Option<u64>,
     /// When [`Self::low`] was last seen to arrive.
     proven_ms: Option<u64>,
 }
@@ -88,6 +96,7 @@ impl MtuProber {
             searches: false,
             raise_ms: now_ms,
             raise_every_ms: RAISE_MS,
+            settling_ms: None,
             proven_ms: None,
         }
     }
@@ -113,6 +122,17 @@ impl MtuProber {
             (self.high, self.is_first, self.searches) = (ceiling, true, true);
         }
         self.next_ms = now_ms;
+        self.ends_changed(now_ms);
+    }
+
+    /// The link of one end has changed, be it back and forth: what was found meanwhile may be of a moment, so more is tried
+    /// again soon.
+    pub fn ends_changed(&mut self, now_ms: u64) {
+        self.settling_ms = Some(now_ms.saturating_add(SETTLE_MS));
+        if self.low < self.ceiling {
+            self.raise_ms = self.raise_ms.min(now_ms);
+            self.suspect(now_ms);
+        }
     }
 
     /// Something looks as if large packets were lost: confirm at once.
@@ -238,7 +258,10 @@ impl MtuProber {
             return;
         }
         if std::mem::take(&mut self.searches) {
-            self.raise_ms = now_ms.saturating_add(self.raise_every_ms);
+            let settles = self.settling_ms.is_some_and(|until| now_ms < until);
+            let every_ms =
+                if settles { self.raise_every_ms.min(SETTLING_RAISE_MS) } else { self.raise_every_ms };
+            self.raise_ms = now_ms.saturating_add(every_ms);
         }
         self.high = self.low;
         self.next_ms = confirm_ms;

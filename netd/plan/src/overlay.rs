@@ -2,7 +2,8 @@
 //! The overlay: from facts about nodes to this node's links, addresses, routes, neighbours and FDB.
 //!
 //! Several backends can be up at once, as while a cluster changes from one to another; each peer is reached by one path,
-//! which [`crate::Paths`] chooses. This node's overlay addresses are on `lo`, so that they stay when devices come and go.
+//! which [`crate::Paths`] chooses. This node's overlay addresses are on `lo`, so that they stay when devices come and go;
+//! tunnels' devices have the IPv4 one, too, or they would not take packets whose answers go by another.
 //!
 //! Nothing is learnt from packets and nothing is flooded: with VXLAN each peer's overlay address has a permanent neighbour,
 //! and that Ethernet address a forwarding entry; WireGuard goes by allowed IPs, which are the same claims as the routes
@@ -183,7 +184,9 @@ pub fn overlay_objects(
         objects.routes.insert(key, RouteSpec { kind: RouteKind::Unreachable, ..RouteSpec::default() });
     }
     for backend in up {
-        objects.links.extend(links(backend, own));
+        let links = links(backend, own);
+        objects.addresses.extend(links.keys().filter_map(|device| loose_check(device, own)));
+        objects.links.extend(links);
     }
     for overlay in own.overlays.iter().filter(|ip| own.overlay_like(**ip) == Some(**ip)) {
         let address =
@@ -268,6 +271,14 @@ fn links(backend: &Backend, own: &NodeFacts) -> BTreeMap<String, LinkSpec> {
             config.generations.iter().map(device).collect()
         }
     }
+}
+
+/// This node's IPv4 overlay address, on a tunnel's device. On `lo` it is already; but while each end moves for itself, packets
+/// come in by one device whose answers go by another, and what has no IPv4 address fails even the loose reverse path check
+/// then (`no_addr` in __fib_validate_source of net/ipv4/fib_frontend.c). IPv6 has no such check.
+fn loose_check(device: &str, own: &NodeFacts) -> Option<AddressSpec> {
+    let overlay = own.overlays.iter().copied().find(IpAddr::is_ipv4)?;
+    Some(AddressSpec { device: device.to_owned(), address: IpNet::from(overlay), scope_host: true })
 }
 
 fn native_peer(objects: &mut HostObjects, own: &NodeFacts, peer: &PeerPath, claimed: &BTreeSet<IpNet>) {

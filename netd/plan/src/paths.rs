@@ -4,7 +4,8 @@
 //! A change goes pair by pair, each direction for itself: a node brings up what is wanted beside what it has, says so in
 //! its record, and sends to a peer by the wanted backend once both have it up (by WireGuard once a handshake was seen, as
 //! long as another way is left). Both accept all that is up. What is wanted no more is withdrawn from the record when every
-//! live peer's record says that it sends by the wanted backend only, or at a deadline, and goes a little later.
+//! peer's record says that it sends by the wanted backend only, or at a deadline, and goes a little later. A peer without a
+//! live lease counts, too: its packets flow without its netd, which may come back.
 //!
 //! `auto` is native to peers on the same link and WireGuard to all others.
 //!
@@ -22,8 +23,13 @@ use uuid::Uuid;
 use crate::generation::HANDSHAKE_FRESH_MS;
 use crate::overlay::Path;
 
-/// How long what is wanted no more stays at most: twice the time after which a dead node's lease ends.
+/// How long what is wanted no more stays at most for peers that could go over: twice the time after which a dead node's lease
+/// ends.
 pub const CHANGE_DEADLINE_MS: u64 = 60_000;
+
+/// How long it stays at most for a peer without a live lease: as long as for one that misses a change of keys. Longer it is
+/// not kept open for a node that may be gone for good.
+pub const ABSENT_DEADLINE_MS: u64 = crate::generation::ROTATION_DEADLINE_MS;
 
 /// How long it stays after it was withdrawn from this node's record: packets under way, and peers that have not read that
 /// and may begin to send by it once more, as when the wish changes twice in a row.
@@ -238,15 +244,22 @@ impl Paths {
         if input.up.is_subset(&wanted) {
             return None;
         }
-        let live = || input.peers.iter().filter(|peer| peer.live);
-        if says.is_some() && live().all(|peer| peer.sends == Some(input.wanted)) {
+        let has_moved = |peer: &PathPeer| peer.sends == Some(input.wanted);
+        let is_left = |kind: &BackendKind| input.up.contains(kind) && !wanted.contains(kind);
+        let (present, absent): (Vec<&PathPeer>, Vec<&PathPeer>) =
+            input.peers.iter().partition(|peer| peer.is_present(now_ms));
+        let is_awaited = absent.iter().any(|peer| !has_moved(peer) && peer.up.iter().any(is_left));
+        if says.is_some() && !is_awaited && present.iter().all(|peer| has_moved(peer)) {
             return Some(now_ms);
         }
-        // One that cannot go over yet is not cut off.
-        let can =
-            |peer: &PathPeer| peer.up.contains(&input.wanted.kind(is_on_link(peer.underlay, &input.subnets)));
-        let all_up = wanted.is_subset(&input.up) && live().all(can);
-        all_up.then(|| self.since_ms.saturating_add(CHANGE_DEADLINE_MS))
+        // One that is there and cannot go over yet is not cut off.
+        let can = |peer: &PathPeer| {
+            peer.up.contains(&input.wanted.kind(is_on_link(peer.underlay, &input.subnets)))
+                && (peer.live || has_moved(peer))
+        };
+        let all_up = wanted.is_subset(&input.up) && present.iter().all(|peer| can(peer));
+        let deadline_ms = if is_awaited { ABSENT_DEADLINE_MS } else { CHANGE_DEADLINE_MS };
+        all_up.then(|| self.since_ms.saturating_add(deadline_ms))
     }
 
     fn choices(
@@ -286,6 +299,13 @@ impl Paths {
         }
         self.moved.insert(peer.uuid);
         PathChoice { path: Some(path), problem, keepalive: false }
+    }
+}
+
+impl PathPeer {
+    /// It lives, or packets come from it although its lease does not.
+    fn is_present(&self, now_ms: u64) -> bool {
+        self.live || self.wireguard.is_some_and(|tunnel| tunnel.is_fresh(now_ms))
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, fs, net::IpAddr, process::Command, time::Duration};
 
+use ipnet::IpNet;
 use netd_host::{Host, HostError};
 use netd_plan::{
     Backend, GateConfig, HostObject, HostObjects, HostOp, NodeFacts, Path, PeerPath, RuleSpec,
@@ -35,14 +36,24 @@ fn node(n: u8) -> NodeFacts {
     }
 }
 
-/// Node 1 of two, connected by WireGuard; a pod of its own has an address out of the other's block.
-fn gated() -> HostObjects {
+/// Node 1 of two, connected by WireGuard.
+fn ungated() -> HostObjects {
     let generations = BTreeSet::from([1]);
     let up = [Backend::Wireguard(WireguardConfig { kind: WireguardKind::User, mtu: 1440, generations })];
-    let path = Some(Path::Wireguard { generation: 1 });
-    let peers = [PeerPath { facts: node(2), path, mtu: Some(1400) }];
-    let pools = ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()];
-    let mut objects = overlay_objects(&up, &node(1), &peers, &pools, &[]);
+    overlay_objects(&up, &node(1), &peers(), &pools(), &[])
+}
+
+fn peers() -> [PeerPath; 1] {
+    [PeerPath { facts: node(2), path: Some(Path::Wireguard { generation: 1 }), mtu: Some(1400) }]
+}
+
+fn pools() -> [IpNet; 2] {
+    ["10.244.0.0/16", "fd00:10:244::/48"].map(|net| net.parse().unwrap())
+}
+
+/// The same with a gate; a pod of its own has an address out of the other's block.
+fn gated() -> HostObjects {
+    let mut objects = ungated();
     let trusted = ["198.51.100.0/24", "203.0.113.7/32", "2001:db8:f::/48"];
     let config = GateConfig {
         vni: 4242,
@@ -51,7 +62,7 @@ fn gated() -> HostObjects {
         trusted: trusted.map(|net| net.parse().unwrap()).into(),
     };
     let pods: [IpAddr; 2] = ["10.244.2.9", "fd00:10:244:2::9"].map(|ip| ip.parse().unwrap());
-    objects.merge(gate_objects(&config, &node(1), &peers, &pools, &pods));
+    objects.merge(gate_objects(&config, &node(1), &peers(), &pools(), &pods));
     assert_eq!(objects.rules.len(), 3);
     objects
 }
@@ -70,8 +81,12 @@ fn ground() -> Host {
 
 /// Where a packet goes that the uplink brings.
 fn route(from: &str, to: &str) -> String {
+    brought_by("up0", from, to)
+}
+
+fn brought_by(device: &str, from: &str, to: &str) -> String {
     let family = if to.contains(':') { "-6" } else { "-4" };
-    ip(&format!("{family} route get {to} from {from} iif up0"))
+    ip(&format!("{family} route get {to} from {from} iif {device}"))
 }
 
 fn rules() -> String {
@@ -102,6 +117,11 @@ fn only_trusted_sources_take_the_table() {
             let own = ip(&format!("{family} route get {pod}"));
             assert!(own.contains(&format!("dev {TUN}")), "this node's own packets: {own}");
         }
+        // What another node's gate sends is taken, though answers go by the uplink: the command fails otherwise.
+        for (trusted, own) in [("198.51.100.9", "10.244.1.0"), ("2001:db8:f::9", "fd00:10:244:1::")] {
+            let taken = brought_by(DEVICE, trusted, own);
+            assert!(taken.contains("local"), "{taken}");
+        }
         let details = ip(&format!("-d link show {DEVICE}"));
         assert!(details.contains("local 10.244.1.0") && details.contains("mtu 1390"), "{details}");
         let shown = rules();
@@ -123,6 +143,10 @@ fn what_is_there_is_not_made_twice_and_goes_whole() {
         }
         assert_eq!(host.observe().await.unwrap(), gated());
         assert_eq!(host.link_index(DEVICE).await.unwrap(), index, "the device was not made anew");
+        // Its address is on `lo`, too, and what has that as its source stays.
+        converge(&host, &ungated()).await;
+        assert_eq!(host.observe().await.unwrap(), ungated());
+        converge(&host, &gated()).await;
         for op in plan(&HostObjects::new(), &host.observe().await.unwrap()) {
             host.apply(&op).await.unwrap_or_else(|error| panic!("{op}: {error}"));
             host.apply(&op).await.unwrap_or_else(|error| panic!("{op} again: {error}"));

@@ -341,6 +341,10 @@ fn somebody_who_deletes_our_route_is_noticed() {
         assert!(tokio::time::timeout(quiet, events.next()).await.is_err(), "other people's objects");
 
         for command in [
+            "address add 172.30.0.9/24 dev up0",
+            "link set up0 mtu 1400",
+            "link set up0 mtu 1500",
+            "route add default via 172.30.0.254 dev up0 proto static",
             "route del 10.244.0.64/26",
             "neigh del 10.244.0.64 dev weft.vxlan",
             "address del 169.254.53.53/32 dev lo",
@@ -400,5 +404,38 @@ fn the_underlay_is_configured_or_towards_the_store_or_on_the_default_route() {
         assert_eq!((configured.device.as_str(), configured.reason.as_str()), ("up1", "it is configured"));
         let error = host.underlay(Some(address("172.16.0.1")), None).await.unwrap_err();
         assert!(error.to_string().contains("172.16.0.1 is configured"), "{error}");
+    });
+}
+
+#[test]
+fn an_underlay_that_lost_its_address_is_chosen_anew() {
+    in_fresh_netns(|| async {
+        let host = Host::open().unwrap();
+        uplink("up0", "172.30.0.1/24");
+        let former = host.underlay(None, None).await.unwrap();
+        let now = host.underlay_now(&former).await.unwrap();
+        assert!(now.has_address && now.is_up && now.mtu == 1500, "{now:?}");
+
+        ip("address del 172.30.0.1/24 dev up0");
+        ip("link set up0 mtu 1400");
+        let now = host.underlay_now(&former).await.unwrap();
+        assert!(!now.has_address && now.mtu == 1400, "{now:?}");
+        // Whoever is the only one for a moment is not what the peers know.
+        uplink("up1", "172.31.0.1/24");
+        let error = host.underlay_again(&former, None, None).await.unwrap_err();
+        assert!(error.to_string().contains("no global IPv4 address on up0"), "{error}");
+
+        ip("address add 172.30.0.9/24 dev up0");
+        let again = host.underlay_again(&former, None, None).await.unwrap();
+        assert_eq!((again.address, again.device.as_str()), (address("172.30.0.9"), "up0"));
+        let configured = host.underlay_again(&former, Some(former.address), None).await.unwrap_err();
+        assert!(configured.to_string().contains("172.30.0.1 is configured"), "{configured}");
+
+        ip("address del 172.30.0.9/24 dev up0");
+        ip("route add default via 172.31.0.2");
+        let other = host.underlay_again(&former, None, None).await.unwrap();
+        assert_eq!(other.device, "up1", "a failover");
+        ip("link del up0");
+        assert!(host.underlay_now(&former).await.is_err());
     });
 }

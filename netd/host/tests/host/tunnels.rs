@@ -201,6 +201,40 @@ fn a_block_moves_between_tunnels_without_a_moment_of_refusal() {
 }
 
 #[test]
+fn packets_come_in_by_any_tunnel_whichever_their_answers_take() {
+    in_fresh_netns(|| async {
+        uplink("up0", "172.30.0.1/24");
+        make_tun(TUN);
+        let host = Host::open().unwrap();
+        // The command fails where the kernel would drop the packet.
+        let taken = |device: &str| {
+            let shown = ip(&format!("route get 10.244.1.0 from 10.244.2.7 iif {device}"));
+            assert!(shown.contains("local"), "{device}: {shown}");
+        };
+        for of_all in ["0", "1", "2"] {
+            std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", of_all).unwrap();
+            for path in [Path::Vxlan, Path::Wireguard { generation: 1 }] {
+                converge(&host, &reached_by(path, WireguardKind::User)).await;
+                for device in [VXLAN, TUN] {
+                    taken(device);
+                }
+            }
+        }
+        // A TUN only goes down; what is on it must not stay.
+        let mut without = reached_by(Path::Vxlan, WireguardKind::User);
+        without.links.remove(TUN);
+        without.addresses.retain(|spec| spec.device != TUN);
+        converge(&host, &without).await;
+        assert_eq!(
+            host.observe().await.unwrap(),
+            without,
+            "lo has the address still, and routes their source"
+        );
+        assert!(!ip(&format!("address show {TUN}")).contains("10.244.1.0"));
+    });
+}
+
+#[test]
 fn overlay_addresses_that_an_earlier_version_had_on_the_vxlan_device_move_to_lo() {
     in_fresh_netns(|| async {
         uplink("up0", "172.30.0.1/24");
@@ -211,6 +245,7 @@ fn overlay_addresses_that_an_earlier_version_had_on_the_vxlan_device_move_to_lo(
         earlier.addresses = desired
             .addresses
             .iter()
+            .filter(|spec| spec.device == "lo")
             .map(|spec| netd_plan::AddressSpec { device: VXLAN.to_owned(), ..spec.clone() })
             .collect();
         converge(&host, &earlier).await;

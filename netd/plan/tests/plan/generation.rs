@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netd_plan::generation::{GENERATION_MAX, ROTATION_DEADLINE_MS, ROTATION_SETTLE_MS};
+use netd_plan::generation::{CATCH_UP_MS, GENERATION_MAX, ROTATION_DEADLINE_MS, ROTATION_SETTLE_MS};
 use netd_plan::{GenerationInput, GenerationPlan, Generations, PeerGenerations, RotationRefused};
 use uuid::Uuid;
 
@@ -145,7 +145,28 @@ fn a_key_that_peers_could_not_read_of_sends_no_older_one_away() {
     assert_eq!(at(&mut state, &alone(None), ROTATION_SETTLE_MS).drop, None, "all who were there are away");
     let told = GenerationInput { told_ms: Some(10 * ROTATION_DEADLINE_MS), ..untold(peer(2, &[1], 1, &[1])) };
     assert_eq!(at(&mut state, &told, 10 * ROTATION_DEADLINE_MS).drop, None, "now they have their time");
-    assert_eq!(at(&mut state, &told, 11 * ROTATION_DEADLINE_MS).drop, Some(1));
+    assert_eq!(at(&mut state, &told, 11 * ROTATION_DEADLINE_MS).drop, None, "and it lives");
+    assert_eq!(at(&mut state, &told, 11 * ROTATION_DEADLINE_MS + CATCH_UP_MS).drop, Some(1));
+}
+
+#[test]
+fn a_peer_that_comes_back_late_has_a_deadline_of_its_own() {
+    let keys = [(1, 0), (2, 0)];
+    let away = PeerGenerations { live: false, ..peer(2, &[1], 1, &[1]) };
+    let mut state = Generations::default();
+    let input = |peer| GenerationInput { told_ms: Some(0), ..own(&keys, vec![peer]) };
+    assert_eq!(at(&mut state, &input(away.clone()), ROTATION_DEADLINE_MS - 1).drop, None);
+    assert_eq!(
+        at(&mut state.clone(), &input(away.clone()), ROTATION_DEADLINE_MS).drop,
+        Some(1),
+        "who is away is not waited for"
+    );
+    let back = peer(2, &[1], 1, &[1]);
+    let until = 2 * ROTATION_DEADLINE_MS - 1 + CATCH_UP_MS;
+    assert_eq!(at(&mut state, &input(back.clone()), ROTATION_DEADLINE_MS - 1).drop, None);
+    assert_eq!(at(&mut state, &input(away), ROTATION_DEADLINE_MS - 1).drop, None);
+    assert_eq!(at(&mut state, &input(back.clone()), until - 1).drop, None);
+    assert_eq!(at(&mut state, &input(back), until).drop, Some(1), "once, not again after each absence");
 }
 
 #[test]

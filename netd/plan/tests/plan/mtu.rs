@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Paths that swallow what is too large for them, and a prober that finds out.
 
-use netd_plan::mtu::{AWAY_MS, CONFIRM_MS, MTU_MIN, MtuProber, PRECISION, RAISE_MS};
+use netd_plan::mtu::{AWAY_MS, CONFIRM_MS, MTU_MIN, MtuProber, PRECISION, RAISE_MS, SETTLING_RAISE_MS};
 use proptest::prelude::*;
 
 /// A path with its MTU; each packet is lost in so many cases of a hundred, each way as one.
@@ -148,6 +148,24 @@ fn the_devices_mtu_changes() {
     story.prober.set_ceiling(1000, story.now_ms);
     story.pass(10_000);
     assert_eq!(story.prober.mtu(), 1000, "a device below the least is used as it is");
+}
+
+/// The other end's link follows a little later than what is known of it: what is found in between must not stay.
+#[test]
+fn what_was_found_while_the_ends_changed_is_corrected_soon() {
+    for (was, between) in [(1340, 1340), (1340, 1435), (1440, 1435)] {
+        let mut story = Story::new(was, was);
+        story.pass(CONFIRM_MS);
+        story.path.mtu = between;
+        story.prober.set_ceiling(1440, story.now_ms);
+        story.prober.ends_changed(story.now_ms);
+        story.prober.suspect(story.now_ms);
+        story.pass(30_000);
+        assert!(story.is_found(between), "{} of {between}", story.prober.mtu());
+        story.path.mtu = 1440;
+        story.pass(SETTLING_RAISE_MS + CONFIRM_MS / 10);
+        assert_eq!(story.prober.mtu(), 1440, "{was}, then {between}");
+    }
 }
 
 proptest! {

@@ -293,6 +293,7 @@ fn operations_read_well() {
         [
             "add link weft.vxlan".to_owned(),
             "add address 10.244.1.0/32 on lo".to_owned(),
+            "add address 10.244.1.0/32 on weft.vxlan".to_owned(),
             "add route 10.96.0.0/16 metric 1000000".to_owned(),
             "add route 10.244.0.0/16 metric 1000000".to_owned(),
             "add neighbour 10.244.2.0 on weft.vxlan".to_owned(),

@@ -106,6 +106,12 @@ fn unicast(objects: &HostObjects) -> Vec<String> {
     forwarding.map(|(key, route)| format!("{} {}", key.dst, way(route.gateway, &route.device))).collect()
 }
 
+fn addresses(objects: &HostObjects) -> Vec<String> {
+    let no_source = |scope_host| if scope_host { ", no source" } else { "" };
+    let shown = objects.addresses.iter();
+    shown.map(|spec| format!("{} on {}{}", spec.address, spec.device, no_source(spec.scope_host))).collect()
+}
+
 #[test]
 fn two_nodes_over_vxlan() {
     let objects = objects(&vxlan(), &node(1), &[node(2)]);
@@ -114,8 +120,7 @@ fn two_nodes_over_vxlan() {
     };
     assert_eq!((vni, port, local, mtu), (4242, 4789, ip("192.0.2.1"), 1450));
     assert_eq!(mac, vtep_mac(Uuid::from_u128(1)));
-    let address = objects.addresses.first().unwrap();
-    assert_eq!((address.device.as_str(), address.address), ("lo", net("10.244.1.0/32")));
+    assert_eq!(addresses(&objects), ["10.244.1.0/32 on lo", "10.244.1.0/32 on weft.vxlan, no source"]);
 
     let neighbour = NeighbourKey { device: DEVICE.to_owned(), ip: ip("10.244.2.0") };
     assert_eq!(objects.neighbours[&neighbour].mac, vtep_mac(Uuid::from_u128(2)));
@@ -125,7 +130,7 @@ fn two_nodes_over_vxlan() {
     let route = &objects.routes[&RouteKey::main(net("10.244.2.0/26"))];
     assert_eq!((route.gateway, route.onlink), (Some(ip("10.244.2.0")), true));
     assert_eq!((route.source, route.device.as_deref()), (Some(ip("10.244.1.0")), Some(DEVICE)));
-    assert_eq!(objects.len(), 7, "and two barriers, nothing else: {objects:#?}");
+    assert_eq!(objects.len(), 8, "and two barriers, nothing else: {objects:#?}");
 }
 
 #[test]
@@ -181,8 +186,8 @@ fn both_families_go_by_their_own_next_hop_to_one_tunnel_end() {
     assert_eq!(objects.fdb.len(), 1);
     let barrier = RouteKey { metric: BARRIER_METRIC, ..RouteKey::main(net("fd00:10:244::/56")) };
     assert_eq!(objects.routes[&barrier].kind, RouteKind::Unreachable);
-    let own: Vec<String> = objects.addresses.iter().map(|spec| spec.address.to_string()).collect();
-    assert_eq!(own, ["10.244.1.0/32", "fd00:10:244:1::/128"]);
+    let on_lo = ["10.244.1.0/32 on lo", "fd00:10:244:1::/128 on lo"];
+    assert_eq!(addresses(&objects), [&on_lo[..], &["10.244.1.0/32 on weft.vxlan, no source"]].concat());
 }
 
 #[test]
@@ -195,7 +200,8 @@ fn a_family_without_an_overlay_address_waits_behind_the_barrier() {
     assert_eq!((objects.fdb.len(), objects.neighbours.len()), (1, 1));
     let two = NodeFacts { overlays: vec![ip("10.244.2.0"), ip("10.244.2.9")], ..node(2) };
     let objects = dual_objects(&vxlan(), &two.clone(), &[NodeFacts { overlays: two.overlays, ..node(3) }]);
-    assert_eq!(objects.addresses.len(), 1, "of several of a family the first");
+    let first = ["10.244.2.0/32 on lo", "10.244.2.0/32 on weft.vxlan, no source"];
+    assert_eq!(addresses(&objects), first, "of several of a family the first");
 }
 
 #[test]
@@ -291,7 +297,8 @@ fn wireguard_needs_no_next_hop() {
         assert_eq!((v4.source, v4.scope_link, v4.mtu), (Some(ip("10.244.1.0")), true, None));
         let v6 = &objects.routes[&RouteKey::main(net("fd00:10:244:2::/122"))];
         assert_eq!((v6.source, v6.scope_link), (Some(ip("fd00:10:244:1::")), false), "IPv6 has no scope");
-        assert!(objects.addresses.iter().all(|spec| spec.device == "lo") && objects.addresses.len() == 2);
+        let on_lo = ["10.244.1.0/32 on lo", "fd00:10:244:1::/128 on lo"];
+        assert_eq!(addresses(&objects), [&on_lo[..], &["10.244.1.0/32 on weft.wg1, no source"]].concat());
     }
 }
 
@@ -319,6 +326,11 @@ fn each_peer_goes_by_its_own_path_while_several_are_up() {
         ]
     );
     assert_eq!(objects.links.keys().collect::<Vec<_>>(), ["weft.vxlan", "weft.wg0", "weft.wg1"]);
+    // Each takes packets from a peer that has not moved yet, or has before us.
+    for device in objects.links.keys() {
+        let address = format!("10.244.1.0/32 on {device}, no source");
+        assert!(addresses(&objects).contains(&address), "{address}");
+    }
     assert_eq!((objects.fdb.len(), objects.neighbours.len()), (1, 1), "the one that is sent to by VXLAN");
     assert_eq!(unicast(&changing(&[], &peers)), [""; 0], "nothing is up: the barriers answer");
 }

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netd_plan::paths::{CHANGE_DEADLINE_MS, CHANGE_SETTLE_MS};
+use netd_plan::generation::HANDSHAKE_FRESH_MS;
+use netd_plan::paths::{ABSENT_DEADLINE_MS, CHANGE_DEADLINE_MS, CHANGE_SETTLE_MS};
 use netd_plan::{
     BackendKind, Overlay, Path, PathPeer, PathProblem, Paths, PathsInput, PathsPlan, WireguardTunnel,
     is_on_link,
@@ -178,8 +179,38 @@ fn the_deadline_cuts_who_does_not_move_but_not_who_cannot() {
     assert_eq!((path(&plan, 2), plan.keep.len(), plan.up), (Some(TUNNEL), 2, BTreeSet::from([Wireguard])));
     let plan = keep(peer(2, &[Vxlan], None), CHANGE_DEADLINE_MS * 10);
     assert_eq!((plan.up.len(), path(&plan, 2)), (2, Some(Path::Vxlan)), "its new version is not there yet");
-    let dead = PathPeer { live: false, ..peer(2, &[Vxlan], None) };
-    assert_eq!(keep(dead, CHANGE_DEADLINE_MS).up.len(), 1, "who is gone holds nobody up");
+}
+
+#[test]
+fn who_has_no_lease_is_waited_for_as_long_as_it_may_come_back() {
+    let both = [Vxlan, Wireguard];
+    let step_at = |wanted, peers: Vec<PathPeer>, now_ms| {
+        let mut paths = Paths::new(0);
+        paths.step(&input(wanted, &both, peers.clone()), 0);
+        paths.step(&input(wanted, &both, peers), now_ms)
+    };
+    let absent = |up: &[BackendKind], handshake_ms| PathPeer { live: false, ..peer(2, up, handshake_ms) };
+    let moved = PathPeer { sends: Some(Overlay::Wireguard), ..peer(3, &both, Some(0)) };
+
+    // Its netd is dead and did not hear of the change; the other peer did.
+    let plan =
+        step_at(Overlay::Wireguard, vec![absent(&[Vxlan], None), moved.clone()], ABSENT_DEADLINE_MS - 1);
+    assert_eq!((path(&plan, 2), plan.up.len()), (Some(Path::Vxlan), 2));
+    assert_eq!((plan.sends, plan.next_ms), (Some(Overlay::Wireguard), Some(ABSENT_DEADLINE_MS)));
+    let plan = step_at(Overlay::Wireguard, vec![absent(&[Vxlan], None), moved.clone()], ABSENT_DEADLINE_MS);
+    assert_eq!((path(&plan, 2), plan.up.len()), (None, 1), "who is gone holds nobody up for ever");
+
+    let nothing_left = step_at(Overlay::Wireguard, vec![absent(&[], None), moved], 1_000);
+    assert_eq!(nothing_left.up.len(), 1, "it takes nothing by what goes");
+
+    // Tunnels live without netd: what is heard of them says that it is there.
+    let shaken_ms = 10 * ABSENT_DEADLINE_MS;
+    let at = |now_ms| step_at(Overlay::Vxlan, vec![absent(&[Wireguard], Some(shaken_ms))], now_ms).up.len();
+    assert_eq!(at(shaken_ms + HANDSHAKE_FRESH_MS - 1), 2);
+    assert_eq!(at(shaken_ms + HANDSHAKE_FRESH_MS), 1);
+    let both_ways = vec![absent(&both, Some(shaken_ms))];
+    let plan = step_at(Overlay::Wireguard, both_ways, shaken_ms);
+    assert_eq!((path(&plan, 2), plan.up.len()), (Some(TUNNEL), 2), "it goes on sending by VXLAN");
 }
 
 #[test]

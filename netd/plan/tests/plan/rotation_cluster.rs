@@ -388,7 +388,10 @@ impl Cluster {
                     self.nodes[n].outage.is_some_and(|(_, since)| self.now_ms - since >= MISSED_MS)
                 };
                 let just_healed = self.now_ms - self.healed_ms < HEALTHY_MS;
-                if !late(a) && !late(b) && !just_healed {
+                // Who missed changes has caught up when they speak with the newest key, and may be cut off once more before.
+                let newest = self.nodes.iter().filter_map(|node| node.keys.keys().last()).max();
+                let has_moved = |n: usize, p: usize| self.nodes[n].routes.get(&p) == newest;
+                if !late(a) && !late(b) && has_moved(a, b) && has_moved(b, a) && !just_healed {
                     self.joined.insert((a, b));
                 }
             }
