@@ -30,6 +30,7 @@ use crate::pace::Pace;
 use crate::settings::Settings;
 use crate::status::Progress;
 use crate::sweep::gone_links;
+use crate::underlay::Follower;
 use crate::usage;
 use crate::view::{Known, View};
 
@@ -54,6 +55,7 @@ pub(crate) struct Agent {
     settings: Settings,
     services: ServiceSync,
     paths: OverlayPaths,
+    underlay: Follower,
     /// What the routes stand for once this pass has made them.
     routes: Routed,
     /// What the tunnel was last woken for, with its peers.
@@ -77,13 +79,14 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn new(node: Arc<Node>, host: Host, settings: Settings) -> Self {
-        let underlay_mtu = node.underlay.mtu;
+        let underlay_mtu = node.underlay.load().mtu;
         Self {
             node,
             host: HostSync::new(host),
             settings,
             services: ServiceSync::new(),
             paths: OverlayPaths::new(underlay_mtu),
+            underlay: Follower::default(),
             routes: Routed::default(),
             seen: None,
             following: None,
@@ -254,8 +257,9 @@ impl Agent {
     /// How each peer is reached from now on.
     async fn choose_paths(&mut self, view: &Arc<View>, doubt: bool) {
         if doubt {
-            match self.host.underlay_now(&self.node.underlay.device).await {
-                Ok((subnets, mtu)) => (self.paths.subnets, self.paths.underlay_mtu) = (subnets, mtu),
+            match self.underlay.follow(&self.node, &self.host).await {
+                Ok(Some(now)) => (self.paths.subnets, self.paths.underlay_mtu) = (now.subnets, now.mtu),
+                Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "the underlay's device could not be read"),
             }
         }
@@ -288,7 +292,8 @@ impl Agent {
         let (moved, offered) = (now.plan != last.plan, now.plan.up != last.plan.up);
         self.routes = Routed { sends: now.plan.sends, generation: self.node.tunnel.state.load().plan.sends };
         // Taken back before the routes change, said once they stand.
-        let published = self.say_routed(self.node.routed.load().until(self.routes)) || offered;
+        let widened = now.underlay_mtu != last.underlay_mtu;
+        let published = self.say_routed(self.node.routed.load().until(self.routes)) || offered || widened;
         let mtu = now.mtu;
         self.node.overlay.store(Arc::new(now));
         // Not waited for: an ADD that holds a pod's turn may wait for this pass.
@@ -317,7 +322,7 @@ impl Agent {
     async fn keep_settings(&mut self, view: &View, doubt: bool) -> Result<()> {
         let attachments = lock(&self.node.attachments).all();
         let rules = desired::nft_rules(&self.node, view, &attachments);
-        self.settings.pass(&rules, &view.pod_cidrs(), &self.node.underlay.device, doubt).await?;
+        self.settings.pass(&rules, &view.pod_cidrs(), &self.node.underlay.load().device, doubt).await?;
         // After the table, which keeps pods from what listens on the loopback addresses.
         for attachment in attachments
             .iter()

@@ -87,6 +87,11 @@ pub(crate) struct Options {
     /// A secret that all nodes share (32 bytes in base64, as `wg genpsk` makes it), for WireGuard beside the keys.
     #[arg(long, env = "WEFT_WIREGUARD_PSK_FILE", value_name = "FILE", global = true)]
     pub wireguard_psk_file: Option<PathBuf>,
+    /// First of the UDP ports of WireGuard: keys that follow one another alternate between it and the next, the one
+    /// after carries what trusted hosts send. Used when the cluster has no configuration in the store yet
+    /// [default: 51820].
+    #[arg(long, env = "WEFT_WIREGUARD_PORT", global = true)]
+    pub wireguard_port: Option<u16>,
     /// Seconds of silence after which a packet goes to each WireGuard peer, so that a router on the way (NAT)
     /// does not forget this node and a peer learns where it moved to; 0: never [default: 25].
     #[arg(long, env = "WEFT_WIREGUARD_KEEPALIVE_SECS", value_name = "SECS", global = true)]

@@ -7,7 +7,9 @@ use netd_api::{ApiError, ConfigReply, ConfigRequest};
 use netd_store::Transaction;
 use netd_store::records::{ClusterConfig, OverlayBackend, decode, encode};
 
+use crate::members;
 use crate::node::Node;
+use crate::view::View;
 
 /// A write is answered once this node has seen it.
 const SEEN_WAIT: Duration = Duration::from_secs(1);
@@ -18,7 +20,8 @@ const ROTATION_MIN_SECS: u64 = 600;
 
 /// `GET /v1/config`.
 pub(crate) fn show(node: &Node) -> ConfigReply {
-    reply(&node.view.load().config)
+    let view = node.view.load();
+    reply(&view.config, &view)
 }
 
 /// `POST /v1/config`.
@@ -63,7 +66,7 @@ pub(crate) async fn set(node: &Node, request: &ConfigRequest) -> Result<ConfigRe
         let done = node.store.transact(write).await.map_err(|error| failed("write", &error))?;
         if done.succeeded {
             node.wait_seen(done.revision, SEEN_WAIT).await;
-            return Ok(reply(&config));
+            return Ok(reply(&config, &node.view.load()));
         }
     }
     Err(ApiError::retry("somebody else changes the cluster's settings at the same time; try again"))
@@ -88,7 +91,8 @@ fn trusted_note(config: &ClusterConfig) -> Option<String> {
     })
 }
 
-fn reply(config: &ClusterConfig) -> ConfigReply {
+fn reply(config: &ClusterConfig, view: &View) -> ConfigReply {
+    let names: Vec<&str> = view.members.keys().map(String::as_str).collect();
     ConfigReply {
         overlay: config.overlay.as_str().to_owned(),
         key_rotation_secs: config.key_rotation_secs,
@@ -97,6 +101,6 @@ fn reply(config: &ClusterConfig) -> ConfigReply {
         dns_zone: config.dns_zone.clone(),
         vxlan_port: config.vxlan_port,
         wireguard_port: config.wireguard_port,
-        notes: trusted_note(config).into_iter().collect(),
+        notes: trusted_note(config).into_iter().chain(members::notes(config, &names)).collect(),
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use netd_store::records::ClusterConfig;
 use netd_wireguard::PresharedKey;
 use thiserror::Error;
 
@@ -14,6 +15,7 @@ use crate::args::{
     Args, AttachKind, ExpediteKind, LogFormat, Options, OverlayKind, VxlanChecksumKind, WireguardKind,
 };
 use crate::desired;
+use crate::mtu::PROBE_PORT;
 use crate::psk;
 
 /// Read when it exists and no other is named.
@@ -22,6 +24,8 @@ const DEFAULT_FILE: &str = "/etc/weft/netd.toml";
 const CLUSTER_NAME_MAX: usize = 63;
 /// Routers forget a silent flow of UDP after 30 s (Linux' default); of 1,000 peers this makes 40 small packets a second.
 const WIREGUARD_KEEPALIVE_SECS: u16 = 25;
+/// WireGuard's two, and the gate's.
+const WIREGUARD_PORTS: u16 = 3;
 /// The API's socket in the run directory.
 const SOCKET_FILE: &str = "netd.sock";
 /// Where pods ask for names: link-local, so that no network of anybody's is in the way.
@@ -46,6 +50,8 @@ pub(crate) struct Config {
     pub wireguard_device: WireguardKind,
     pub wireguard_socket_dir: PathBuf,
     pub wireguard_psk: Option<PresharedKey>,
+    /// The cluster's first ports, if it has none yet; `None`: nobody said.
+    pub wireguard_port: Option<u16>,
     /// Seconds; 0: none.
     pub wireguard_keepalive_secs: u16,
     pub trusted_cidrs: Vec<IpNet>,
@@ -173,6 +179,7 @@ impl Config {
             wireguard_device: o.wireguard_device.unwrap_or(WireguardKind::Auto),
             wireguard_socket_dir: o.wireguard_socket_dir.unwrap_or_else(|| "/var/run/wireguard".into()),
             wireguard_psk: o.wireguard_psk_file.as_deref().map(psk::read).transpose()?,
+            wireguard_port: o.wireguard_port.map(check_wireguard_port).transpose()?,
             wireguard_keepalive_secs: o.wireguard_keepalive_secs.unwrap_or(WIREGUARD_KEEPALIVE_SECS),
             trusted_cidrs: o.trusted_cidrs.unwrap_or_default(),
             underlay_address: o.underlay_address,
@@ -240,6 +247,7 @@ fn overlay_options(over: Options, under: Options) -> Options {
         wireguard_device,
         wireguard_socket_dir,
         wireguard_psk_file,
+        wireguard_port,
         wireguard_keepalive_secs,
         trusted_cidrs,
         underlay_address,
@@ -338,6 +346,25 @@ fn check_dns_addresses(
         return Err(bad("dns-address", "one address, or one of each family, is needed".into()));
     }
     Ok(addresses)
+}
+
+/// It and the two that follow are for WireGuard and the gate.
+fn check_wireguard_port(first: u16) -> Result<u16, ConfigError> {
+    let refused = |why: String| Err(bad("wireguard-port", format!("{first}: {why}")));
+    let last = match first.checked_add(WIREGUARD_PORTS - 1) {
+        Some(last) if first > 0 => last,
+        _ => {
+            return refused(format!(
+                "1 to {} leaves the two ports that follow",
+                u16::MAX - WIREGUARD_PORTS + 1
+            ));
+        }
+    };
+    let others = [(ClusterConfig::default().vxlan_port, "VXLAN's"), (PROBE_PORT, "that of netd's probes")];
+    match others.into_iter().find(|(port, _)| (first..=last).contains(port)) {
+        Some((port, whose)) => refused(format!("of the ports {first} to {last}, {port} is {whose}")),
+        None => Ok(first),
+    }
 }
 
 fn check_labels(items: Vec<String>) -> Result<BTreeMap<String, String>, ConfigError> {
@@ -451,6 +478,10 @@ mod tests {
             ("store-cert = \"/x\"", "store-cert"),
             ("store-user = \"u\"", "store-user"),
             ("dns-upstreams = [\"one\"]", "dns-upstreams"),
+            ("wireguard-port = 0", "1 to 65533"),
+            ("wireguard-port = 65534", "1 to 65533"),
+            ("wireguard-port = 51817", "wireguard-port: 51817: of the ports 51817 to 51819, 51819 is"),
+            ("wireguard-port = 4788", "4789 is VXLAN's"),
             ("cluster = \"../x\"", "cluster"),
             ("log-level = \"loud\"", "log-level"),
         ] {
@@ -483,6 +514,11 @@ mod tests {
         };
         assert_eq!(told(""), Vec::<String>::new());
         assert_eq!(told("pod-cidr = \"10.250.0.0/16\""), Vec::<String>::new());
+        assert_eq!(told("wireguard-port = 51820"), Vec::<String>::new());
+        let said = told("wireguard-port = 5555");
+        assert!(said[0].contains("wireguard-port is 5555") && said[0].contains("keeps 51820"), "{said:?}");
+        let first = desired::initial_config(&parse("node-name = \"n1\"\nwireguard-port = 5555").unwrap());
+        assert_eq!((first.wireguard_port, cluster.wireguard_port), (5555, 51820));
         let said = told("pod-cidr = \"10.249.0.0/16\"\nservice-cidr = \"10.97.0.0/16\"");
         assert!(
             said[0].contains("10.249.0.0/16") && said[0].contains("the cluster has 10.250.0.0/16"),

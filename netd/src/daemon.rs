@@ -117,7 +117,8 @@ async fn prepare(
     let uuid = identity::load_or_create(&config.state_dir)?;
     let keys = Keys::new(&config.cluster)?;
     let datapath = open_datapath(&config, uuid)?;
-    let underlay = host.underlay(config.underlay_address, store_address(&config.store).await).await?;
+    let store_address = store_address(&config.store).await;
+    let underlay = host.underlay(config.underlay_address, store_address).await?;
     tracing::info!(address = %underlay.address, device = underlay.device, mtu = underlay.mtu, reason = underlay.reason, "underlay");
     let tunnel = Tunnel::new(tunnel::device_kind(&config).await);
     let attachments = Attachments::load(&config.state_dir).context("cannot read the attachment records")?;
@@ -154,6 +155,7 @@ async fn prepare(
         held,
         initial,
         underlay,
+        store_address,
         addressing,
         attachments,
         datapath,

@@ -48,6 +48,7 @@ pub(crate) fn initial_config(config: &Config) -> ClusterConfig {
             OverlayKind::Wireguard => OverlayBackend::Wireguard,
         },
         trusted_cidrs: config.trusted_cidrs.clone(),
+        wireguard_port: config.wireguard_port.unwrap_or(defaults.wireguard_port),
         ..defaults
     }
 }
@@ -86,6 +87,13 @@ pub(crate) fn not_in_force(config: &Config, cluster: &ClusterConfig, pools: &[Ip
         told.push(format!(
             "service-cidr is {}, which is not in force: the cluster has {} and keeps it",
             config.service_cidr, cluster.service_cidr
+        ));
+    }
+    if let Some(port) = config.wireguard_port.filter(|port| *port != cluster.wireguard_port) {
+        told.push(format!(
+            "wireguard-port is {port}, which is refused: the cluster's first node wrote another into the store, and all nodes \
+             listen and send there; it keeps {}",
+            cluster.wireguard_port
         ));
     }
     told
@@ -232,7 +240,8 @@ pub(crate) fn dns_service(vip: IpAddr, dns_address: IpAddr) -> (Service, lb::Bac
 
 /// Who may ask this node's DNS: pods of the cluster, and the node from any of its addresses.
 pub(crate) fn dns_clients(node: &Node, view: &View) -> Vec<IpNet> {
-    let own = node.config.dns_addresses.iter().copied().chain([node.underlay.address]).map(IpNet::from);
+    let own =
+        node.config.dns_addresses.iter().copied().chain([node.underlay.load().address]).map(IpNet::from);
     let loopback = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
     let loopback6 = IpNet::from(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST));
     view.pod_cidrs().into_iter().chain(own).chain([loopback, loopback6]).collect()

@@ -1,35 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `GET /v1/doctor`: everything that decides whether packets arrive, each with what was found.
 
+use std::time::Duration;
+
 use netd_api::{DoctorCheck, DoctorReply, PeerInfo, Status, Verdict};
-use netd_host::Nft;
+use netd_host::{Host, Nft, Underlay, UnderlayNow};
 use netd_plan::BackendKind;
 use netd_wireguard::DeviceKind;
 
 use crate::args::WireguardKind;
 use crate::attach::fast_path;
-use crate::mtu::ProbedPath;
-use crate::node::{Node, lock};
+use crate::desired;
+use crate::members;
+use crate::mtu::{Answer, ProbedPath};
+use crate::node::{Node, lock, now_ms};
 use crate::overlay;
 use crate::status;
 
 /// Sessions of WireGuard end after so long without a new handshake, in seconds (REJECT_AFTER_TIME, WireGuard paper 6.1).
 const SESSION_SECS: u64 = 180;
 
+/// Three questions of the full size and one of the least may be lost before a peer counts as silent, each after 1 s.
+const ANSWER_WAIT: Duration = Duration::from_millis(4_500);
+/// How often it is looked whether all have answered.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+const HANDSHAKE_HINT: &str =
+    "do UDP packets get through both ways, and have both nodes the same preshared key (wireguard-psk-file)?";
+
 /// Looks at everything, now.
 pub(crate) async fn examine(node: &Node) -> DoctorReply {
+    let asked_ms = ask_peers(node).await;
     let status = status::status(node);
     let mut checks = Checks::default();
     checks.node(&status);
-    checks.underlay(node, &status);
+    checks.configuration(node);
+    checks.underlay(node, &status).await;
     checks.wireguard(node);
     for peer in &status.overlay.peers {
-        checks.peer(node, peer);
+        checks.peer(node, peer, asked_ms);
+    }
+    if let Some((verdict, text)) = members::check(node) {
+        checks.say(verdict, "members", text);
     }
     checks.pods(node);
     checks.kernel(&status);
     checks.drops(node).await;
     DoctorReply { checks: checks.0 }
+}
+
+/// Asks every live peer now, and waits for their answers; when that was, in milliseconds since the Unix epoch.
+async fn ask_peers(node: &Node) -> u64 {
+    let asked_ms = now_ms();
+    let missing = || {
+        let (view, probed, overlay) = (node.view.load(), node.probed.load(), node.overlay.load());
+        let answered = |path: &ProbedPath| matches!(path.answer, Answer::At(at) if at >= asked_ms);
+        let reached = overlay.plan.peers.iter().filter(|(_, choice)| choice.path.is_some());
+        let mut asked = reached.filter(|(uuid, _)| view.alive.contains(uuid));
+        node.config.mtu_probe_ms.is_some() && asked.any(|(uuid, _)| !probed.get(uuid).is_some_and(answered))
+    };
+    node.probe_wake.notify_one();
+    let answered = async {
+        while missing() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    // Who has not answered by then is told of.
+    let _ = tokio::time::timeout(ANSWER_WAIT, answered).await;
+    asked_ms
 }
 
 #[derive(Default)]
@@ -60,13 +98,31 @@ impl Checks {
         }
     }
 
-    fn underlay(&mut self, node: &Node, status: &Status) {
-        let (underlay, now) = (&node.underlay, node.overlay.load());
-        let text = format!(
-            "{} on {}, MTU {}; chosen because {}",
-            underlay.address, underlay.device, now.underlay_mtu, underlay.reason
-        );
-        self.say(Verdict::Ok, "underlay", text);
+    /// What this node was told of the cluster and is not so.
+    fn configuration(&mut self, node: &Node) {
+        let view = node.view.load();
+        if view.configured {
+            for line in desired::not_in_force(&node.config, &view.config, &view.pod_cidrs()) {
+                self.say(Verdict::Note, "configuration", line);
+            }
+        }
+    }
+
+    async fn underlay(&mut self, node: &Node, status: &Status) {
+        let (underlay, now) = (node.underlay.load_full(), node.overlay.load());
+        // As the kernel has it, whatever netd believes.
+        let found = match Host::open() {
+            Ok(host) => host.underlay_now(&underlay).await,
+            Err(error) => Err(error),
+        };
+        let (verdict, text) = match found {
+            Ok(found) => {
+                let (verdict, text) = underlay_check(&underlay, &found, now.underlay_mtu);
+                (verdict, format!("{text}; chosen because {}", underlay.reason))
+            }
+            Err(error) => (Verdict::Wrong, format!("{}: {error}", underlay.address)),
+        };
+        self.say(verdict, "underlay", text);
         let up: Vec<String> = now.up.iter().map(ToString::to_string).collect();
         let up = if up.is_empty() { "nothing".to_owned() } else { up.join(", ") };
         let text =
@@ -101,7 +157,7 @@ impl Checks {
         }
     }
 
-    fn peer(&mut self, node: &Node, peer: &PeerInfo) {
+    fn peer(&mut self, node: &Node, peer: &PeerInfo, asked_ms: u64) {
         let (view, now) = (node.view.load(), node.overlay.load());
         let facts = view.peers(node.uuid).into_iter().find(|facts| facts.uuid == peer.uuid);
         let path = now.plan.peers.get(&peer.uuid).and_then(|choice| choice.path);
@@ -111,6 +167,8 @@ impl Checks {
             keepalive: node.config.wireguard_keepalive_secs > 0,
             ends_mtu,
             probed: node.probed.load().get(&peer.uuid).copied(),
+            asked_ms,
+            device_answers: node.tunnel.state.load().answers,
         };
         let (verdict, text) = peer_check(peer, &seen);
         self.say(verdict, format!("peer {}", peer.name), text);
@@ -182,6 +240,26 @@ struct PeerSeen {
     keepalive: bool,
     ends_mtu: Option<u32>,
     probed: Option<ProbedPath>,
+    /// When it was asked for this report, in milliseconds since the Unix epoch.
+    asked_ms: u64,
+    /// This node's own WireGuard device does.
+    device_answers: bool,
+}
+
+fn underlay_check(underlay: &Underlay, found: &UnderlayNow, known_mtu: u32) -> (Verdict, String) {
+    let text = format!("{} on {}, MTU {}", underlay.address, underlay.device, found.mtu);
+    match found {
+        UnderlayNow { has_address: false, .. } => {
+            (Verdict::Wrong, format!("{} is not on {} any more", underlay.address, underlay.device))
+        }
+        UnderlayNow { is_up: false, .. } => {
+            (Verdict::Wrong, format!("{text}, and {} is down", underlay.device))
+        }
+        UnderlayNow { mtu, .. } if *mtu != known_mtu => {
+            (Verdict::Note, format!("{text}, of late: {known_mtu} is still counted with"))
+        }
+        _ => (Verdict::Ok, text),
+    }
 }
 
 /// One line with all of it, and whether it is well.
@@ -215,9 +293,12 @@ fn peer_check(peer: &PeerInfo, seen: &PeerSeen) -> (Verdict, String) {
         parts.push(format!("at {}", peer.underlay));
     }
     match newest {
-        None if by_tunnel => wrong.push("no handshake: do UDP packets get through both ways?".to_owned()),
+        _ if by_tunnel && !seen.device_answers => {
+            wrong.push("this node's WireGuard device does not answer".to_owned());
+        }
+        None if by_tunnel => wrong.push(format!("no handshake: {HANDSHAKE_HINT}")),
         Some(secs) if by_tunnel && seen.keepalive && secs > SESSION_SECS => {
-            wrong.push("the handshake is too old: do UDP packets get through both ways?".to_owned());
+            wrong.push(format!("the handshake is too old: {HANDSHAKE_HINT}"));
         }
         _ => {}
     }
@@ -232,8 +313,15 @@ fn peer_check(peer: &PeerInfo, seen: &PeerSeen) -> (Verdict, String) {
             _ => parts.push(format!("MTU {mtu}")),
         }
     }
-    match seen.probed {
-        Some(probed) if probed.answers => parts.push("it answers probes".to_owned()),
+    let age = |at: u64| seen.asked_ms.saturating_sub(at) / 1_000;
+    match seen.probed.map(|probed| probed.answer) {
+        Some(Answer::At(at)) if at >= seen.asked_ms => parts.push("it answers probes".to_owned()),
+        Some(Answer::At(at)) if seen.alive => {
+            wrong.push(format!(
+                "it does not answer probes through the overlay; the last answer came {} s ago",
+                age(at)
+            ));
+        }
         Some(_) if seen.alive => wrong.push("it does not answer probes through the overlay".to_owned()),
         _ => {}
     }
@@ -250,6 +338,8 @@ fn peer_check(peer: &PeerInfo, seen: &PeerSeen) -> (Verdict, String) {
 mod tests {
     use super::*;
 
+    const ASKED_MS: u64 = 1_000_000;
+
     fn peer(path: Option<&str>, handshake_secs: Option<u64>) -> PeerInfo {
         serde_json::from_value(serde_json::json!({
             "uuid": "6f1c1b4e-0000-4000-8000-000000000002", "name": "n2", "underlay": "192.0.2.2",
@@ -261,8 +351,13 @@ mod tests {
     }
 
     fn seen(answers: bool) -> PeerSeen {
-        let probed = Some(ProbedPath { mtu: 1440, answers });
-        PeerSeen { alive: true, keepalive: true, ends_mtu: Some(1440), probed }
+        seen_as(if answers { Answer::At(ASKED_MS + 2) } else { Answer::Silent })
+    }
+
+    fn seen_as(answer: Answer) -> PeerSeen {
+        let probed = Some(ProbedPath { mtu: 1440, answer });
+        let (alive, keepalive, device_answers) = (true, true, true);
+        PeerSeen { alive, keepalive, ends_mtu: Some(1440), probed, asked_ms: ASKED_MS, device_answers }
     }
 
     #[test]
@@ -282,8 +377,19 @@ mod tests {
             assert!(verdict == Verdict::Wrong && text.starts_with(with), "{verdict:?} {text}");
         };
         starts(&peer(Some("wireguard"), None), &seen(true), "no handshake");
+        let (_, text) = peer_check(&peer(Some("wireguard"), None), &seen(true));
+        assert!(text.contains("wireguard-psk-file"), "another secret looks like a firewall: {text}");
         starts(&peer(Some("wireguard"), Some(181)), &seen(true), "the handshake is too old");
         starts(&peer(Some("wireguard"), Some(1)), &seen(false), "it does not answer");
+        let tunnel = peer(Some("wireguard"), Some(1));
+        starts(&tunnel, &seen_as(Answer::Awaited), "it does not answer");
+        starts(
+            &tunnel,
+            &seen_as(Answer::At(ASKED_MS - 40_000)),
+            "it does not answer probes through the overlay; the last answer came 40 s ago",
+        );
+        let dead = PeerSeen { device_answers: false, ..seen(true) };
+        starts(&tunnel, &dead, "this node's WireGuard device does not answer");
         starts(
             &peer(Some("wireguard"), Some(1)),
             &PeerSeen { alive: false, ..seen(true) },
@@ -291,6 +397,24 @@ mod tests {
         );
         let refused = PeerInfo { problem: Some("not on the link".into()), ..peer(None, None) };
         starts(&refused, &PeerSeen { probed: None, ..seen(true) }, "not on the link");
+    }
+
+    #[test]
+    fn an_underlay_is_what_the_kernel_has() {
+        let underlay = Underlay {
+            address: "192.0.2.1".parse().unwrap(),
+            device: "eth0".into(),
+            mtu: 1500,
+            reason: String::new(),
+        };
+        let found = UnderlayNow { mtu: 1500, is_up: true, has_address: true, subnets: Vec::new() };
+        let check = |found: UnderlayNow| underlay_check(&underlay, &found, 1500);
+        assert_eq!(check(found.clone()), (Verdict::Ok, "192.0.2.1 on eth0, MTU 1500".to_owned()));
+        let (verdict, text) = check(UnderlayNow { has_address: false, ..found.clone() });
+        assert_eq!((verdict, text.as_str()), (Verdict::Wrong, "192.0.2.1 is not on eth0 any more"));
+        assert_eq!(check(UnderlayNow { is_up: false, ..found.clone() }).0, Verdict::Wrong);
+        let (verdict, text) = check(UnderlayNow { mtu: 1400, ..found });
+        assert!(verdict == Verdict::Note && text.contains("MTU 1400, of late: 1500"), "{text}");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! pending with back-off.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use netd_host::{Host, HostError};
+use netd_host::{Host, HostError, Underlay, UnderlayNow};
 use netd_plan::{Backoff, HostObjects, HostOp, ObjectKey, plan};
 
 use netd_api::PendingItem;
@@ -34,9 +35,19 @@ impl HostSync {
         Self { host, observed: None, backoff: Backoff::default() }
     }
 
-    /// On-link prefixes of the underlay's device, and its MTU in bytes.
-    pub(crate) async fn underlay_now(&self, device: &str) -> Result<(Vec<ipnet::IpNet>, u32), HostError> {
-        Ok((self.host.subnets(device).await?, self.host.link_mtu(device).await?))
+    /// As [`Host::underlay_now`].
+    pub(crate) async fn underlay_now(&self, underlay: &Underlay) -> Result<UnderlayNow, HostError> {
+        self.host.underlay_now(underlay).await
+    }
+
+    /// As [`Host::underlay_again`].
+    pub(crate) async fn underlay_again(
+        &self,
+        former: &Underlay,
+        configured: Option<IpAddr>,
+        store: Option<IpAddr>,
+    ) -> Result<Underlay, HostError> {
+        self.host.underlay_again(former, configured, store).await
     }
 
     /// Pods' veths with a qdisc or filter that is not ours, and what it is.

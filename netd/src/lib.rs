@@ -48,6 +48,7 @@ mod sweep;
 mod task;
 mod trace;
 mod tunnel;
+mod underlay;
 mod usage;
 mod view;
 mod witness;

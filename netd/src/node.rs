@@ -2,6 +2,7 @@
 //! What the tasks of this node share. Locks are held for short, synchronous stretches only, never across an await.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -41,7 +42,12 @@ pub(crate) struct Node {
     pub store: Arc<dyn Store>,
     /// The store's content as of now, or the last-known-good snapshot (then not in sync).
     pub mirror: watch::Receiver<Arc<MirrorState>>,
-    pub underlay: Underlay,
+    /// Where peers reach this node; another one once its address is gone.
+    pub underlay: ArcSwap<Underlay>,
+    /// Why the underlay is not where it is said to be.
+    pub underlay_error: ArcSwapOption<String>,
+    /// The store's address as of the start, for the choice of another underlay.
+    pub store_address: Option<IpAddr>,
     pub addressing: Arc<Addressing>,
     pub attachments: Mutex<Attachments>,
     pub datapath: Mutex<Datapath>,
@@ -82,6 +88,8 @@ pub(crate) struct Node {
     pub dns_clients: Arc<ArcSwap<Vec<IpNet>>>,
     /// Wakes the agent after a local change.
     pub agent_wake: Notify,
+    /// Wakes who probes: all peers are asked at once.
+    pub probe_wake: Notify,
     /// Wakes who claims blocks: addresses may be running short.
     pub claim_wake: Notify,
     /// Wakes who answers for lent and sticky addresses and for removed nodes.
@@ -115,6 +123,7 @@ pub(crate) struct Parts {
     pub held: Arc<ArcSwapOption<MirrorState>>,
     pub initial: ClusterConfig,
     pub underlay: Underlay,
+    pub store_address: Option<IpAddr>,
     pub addressing: Addressing,
     pub attachments: Attachments,
     pub datapath: Datapath,
@@ -132,6 +141,7 @@ impl Node {
             held,
             initial,
             underlay,
+            store_address,
             addressing,
             attachments,
             datapath,
@@ -144,7 +154,9 @@ impl Node {
             keys,
             store,
             mirror,
-            underlay,
+            underlay: ArcSwap::from_pointee(underlay),
+            underlay_error: ArcSwapOption::default(),
+            store_address,
             addressing: Arc::new(addressing),
             attachments: Mutex::new(attachments),
             datapath: Mutex::new(datapath),
@@ -167,6 +179,7 @@ impl Node {
             held,
             initial,
             dns_clients: Arc::default(),
+            probe_wake: Notify::new(),
             claim_wake: Notify::new(),
             settle_wake: Notify::new(),
             agent_wake: Notify::new(),
@@ -222,7 +235,7 @@ impl Node {
         NodeFacts {
             uuid: self.uuid,
             name: self.config.node_name.clone(),
-            underlay: self.underlay.address,
+            underlay: self.underlay.load().address,
             overlays: addresses.node_addresses(),
             vtep_mac: netd_plan::vtep_mac(self.uuid),
             blocks: addresses.blocks(),

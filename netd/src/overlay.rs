@@ -131,7 +131,7 @@ impl OverlayPaths {
         keep: &BTreeSet<BackendKind>,
         tunnel: &TunnelState,
     ) -> Vec<Backend> {
-        let address = node.underlay.address;
+        let address = node.underlay.load().address;
         let backend = |kind: &BackendKind| match kind {
             BackendKind::Native => Backend::Native,
             BackendKind::Vxlan => Backend::Vxlan(VxlanConfig {

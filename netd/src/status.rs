@@ -75,14 +75,15 @@ pub(crate) fn not_ready_reasons(node: &Node) -> Vec<String> {
         reasons.push(error.to_string());
     }
     let native = node.view.load().config.overlay == OverlayBackend::Native;
-    let underlay = ipam::Family::of(&node.underlay.address);
+    let underlay = ipam::Family::of(&node.underlay.load().address);
     if native && let Some(family) = families.iter().find(|family| **family != underlay) {
         reasons.push(format!(
             "overlay native routes {family} pods over {family} addresses of the nodes, and this node's is {}: use vxlan for \
              two families, or drain the {family} pools",
-            node.underlay.address
+            node.underlay.load().address
         ));
     }
+    reasons.extend(node.underlay_error.load_full().map(|error| error.to_string()));
     let encrypted =
         matches!(node.view.load().config.overlay, OverlayBackend::Auto | OverlayBackend::Wireguard);
     let tunnel = node.tunnel.state.load();
@@ -127,7 +128,7 @@ pub(crate) fn status(node: &Node) -> Status {
         node: NodeInfo {
             uuid: node.uuid,
             name: node.config.node_name.clone(),
-            underlay: Some(node.underlay.address),
+            underlay: Some(node.underlay.load().address),
             overlay: own.overlays.first().copied(),
             alive: true,
             removing: is_removed(node),
@@ -149,6 +150,7 @@ pub(crate) fn status(node: &Node) -> Status {
         overlay: overlay_status(node, &view),
         pods: lock(&node.attachments).len(),
         services: view.table.services.len(),
+        members: view.members.len(),
         pending,
         bad_values,
         uptime_secs: node.started.elapsed().as_secs(),
@@ -169,7 +171,7 @@ fn overlay_status(node: &Node, view: &View) -> OverlayStatus {
         backend: view.config.overlay.as_str().to_owned(),
         device,
         wireguard: wireguard.then(|| node.tunnel.kind.as_str().to_owned()),
-        underlay_reason: node.underlay.reason.clone(),
+        underlay_reason: node.underlay.load().reason.clone(),
         mtu: now.mtu,
         peers: peers.map(|peer| peer_info(peer, view, &now, &tunnel)).collect(),
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Members: machines outside the cluster that talk with pods through WireGuard.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,6 +15,10 @@ pub struct MemberAddRequest {
     /// Its public key in base64; `None`: a key pair is made for it, whose private part is in the answer and nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    /// Where it finds nodes whose own address is of no use to it: by node name, `HOST` or `HOST:PORT`. PORT stands for the
+    /// cluster's `wireguard-port`, PORT + 1 for the next. The name may be empty where there is one node only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub endpoints: BTreeMap<String, String>,
 }
 
 /// POST [`crate::paths::MEMBER_REMOVE`]: it leaves, and its addresses are free.

@@ -17,9 +17,9 @@ pub struct ConfigReply {
     pub trusted_cidrs: Vec<IpNet>,
     /// Where ClusterIPs come from. Set once.
     pub service_cidr: IpNet,
-    /// The cluster's DNS zone. Set once.
+    /// The cluster's DNS zone. Fixed.
     pub dns_zone: String,
-    /// VXLAN's UDP port. Set once.
+    /// VXLAN's UDP port. Fixed.
     pub vxlan_port: u16,
     /// WireGuard's UDP port for keys of even generations, that of odd ones is the next. Set once.
     pub wireguard_port: u16,

@@ -40,6 +40,9 @@ pub struct Status {
     pub pods: usize,
     /// Services in the table.
     pub services: usize,
+    /// Machines outside the cluster that may join by WireGuard.
+    #[serde(default)]
+    pub members: usize,
     /// Kernel objects that could not be applied yet.
     #[serde(default)]
     pub pending: Vec<PendingItem>,

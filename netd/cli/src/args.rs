@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 pub(crate) use ipam::{IpamVerb, PoolAddArgs, PoolVerb, StickyVerb};
-pub(crate) use values::{DEFAULT_NAMESPACE, LabelChange, ObjectName};
+pub(crate) use values::{DEFAULT_NAMESPACE, LabelChange, ObjectName, interval_text};
 
 /// netd's socket where none is named.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/weft/netd.sock";
@@ -71,7 +71,8 @@ pub(crate) enum ConfigVerb {
 }
 
 #[derive(Debug, ClapArgs)]
-#[group(required = true, multiple = true)]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("settings").required(true).multiple(true).args(["overlay", "key_rotation", "trusted_cidrs"]))]
 pub(crate) struct ConfigSetArgs {
     /// How pods of different nodes reach each other
     #[arg(long, value_parser = ["wireguard", "vxlan", "native", "auto"])]
@@ -83,6 +84,9 @@ pub(crate) struct ConfigSetArgs {
     /// comma-separated; `none` for nobody
     #[arg(long, value_name = "CIDR,…", value_parser = values::cidrs)]
     pub(crate) trusted_cidrs: Option<values::Cidrs>,
+    /// Do not ask, though members outside the cluster are cut off
+    #[arg(short, long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,6 +96,9 @@ pub(crate) enum KeyVerb {
         /// How long to wait until every peer has moved
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::duration)]
         wait: Duration,
+        /// Do not ask, though members outside the cluster are cut off until each has a new configuration
+        #[arg(short, long)]
+        yes: bool,
     },
 }
 
@@ -104,6 +111,13 @@ pub(crate) enum MemberVerb {
         /// The public key of a pair that it made itself; without, a pair is made and the private key printed once
         #[arg(long, value_name = "KEY")]
         public_key: Option<String>,
+        /// Where it finds a node whose own address is of no use to it, such as a router's that passes the node's ports on;
+        /// PORT stands for the cluster's wireguard-port, PORT + 1 for the next. For each such node once
+        #[arg(long = "endpoint", value_name = "NODE=HOST[:PORT]", value_parser = values::endpoint)]
+        endpoints: Vec<(String, String)>,
+        /// Write the configuration into this file (mode 600), never over one that is there
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// List the members, with the last handshake of each with this node
     #[command(visible_alias = "list")]
@@ -112,6 +126,9 @@ pub(crate) enum MemberVerb {
     Show {
         /// The member
         name: String,
+        /// Write it into this file (mode 600), never over one that is there
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Let a machine go; its addresses become free
     Rm {
@@ -247,6 +264,16 @@ mod tests {
         assert_eq!(changes.len(), 2);
         assert!(args.json, "an option after the labels is an option");
         assert!(Args::try_parse_from("weft pod label shop/web".split(' ')).is_err());
+    }
+
+    #[test]
+    fn a_yes_alone_is_no_setting() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' ')).is_ok();
+        assert!(parse("weft config set --overlay auto --key-rotation 7d --yes"));
+        assert!(parse(
+            "weft member add laptop --endpoint n1=host --endpoint n2=host:4000 --output weft0.conf"
+        ));
+        assert!(!parse("weft config set --yes") && !parse("weft config set"));
     }
 
     #[test]

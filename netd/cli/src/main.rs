@@ -6,6 +6,7 @@
 
 mod args;
 mod manifest;
+mod new_file;
 mod output;
 mod table;
 mod verbs;

@@ -2,6 +2,8 @@
 //! A machine outside the cluster gets addresses: from this node's blocks, reserved before anybody hears of them, and freed by
 //! whoever owns the block once the record is gone.
 
+use std::collections::BTreeMap;
+
 use ipam::{Owner, Want};
 use netd_store::claim::{ChangeError, MemberError, add_member};
 use netd_store::records::{Extra, MemberRecord, SCHEMA};
@@ -30,12 +32,17 @@ pub(super) fn member_owner(name: &str) -> Owner {
 }
 
 impl Addressing {
-    /// One address of each family for a new member, and its record in the store.
+    /// One address of each family for a new member, and its record in the store. `endpoints`: as in [`MemberRecord`].
     ///
     /// # Errors
     /// No addresses, a name that is taken, or a store that cannot be written. After the last nobody knows whether the record
     /// is there; the reservation then stays until the store says so.
-    pub async fn add_member(&self, name: &str, public_key: &str) -> Result<MemberRecord, MemberAddError> {
+    pub async fn add_member(
+        &self,
+        name: &str,
+        public_key: &str,
+        endpoints: BTreeMap<String, String>,
+    ) -> Result<MemberRecord, MemberAddError> {
         let picture = self.picture.load_full();
         if picture.removed {
             return Err(GiveError::Removed.into());
@@ -60,7 +67,7 @@ impl Addressing {
         tokio::task::block_in_place(|| lock(&self.addresses).commit(&owner, now))
             .map_err(GiveError::Journal)?;
         let (name, public_key) = (name.to_owned(), public_key.to_owned());
-        let record = MemberRecord { schema: SCHEMA, name, public_key, ips, extra: Extra::new() };
+        let record = MemberRecord { schema: SCHEMA, name, public_key, ips, endpoints, extra: Extra::new() };
         match add_member(self.store.as_ref(), &self.keys, &record).await {
             Ok(()) => Ok(record),
             Err(error) => {
@@ -107,10 +114,10 @@ mod tests {
             addressing.allocations().into_iter().filter_map(of_members).collect::<Vec<_>>()
         };
 
-        let record = addressing.add_member("laptop", "key").await.unwrap();
+        let record = addressing.add_member("laptop", "key", BTreeMap::new()).await.unwrap();
         assert_eq!(kept(), record.ips);
         // The picture is behind: the store has the last word.
-        let again = addressing.add_member("laptop", "other").await;
+        let again = addressing.add_member("laptop", "other", BTreeMap::new()).await;
         assert!(matches!(again, Err(MemberAddError::Record(MemberError::Exists(_)))), "{again:?}");
         assert_eq!(kept(), record.ips, "the second wish costs the first nothing");
         addressing.settle(|_| false).await.unwrap();

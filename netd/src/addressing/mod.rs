@@ -119,7 +119,7 @@ impl Addressing {
     }
 
     /// Takes the attachment's own addresses back, durable on return. Sticky and borrowed ones are records in the store, which
-    /// [`Addressing::settle`] puts right once the attachment is no more.
+    /// [`Addressing::settle`] puts right once the attachment is no more (sticky ones before, [`Addressing::leave_name`]).
     ///
     /// # Errors
     /// The journal cannot be written.

@@ -5,6 +5,7 @@
 //! State, not messages: whatever was cut off half-way (a killed ADD, a DEL without the store) ends here.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipam::{AttachmentKey, Family, Owner, Want};
 use netd_store::claim::{
@@ -16,6 +17,9 @@ use super::members::{MEMBER, member_owner};
 use super::turns::Settling;
 use super::{Addressing, Picture};
 use crate::node::lock;
+
+/// The store takes a name back within this, or it is not there.
+const NAME_WAIT: Duration = Duration::from_secs(2);
 
 /// Prefix of the reason under which an address is reserved that was lent to another node.
 const LENT: &str = "address/";
@@ -57,6 +61,17 @@ impl Addressing {
             outcome = outcome.and(done.map(drop));
         }
         outcome
+    }
+
+    /// The attachment is gone: its sticky name is free for whoever starts it elsewhere, before anybody is told so. False where
+    /// the store does not take that in time; [`Addressing::settle`] does it then.
+    pub async fn leave_name(&self, name: &str, attachment: &AttachmentKey) -> bool {
+        if self.picture.load().away.is_some() {
+            return false;
+        }
+        let holder = StickyHolder { node: self.node, attachment: attachment.clone() };
+        let given_back = give_back_sticky(self.store.as_ref(), &self.keys, name, &holder, self.now().0);
+        matches!(tokio::time::timeout(NAME_WAIT, given_back).await, Ok(Ok(_)))
     }
 
     /// An attachment that is neither on record nor being made; it is not made again before the result goes.

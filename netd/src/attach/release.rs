@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! DEL: withdraw, remove the link and with it its program, then its map entries, free the address; in that order, each part fine when it is gone already.
+//! DEL: withdraw, remove the link and with it its program, then its map entries, free the address, give back the sticky
+//! name; in that order, each part fine when it is gone already.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -65,6 +66,12 @@ pub(crate) async fn release_when(
         }
         Ok(())
     })?;
+    // Last: nobody else has the name's addresses while they work here.
+    if let Some(name) = known.as_ref().and_then(|attachment| attachment.sticky.as_deref())
+        && !node.addressing.leave_name(name, &key).await
+    {
+        tracing::warn!(attachment = %key, name, "the store has not taken the sticky name back yet; it follows");
+    }
     node.counters.dels.inc();
     node.changed();
     node.settle_wake.notify_one();

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use netd_store::records::MemberRecord;
@@ -11,6 +10,13 @@ use netd_wireguard::{PrivateKey, PublicKey};
 
 /// Routers forget a silent flow of UDP after 30 s and more; WireGuard's own advice is 25 s.
 const KEEPALIVE_SECS: u16 = 25;
+
+/// In place of the private key, which the cluster does not have. `wg syncconf` takes the key of a device for which its file
+/// has none; the whole file can be replaced where the key has one of its own.
+const NO_KEY: &str = "# The private key is only on the member: in /etc/wireguard/NAME-OF-THE-INTERFACE.key for this line, or write\n\
+                      # `PrivateKey = …` in its place. From an older file: sed -n 's/^PrivateKey = //p' OLD.conf > NAME.key (umask 077).\n\
+                      # Not for `wg syncconf`, which would take the key away: `wg-quick down`, then `wg-quick up`.\n\
+                      PostUp = wg set %i private-key /etc/wireguard/%i.key";
 
 /// The member's side.
 pub(super) struct Tunnel<'a> {
@@ -26,7 +32,8 @@ pub(super) struct Tunnel<'a> {
 pub(super) struct Peer {
     pub node: String,
     pub public: PublicKey,
-    pub endpoint: Option<SocketAddr>,
+    /// `HOST:PORT`.
+    pub endpoint: Option<String>,
     pub allowed_ips: BTreeSet<IpNet>,
 }
 
@@ -38,7 +45,7 @@ pub(super) fn wg_quick(tunnel: &Tunnel<'_>) -> String {
     let _ = writeln!(text, "# Weft member {}, public key {}\n[Interface]", member.name, member.public_key);
     let _ = match private {
         Some(key) => writeln!(text, "PrivateKey = {}", key.to_base64().as_str()),
-        None => writeln!(text, "# PrivateKey = (put it here: the one that belongs to the public key above)"),
+        None => writeln!(text, "{NO_KEY}"),
     };
     for ip in &member.ips {
         let _ = writeln!(text, "Address = {}", IpNet::from(*ip));
@@ -48,7 +55,7 @@ pub(super) fn wg_quick(tunnel: &Tunnel<'_>) -> String {
     }
     for peer in peers.iter().filter(|peer| !peer.allowed_ips.is_empty()) {
         let _ = writeln!(text, "\n# {}\n[Peer]\nPublicKey = {}", peer.node, peer.public);
-        if let Some(endpoint) = peer.endpoint {
+        if let Some(endpoint) = &peer.endpoint {
             let _ = writeln!(text, "Endpoint = {endpoint}");
         }
         let allowed: Vec<String> = peer.allowed_ips.iter().map(IpNet::to_string).collect();
@@ -68,7 +75,7 @@ mod tests {
         let peer = |node: &str, allowed: &[&str]| Peer {
             node: node.into(),
             public,
-            endpoint: Some("[2001:db8::1]:51821".parse().unwrap()),
+            endpoint: Some("[2001:db8::1]:51821".into()),
             allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
         };
         let member = MemberRecord {
@@ -76,6 +83,7 @@ mod tests {
             name: "laptop".into(),
             public_key: "pub=".into(),
             ips: vec!["10.244.0.5".parse().unwrap(), "fd00:10:244::5".parse().unwrap()],
+            endpoints: Default::default(),
             extra: Default::default(),
         };
         let peers = [peer("n1", &["10.244.0.0/26", "fd00:10:244::/122"]), peer("empty", &[])];
@@ -90,6 +98,10 @@ mod tests {
         assert_eq!(wg_quick(&tunnel), wanted);
         tunnel.private = None;
         let shown = wg_quick(&tunnel);
-        assert!(shown.contains("# PrivateKey = (put it here"), "{shown}");
+        assert!(!shown.contains(secret.as_str()), "{shown}");
+        assert!(
+            shown.contains("\nPostUp = wg set %i private-key /etc/wireguard/%i.key\nAddress = "),
+            "{shown}"
+        );
     }
 }

@@ -55,8 +55,19 @@ const HEADERS_V6: usize = 48;
 pub(crate) struct ProbedPath {
     /// The largest packet that arrives, as far as it is known, in bytes.
     pub mtu: u32,
-    /// The peer answered its last question, or the one before that is still out.
-    pub answers: bool,
+    /// Whether the peer answers.
+    pub answer: Answer,
+}
+
+/// Whether a peer answers over the path that it is reached by now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Answer {
+    /// No question was answered yet, and not so many were lost that this means something.
+    Awaited,
+    /// The last one was, at that time in milliseconds since the Unix epoch.
+    At(u64),
+    /// Several in a row were not.
+    Silent,
 }
 
 /// Probes until aborted.
@@ -70,7 +81,9 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         by_address: BTreeMap::new(),
         nodes: BTreeSet::new(),
         changed: false,
+        underlay_mtu: 0,
     };
+    let node = probes.node.clone();
     let mut look_at = 0;
     loop {
         let now = now_ms();
@@ -92,6 +105,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
                     probes.received(&bytes, from);
                 }
             }
+            () = node.probe_wake.notified() => probes.ask_all(),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -110,6 +124,8 @@ struct Probes {
     nodes: BTreeSet<IpAddr>,
     /// What is published may differ.
     changed: bool,
+    /// MTU of the underlay's device when it was last looked at, in bytes; 0 before.
+    underlay_mtu: u32,
 }
 
 struct ProbedPeer {
@@ -118,6 +134,8 @@ struct ProbedPeer {
     path: Path,
     live: bool,
     doubt: ChecksumDoubt,
+    /// When it last answered over this path.
+    answered_ms: Option<u64>,
 }
 
 impl Probes {
@@ -130,6 +148,8 @@ impl Probes {
         }
         self.nodes = view.nodes.values().flat_map(|node| [node.overlay, node.overlay6]).flatten().collect();
         self.changed = true;
+        let rewired = self.underlay_mtu != overlay.underlay_mtu && self.underlay_mtu != 0;
+        self.underlay_mtu = overlay.underlay_mtu;
         self.by_address.clear();
         let mut known = std::mem::take(&mut self.peers);
         // Others are answered all the same.
@@ -144,10 +164,16 @@ impl Probes {
                 path,
                 live: false,
                 doubt: ChecksumDoubt::default(),
+                answered_ms: None,
             });
             peer.prober.set_ceiling(ceiling, now);
+            if rewired {
+                peer.prober.ends_changed(now);
+            }
             if kind(peer.path) != kind(path) {
                 peer.prober.suspect(now);
+                // What came over another path says nothing of this one.
+                (peer.doubt, peer.answered_ms) = (ChecksumDoubt::default(), None);
             }
             (peer.address, peer.path) = (address, path);
             peer.live = view.alive.contains(&facts.uuid);
@@ -188,7 +214,8 @@ impl Probes {
 
     /// Large packets of pods may be lost on the ways that are in use.
     fn suspect(&mut self, now: u64) {
-        let underlay = self.node.underlay.device.as_str();
+        let underlay = self.node.underlay.load_full();
+        let underlay = underlay.device.as_str();
         self.traffic.look();
         let busy: Vec<Uuid> = self
             .peers
@@ -208,9 +235,18 @@ impl Probes {
         self.turn = self.turn.wrapping_add(SUSPECTS_MAX);
     }
 
+    /// Somebody wants to know who answers.
+    fn ask_all(&mut self) {
+        let now = now_ms();
+        // Of late there may be others.
+        self.look(now);
+        self.peers.values_mut().for_each(|peer| peer.prober.suspect(now));
+    }
+
     /// Sends what is due; true where more is.
     fn ask(&mut self, now: u64) -> bool {
         let mut sent = 0;
+        let underlay = self.node.underlay.load_full();
         for peer in self.peers.values_mut().filter(|peer| peer.live) {
             if peer.prober.next_ms() > now {
                 continue;
@@ -225,7 +261,7 @@ impl Probes {
             let headers = if peer.address.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
             let bytes = Message::Ask(probe.id).bytes((probe.size as usize).saturating_sub(headers));
             let to = SocketAddr::new(peer.address, PROBE_PORT);
-            self.traffic.own(device(peer.path, &self.node.underlay.device), u64::from(probe.size));
+            self.traffic.own(device(peer.path, &underlay.device), u64::from(probe.size));
             match self.sockets.send(&bytes, to) {
                 Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EMSGSIZE as i32) => {
                     peer.prober.too_big(probe.id, now);
@@ -251,7 +287,9 @@ impl Probes {
             Message::Answer(id) => {
                 if let Some(peer) = known {
                     peer.doubt.answered();
-                    peer.prober.answered(id, now_ms());
+                    let now = now_ms();
+                    peer.prober.answered(id, now);
+                    peer.answered_ms = Some(now);
                     self.changed = true;
                 }
             }
@@ -275,10 +313,7 @@ impl Probes {
         let probed: BTreeMap<Uuid, ProbedPath> = self
             .peers
             .iter()
-            .map(|(uuid, peer)| {
-                let answers = peer.doubt.unanswered() <= netd_plan::mtu::PROBE_LOSSES_MAX;
-                (*uuid, ProbedPath { mtu: peer.prober.mtu(), answers })
-            })
+            .map(|(uuid, peer)| (*uuid, ProbedPath { mtu: peer.prober.mtu(), answer: peer.answer() }))
             .collect();
         let last = self.node.probed.load();
         if **last == probed {
@@ -300,6 +335,16 @@ impl Probes {
         self.node.probed.store(Arc::new(probed));
         if moved {
             self.node.changed();
+        }
+    }
+}
+
+impl ProbedPeer {
+    fn answer(&self) -> Answer {
+        match self.answered_ms {
+            _ if self.doubt.unanswered() > netd_plan::mtu::PROBE_LOSSES_MAX => Answer::Silent,
+            Some(at) => Answer::At(at),
+            None => Answer::Awaited,
         }
     }
 }

@@ -90,6 +90,7 @@ mod tests {
                     name: name.into(),
                     public_key: key,
                     ips,
+                    endpoints: Default::default(),
                     extra: Default::default(),
                 },
             )

@@ -42,6 +42,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// While peers move to a new key or backend, or a device is missing.
 const LOOK_SOON: Duration = Duration::from_millis(250);
 
+/// After this node got another address: between packets to its peers.
+const SPEAK_EVERY: Duration = Duration::from_secs(1);
+
 /// A key goes when no route leads over it any more, or after this: a route that cannot be changed keeps no key.
 const ROUTES_MOVE_MAX_MS: u64 = 3_000;
 
@@ -89,6 +92,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         to_be_seen: false,
         published: BTreeMap::new(),
         leaving: None,
+        spoke_ms: None,
     };
     let mut pause = LOOK_SOON;
     loop {
@@ -101,6 +105,9 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
             continue;
         }
         pause = keeper.round(&node, &view).await;
+        if node.tunnel.is_to_speak() {
+            pause = pause.min(SPEAK_EVERY);
+        }
         node.tunnel.rounds.send_modify(|rounds| *rounds += 1);
     }
 }
@@ -116,6 +123,8 @@ struct Keeper {
     /// Since when this node's record has had a generation while the store answered, in milliseconds of [`monotonic_ms`].
     published: BTreeMap<u64, u64>,
     leaving: Option<Leaving>,
+    /// When all peers were last spoken to, by [`monotonic_ms`].
+    spoke_ms: Option<u64>,
 }
 
 /// A key that goes once routes lead elsewhere.
@@ -157,6 +166,9 @@ impl Keeper {
         }
         let members = members(view);
         self.configure(node, view, (&known, &members), &mut state, used).await;
+        if used {
+            self.speak(node, &mut state.errors).await;
+        }
         state.answers = self.keys.iter().any(|key| self.devices.answers(key.generation));
         self.keep_listening(node, view, &last, &mut state);
         if used {
@@ -365,6 +377,22 @@ impl Keeper {
             }
         }
         state.keys.sort_by_key(|key| key.generation);
+    }
+
+    /// A packet to every peer, where this node got another address of late.
+    async fn speak(&mut self, node: &Node, errors: &mut Vec<String>) {
+        let now = monotonic_ms();
+        let is_soon = |at: u64| now.saturating_sub(at) < SPEAK_EVERY.as_millis() as u64;
+        if !node.tunnel.is_to_speak() || self.spoke_ms.is_some_and(is_soon) {
+            return;
+        }
+        for generation in self.keys.iter().map(|key| key.generation) {
+            if let Err(error) = self.devices.speak(generation).await {
+                errors.push(error.to_string());
+            }
+        }
+        self.spoke_ms = Some(now);
+        node.tunnel.spoke();
     }
 
     fn links(&mut self, known: &[Peer]) -> BTreeMap<uuid::Uuid, Vec<PeerLink>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netd_api::{ApiError, KeyRotateReply, KeyRotateRequest};
+use tokio::sync::watch;
 
 use crate::node::Node;
 
@@ -20,25 +21,42 @@ pub(crate) async fn rotate(node: &Arc<Node>, request: &KeyRotateRequest) -> Resu
     }
     if !request.only_look {
         let mut rounds = node.tunnel.rounds.subscribe();
-        // One may be under way that did not see the wish.
-        let wanted = *rounds.borrow_and_update() + 2;
-        node.tunnel.ask_to_rotate();
-        let done = async {
-            while *rounds.borrow_and_update() < wanted {
-                node.tunnel.wake.notify_one();
-                if rounds.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        if tokio::time::timeout(ROUND_WAIT, done).await.is_err() {
-            return Err(ApiError::retry("the WireGuard devices do not answer (see `weft status`)"));
+        // Whether the devices live is looked at before: a key that cannot come into use is of no use.
+        two_rounds(node, &mut rounds).await?;
+        let state = node.tunnel.state.load();
+        if !state.answers {
+            return Err(ApiError::conflict(dead(&state.errors)));
         }
+        drop(state);
+        node.tunnel.ask_to_rotate();
+        two_rounds(node, &mut rounds).await?;
         if let Some(refused) = node.tunnel.refused.load_full() {
             return Err(ApiError::conflict(refused.to_string()));
         }
     }
     Ok(reply(node))
+}
+
+/// Waits for a round that began after now: one may be under way.
+async fn two_rounds(node: &Node, rounds: &mut watch::Receiver<u64>) -> Result<(), ApiError> {
+    let wanted = *rounds.borrow_and_update() + 2;
+    let done = async {
+        while *rounds.borrow_and_update() < wanted {
+            node.tunnel.wake.notify_one();
+            if rounds.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let done = tokio::time::timeout(ROUND_WAIT, done).await;
+    done.map_err(|_| ApiError::retry("the WireGuard devices do not answer (see `weft status`)"))
+}
+
+fn dead(errors: &[String]) -> String {
+    format!(
+        "WireGuard does not run on this node, so no new key is made: {}; see `weft doctor`",
+        errors.join("; ")
+    )
 }
 
 fn reply(node: &Node) -> KeyRotateReply {

@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use netd_plan::GenerationPlan;
 use netd_wireguard::{DeviceKind, PublicKey};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
+
+/// Routes may come a little after an address, and a packet may be lost.
+const SPEAK_TIMES: u8 = 3;
 
 /// Shared between the task that configures the devices and those who read what came of it.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(crate) struct Tunnel {
     /// Rounds that it has done.
     pub rounds: watch::Sender<u64>,
     rotate: AtomicBool,
+    /// So many times a packet is still to go to each peer.
+    speak: AtomicU8,
     /// Why the last wish for a new key was refused.
     pub(super) refused: ArcSwapOption<String>,
 }
@@ -84,6 +89,7 @@ impl Tunnel {
             wake: Notify::new(),
             rounds: watch::Sender::new(0),
             rotate: AtomicBool::new(false),
+            speak: AtomicU8::new(0),
             refused: ArcSwapOption::default(),
         }
     }
@@ -93,6 +99,23 @@ impl Tunnel {
         self.refused.store(None);
         self.rotate.store(true, Ordering::SeqCst);
         self.wake.notify_one();
+    }
+
+    /// This node has another address: peers learn it from the next packet, so each gets one now, and again.
+    pub(crate) fn ask_to_speak(&self) {
+        self.speak.store(SPEAK_TIMES, Ordering::SeqCst);
+        self.wake.notify_one();
+    }
+
+    /// Whether peers are still to be spoken to.
+    pub(super) fn is_to_speak(&self) -> bool {
+        self.speak.load(Ordering::SeqCst) > 0
+    }
+
+    /// It is done once more.
+    pub(super) fn spoke(&self) {
+        // Nothing left to count: done.
+        let _ = self.speak.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1));
     }
 
     pub(super) fn take_rotate(&self) -> bool {

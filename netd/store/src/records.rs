@@ -287,6 +287,9 @@ pub struct MemberRecord {
     pub public_key: String,
     /// Its addresses, one of a family. Who owns their block keeps them out of its own use.
     pub ips: Vec<IpAddr>,
+    /// Where it finds nodes whose own address is of no use to it: by node name, `HOST` or `HOST:PORT`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub endpoints: BTreeMap<String, String>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub extra: Extra,

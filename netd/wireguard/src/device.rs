@@ -94,7 +94,8 @@ pub enum DeviceError {
     },
     /// This kernel cannot do WireGuard.
     #[error(
-        "this kernel has no WireGuard and no module for it (generic netlink does not know \"wireguard\"): use weft-wireguard"
+        "this kernel has no WireGuard and no module for it (generic netlink does not know \"wireguard\"): use weft-wireguard \
+         (netd's wireguard-device = \"auto\" or \"user\")"
     )]
     NoModule,
 }

@@ -79,6 +79,15 @@ impl PublicKey {
     pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
+
+    /// One of the few points of low order, all zeros among them (RFC 7748 section 6.1): what is agreed on with it is known to
+    /// everybody, and WireGuard makes no handshake.
+    #[must_use]
+    pub fn is_low_order(&self) -> bool {
+        // Every private key is a multiple of the order of these points, so that any tells.
+        let any = x25519::StaticSecret::from([1; KEY_LEN]);
+        !any.diffie_hellman(&x25519::PublicKey::from(self.0)).was_contributory()
+    }
 }
 
 impl PrivateKey {
@@ -335,6 +344,18 @@ mod tests {
         // The RFC's scalar is not clamped; the key is.
         assert_eq!(key.as_bytes()[0], 0x70);
         assert_eq!(key.as_bytes()[31], 0x6a);
+    }
+
+    #[test]
+    fn a_point_of_low_order_is_told_from_a_key() {
+        // The u-coordinates 0, 1, p - 1 and one of order 8 (RFC 7748 section 6.1, Curve25519 paper).
+        let order_8 = "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800";
+        let minus_one = format!("ec{}7f", "ff".repeat(30));
+        for low in [&"00".repeat(32), &format!("01{}", "00".repeat(31)), &minus_one, order_8] {
+            assert!(PublicKey::from_hex(low).unwrap().is_low_order(), "{low}");
+        }
+        assert!(!PublicKey::from_hex(PUBLIC).unwrap().is_low_order());
+        assert!(!PrivateKey::generate().unwrap().public().is_low_order());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Values as people type them: names, labels, durations.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 =
-        digits.parse().map_err(|_| "expected a number with ms, s, m or h, as in 60s".to_owned())?;
+        digits.parse().map_err(|_| "expected a number with ms, s, m, h or d, as in 60s".to_owned())?;
     match &text[digits.len()..] {
         "ms" => Ok(Duration::from_millis(number)),
         "s" | "" => Ok(Duration::from_secs(number)),
@@ -79,8 +80,31 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 pub(super) fn interval(text: &str) -> Result<u64, String> {
     match text {
         "off" => Ok(0),
+        _ if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err("expected a time with its unit, such as 12h or 7d, or `off`".to_owned())
+        }
         _ => Ok(duration(text)?.as_secs()),
     }
+}
+
+/// Seconds as people type them: the largest unit that divides them.
+pub(crate) fn interval_text(secs: u64) -> String {
+    match secs {
+        0 => "off".to_owned(),
+        _ if secs.is_multiple_of(86_400) => format!("{}d", secs / 86_400),
+        _ if secs.is_multiple_of(3_600) => format!("{}h", secs / 3_600),
+        _ if secs.is_multiple_of(60) => format!("{}m", secs / 60),
+        _ => format!("{secs}s"),
+    }
+}
+
+/// `NODE=HOST` or `NODE=HOST:PORT`; without NODE, where there is one node only, its name is empty.
+pub(super) fn endpoint(text: &str) -> Result<(String, String), String> {
+    let (node, host) = text.split_once('=').unwrap_or(("", text));
+    if host.is_empty() || (node.is_empty() && text.contains('=')) {
+        return Err("expected NODE=HOST or NODE=HOST:PORT".to_owned());
+    }
+    Ok((node.to_owned(), host.to_owned()))
 }
 
 /// CIDRs as typed: comma-separated, or `none`.
@@ -91,7 +115,12 @@ pub(super) fn cidrs(text: &str) -> Result<Cidrs, String> {
     if text == "none" {
         return Ok(Cidrs(Vec::new()));
     }
-    let parse = |item: &str| item.parse().map_err(|_| format!("{item:?} is no CIDR like 192.0.2.0/24"));
+    let parse = |item: &str| {
+        item.parse().map_err(|_| match item.parse::<IpAddr>() {
+            Ok(host) => format!("a single host is {}", IpNet::from(host)),
+            Err(_) => format!("{item:?} is no CIDR like 192.0.2.0/24"),
+        })
+    };
     text.split(',').map(parse).collect::<Result<_, _>>().map(Cidrs)
 }
 
@@ -103,12 +132,23 @@ mod tests {
     fn a_list_of_cidrs_may_be_empty() {
         assert_eq!(cidrs("none"), Ok(Cidrs(Vec::new())));
         assert_eq!(cidrs("192.0.2.0/24,fd00::/8").map(|cidrs| cidrs.0.len()), Ok(2));
+        assert!(cidrs("192.0.2.1").is_err_and(|error| error.contains("192.0.2.1/32")));
         assert!(cidrs("192.0.2.0/24,x").is_err_and(|error| error.contains("\"x\"")));
     }
 
     #[test]
     fn never_is_an_interval() {
         assert_eq!((interval("off"), interval("7d")), (Ok(0), Ok(604_800)));
+        assert!(interval("0").is_err() && interval("7").is_err() && interval("").is_err());
+        assert_eq!([0, 90, 120, 3_600, 604_800].map(interval_text), ["off", "90s", "2m", "1h", "7d"]);
+    }
+
+    #[test]
+    fn an_endpoint_belongs_to_a_node() {
+        let typed = |text: &str| endpoint(text).ok();
+        assert_eq!(typed("n1=host:4000"), Some(("n1".into(), "host:4000".into())));
+        assert_eq!(typed("host"), Some((String::new(), "host".into())));
+        assert_eq!((typed("=host"), typed("n1="), typed("")), (None, None, None));
     }
 
     #[test]

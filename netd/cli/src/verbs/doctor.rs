@@ -8,6 +8,9 @@ use netd_api::{Client, DoctorReply, Verdict};
 use super::explain;
 use crate::output::Shown;
 
+/// A longer name moves its own line only.
+const ABOUT_WIDTH_MAX: usize = 24;
+
 pub(super) async fn doctor(client: &Client) -> anyhow::Result<Shown> {
     let reply = client.doctor().await.map_err(explain)?;
     Ok(Shown { ok: reply.wrong() == 0, ..Shown::new(text(&reply), &reply)? })
@@ -15,7 +18,8 @@ pub(super) async fn doctor(client: &Client) -> anyhow::Result<Shown> {
 
 // Writing to a String cannot fail.
 fn text(reply: &DoctorReply) -> String {
-    let width = reply.checks.iter().map(|check| check.about.chars().count()).max().unwrap_or_default();
+    let widths = reply.checks.iter().map(|check| check.about.chars().count());
+    let width = widths.filter(|width| *width <= ABOUT_WIDTH_MAX).max().unwrap_or_default();
     let mut text = String::new();
     for check in &reply.checks {
         let verdict = match check.verdict {
@@ -59,6 +63,8 @@ mod tests {
              \n\
              Nothing is wrong.\n"
         );
+        reply.checks.push(check(Verdict::Ok, "pod shop/of-a-name-that-is-long", "as it should be"));
+        assert!(text(&reply).starts_with("ok     store    in sync"), "{}", text(&reply));
         reply.checks.push(check(Verdict::Wrong, "peer n3", "no handshake yet"));
         assert!(text(&reply).ends_with("WRONG  peer n3  no handshake yet\n\nOne thing is wrong.\n"));
     }

@@ -8,13 +8,20 @@ use std::time::Duration;
 use netd_api::{Client, KeyRotateReply, KeyRotateRequest};
 use tokio::time::{Instant, sleep};
 
-use super::explain;
+use super::{explain, members_left};
 use crate::output::{self, Shown};
 
 /// Between two questions: short for a person, long for a handshake.
 const POLL: Duration = Duration::from_millis(500);
 
-pub(super) async fn rotate(client: &Client, wait: Duration) -> anyhow::Result<Shown> {
+pub(super) async fn rotate(client: &Client, wait: Duration, yes: bool) -> anyhow::Result<Shown> {
+    let members = members_left::all(client).await?;
+    if !yes
+        && !members.is_empty()
+        && let Some(refused) = members_left::ask(&plan(&members), "Rotate the keys?", &members)?
+    {
+        return Ok(refused);
+    }
     let deadline = Instant::now() + wait;
     let mut reply = client.key_rotate(&KeyRotateRequest { only_look: false }).await.map_err(explain)?;
     let mut told = BTreeSet::new();
@@ -27,7 +34,21 @@ pub(super) async fn rotate(client: &Client, wait: Duration) -> anyhow::Result<Sh
         sleep(POLL.min(deadline.saturating_duration_since(Instant::now()))).await;
         reply = client.key_rotate(&KeyRotateRequest { only_look: true }).await.map_err(explain)?;
     }
-    Ok(Shown { ok: reply.done, ..Shown::new(text(&reply, wait), &reply)? })
+    let notes = match members.as_slice() {
+        [] => Vec::new(),
+        some => vec![format!(
+            "note: {} must get a new configuration: `weft member show NAME`",
+            members_left::named(some)
+        )],
+    };
+    Ok(Shown { ok: reply.done, notes, ..Shown::new(text(&reply, wait), &reply)? })
+}
+
+fn plan(members: &[String]) -> String {
+    format!(
+        "New keys cut off {}: each needs a new configuration (`weft member show NAME`), and reaches nothing until it has it.",
+        members_left::named(members)
+    )
 }
 
 fn text(reply: &KeyRotateReply, wait: Duration) -> String {

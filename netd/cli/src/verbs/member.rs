@@ -5,18 +5,28 @@ use netd_api::{Client, MemberAddRequest, MemberInfo, MemberReply, MemberRequest}
 
 use super::explain;
 use crate::args::MemberVerb;
+use crate::new_file::NewFile;
 use crate::output::Shown;
 use crate::table::{Table, list};
 
 pub(super) async fn run(client: &Client, verb: &MemberVerb) -> anyhow::Result<Shown> {
     match verb {
-        MemberVerb::Add { name, public_key } => {
-            let request = MemberAddRequest { name: name.clone(), public_key: public_key.clone() };
-            let mut shown = configuration(&client.member_add(&request).await.map_err(explain)?)?;
+        MemberVerb::Add { name, public_key, endpoints, output } => {
+            let request = MemberAddRequest {
+                name: name.clone(),
+                public_key: public_key.clone(),
+                endpoints: endpoints.iter().cloned().collect(),
+            };
+            // Before anything changes: whether the file can be written.
+            let file = output.as_deref().map(NewFile::beside).transpose()?;
+            let reply = client.member_add(&request).await.map_err(explain)?;
+            let mut shown = configuration(&reply, file)?;
             if public_key.is_none() {
-                let note =
-                    "note: the private key is kept nowhere else; this is the only time that it is shown";
-                shown.notes.push(note.to_owned());
+                let place = match output {
+                    Some(file) => format!("it is only in {}", file.display()),
+                    None => "this is the only time that it is shown".to_owned(),
+                };
+                shown.notes.push(format!("note: the private key is kept nowhere else; {place}"));
             }
             Ok(shown)
         }
@@ -29,18 +39,33 @@ pub(super) async fn run(client: &Client, verb: &MemberVerb) -> anyhow::Result<Sh
             let json = serde_json::json!({ "kind": "member", "name": name, "state": "removed" });
             Shown::new(format!("member {name} removed\n"), &json)
         }
-        MemberVerb::Show { name } => configuration(&client.member(name).await.map_err(explain)?),
+        MemberVerb::Show { name, output } => {
+            let file = output.as_deref().map(NewFile::beside).transpose()?;
+            configuration(&client.member(name).await.map_err(explain)?, file)
+        }
     }
 }
 
-/// The configuration alone on stdout, so that it can go into a file as it is.
-fn configuration(reply: &MemberReply) -> anyhow::Result<Shown> {
+/// The configuration in its file, or alone on stdout, so that it can go into one as it is.
+fn configuration(reply: &MemberReply, file: Option<NewFile>) -> anyhow::Result<Shown> {
     let notes = reply.notes.iter().map(|note| format!("note: {note}")).collect();
-    Ok(Shown { notes, ..Shown::new(reply.config.clone(), reply)? })
+    let shown = match file {
+        Some(file) => {
+            let path = file.fill(&reply.config)?;
+            let text = format!("the configuration of member {} is in {}\n", reply.name, path.display());
+            let MemberReply { name, ips, public_key, .. } = reply;
+            let json = serde_json::json!({
+                "name": name, "ips": ips, "public_key": public_key, "notes": reply.notes, "output": path,
+            });
+            Shown::new(text, &json)?
+        }
+        None => Shown::new(reply.config.clone(), reply)?,
+    };
+    Ok(Shown { notes, ..shown })
 }
 
 fn table(members: &[MemberInfo]) -> String {
-    let mut table = Table::new(["NAME", "ADDRESSES", "PUBLIC-KEY", "ENDPOINT", "HANDSHAKE"]);
+    let mut table = Table::new(["NAME", "ADDRESSES", "PUBLIC-KEY", "ENDPOINT", "HANDSHAKE-HERE"]);
     for member in members {
         table.row([
             member.name.clone(),
@@ -66,7 +91,7 @@ mod tests {
             config: "[Interface]\nPrivateKey = secret=\n".into(),
             notes: vec!["node n3 has no WireGuard key".into()],
         };
-        let shown = configuration(&reply).unwrap();
+        let shown = configuration(&reply, None).unwrap();
         assert_eq!(shown.text, reply.config);
         assert_eq!(shown.notes, ["note: node n3 has no WireGuard key"]);
         assert!(!format!("{reply:?}").contains("secret="));

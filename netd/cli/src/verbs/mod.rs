@@ -9,6 +9,7 @@ mod key;
 mod label;
 mod list;
 mod member;
+mod members_left;
 mod node;
 mod object;
 mod service;
@@ -38,7 +39,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Shown> {
         Verb::Config(ConfigVerb::Show) => config::show(&client).await,
         Verb::Config(ConfigVerb::Set(args)) => config::set(&client, args).await,
         Verb::Member(verb) => member::run(&client, verb).await,
-        Verb::Key(KeyVerb::Rotate { wait }) => key::rotate(&client, *wait).await,
+        Verb::Key(KeyVerb::Rotate { wait, yes }) => key::rotate(&client, *wait, *yes).await,
     }
 }
 

@@ -9,7 +9,7 @@ use netd_api::{Client, ClientError, ErrorClass, NodeInfo, NodeRemoveReply, NodeR
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::explain;
+use super::{explain, members_left};
 use crate::args::NodeRmArgs;
 use crate::output::{self, Answer, Shown};
 
@@ -66,12 +66,12 @@ async fn confirm(client: &Client, args: &NodeRmArgs) -> anyhow::Result<Option<Sh
         .filter(|pod| pod.node_uuid == node.uuid)
         .map(|pod| format!("{}/{}", pod.namespace, pod.name))
         .collect();
-    if !node.alive && pods.is_empty() {
+    let members = members_left::in_blocks_of(node, &client.members().await.map_err(explain)?);
+    if !node.alive && pods.is_empty() && members.is_empty() {
         return Ok(None);
     }
-    let plan = plan(node, &pods);
-    let json =
-        json!({ "name": node.name, "uuid": node.uuid, "done": false, "alive": node.alive, "pods": pods });
+    let plan = plan(node, &pods, &members);
+    let json = json!({ "name": node.name, "uuid": node.uuid, "done": false, "alive": node.alive, "pods": pods, "members": members });
     let note = match output::ask(&plan, "Remove it?") {
         Answer::Yes => return Ok(None),
         Answer::No => "Nothing was changed.",
@@ -80,7 +80,7 @@ async fn confirm(client: &Client, args: &NodeRmArgs) -> anyhow::Result<Option<Sh
     Ok(Some(Shown { ok: false, notes: vec![note.to_owned()], ..Shown::new(format!("{plan}\n"), &json)? }))
 }
 
-fn plan(node: &NodeInfo, pods: &[String]) -> String {
+fn plan(node: &NodeInfo, pods: &[String], members: &[String]) -> String {
     let alive = if node.alive { "is alive" } else { "does not answer" };
     let has = match pods {
         [] => "no pods".to_owned(),
@@ -88,9 +88,17 @@ fn plan(node: &NodeInfo, pods: &[String]) -> String {
         many if many.len() <= PODS_NAMED => format!("{} pods ({})", many.len(), many.join(", ")),
         many => format!("{} pods ({}, …)", many.len(), many[..PODS_NAMED].join(", ")),
     };
+    let theirs = match members {
+        [] => String::new(),
+        some => format!(
+            "\nThe addresses of {} lie in its blocks and are given to others, too: `weft member rm`, then `add` on a node that \
+             stays.",
+            members_left::named(some)
+        ),
+    };
     format!(
         "Node {} ({}) {alive} and has {has}.\nA removal is for good and cannot be called off: its pods reach no other node any \
-         more, their addresses are given to others,\nand the node itself can come back only as a new one.",
+         more, their addresses are given to others,\nand the node itself can come back only as a new one.{theirs}",
         node.name, node.uuid
     )
 }

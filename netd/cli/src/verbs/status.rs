@@ -38,6 +38,9 @@ fn text(status: &Status) -> String {
     fact("Overlay", overlay(status));
     fact("Services", format!("{}, programmed to revision {}", status.services, status.programmed_revision));
     fact("Pods", format!("{} on this node", status.pods));
+    if status.members > 0 {
+        fact("Members", format!("{} outside the cluster (`weft member ls`)", status.members));
+    }
     if !status.overlay.peers.is_empty() {
         text.push('\n');
         text.push_str(&peers(&status.overlay.peers));
@@ -79,16 +82,17 @@ fn overlay(status: &Status) -> String {
         reason => format!(" ({reason})"),
     };
     format!(
-        "{}{device}, MTU {}, {} peers, underlay {}{why}, overlay address {}",
+        "{}{device}, MTU {}, {} peer{}, underlay {}{why}, overlay address {}",
         overlay.backend,
         overlay.mtu,
         overlay.peers.len(),
+        if overlay.peers.len() == 1 { "" } else { "s" },
         address(status.node.underlay),
         address(status.node.overlay),
     )
 }
 
-/// A line for each way to each peer: two while it changes its keys.
+/// A line for each way to each peer: two while it changes its keys. A tunnel that nothing is sent by stands in parentheses.
 fn peers(peers: &[PeerInfo]) -> String {
     let mut table = Table::new(["PEER", "PATH", "ENDPOINT", "PEER-DEVICE", "HANDSHAKE", "MTU", "RX", "TX"]);
     let mut problems = String::new();
@@ -98,27 +102,33 @@ fn peers(peers: &[PeerInfo]) -> String {
         if let Some(problem) = &peer.problem {
             let _ = writeln!(problems, "  - {}: {problem}", peer.name);
         }
+        let by_tunnel = peer.path.as_deref() == Some("wireguard");
+        if !by_tunnel || peer.tunnels.is_empty() {
+            let none = String::new;
+            let endpoint = peer.underlay.to_string();
+            table.row([peer.name.clone(), path, endpoint, none(), none(), mtu.clone(), none(), none()]);
+        }
         for tunnel in &peer.tunnels {
             let endpoint = tunnel.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+            let generation = tunnel.generation;
             let handshake = match tunnel.handshake_secs {
                 Some(secs) => format!("{} ago", duration(secs)),
                 None => "never".to_owned(),
             };
             table.row([
                 peer.name.clone(),
-                format!("{path}/{}", tunnel.generation),
+                if by_tunnel {
+                    format!("wireguard/{generation}")
+                } else {
+                    format!("(wireguard/{generation})")
+                },
                 endpoint,
                 tunnel.peer_kind.clone(),
                 handshake,
-                mtu.clone(),
+                if by_tunnel { mtu.clone() } else { String::new() },
                 rate(tunnel.rx_bits_per_sec),
                 rate(tunnel.tx_bits_per_sec),
             ]);
-        }
-        if peer.tunnels.is_empty() {
-            let none = String::new;
-            let endpoint = peer.underlay.to_string();
-            table.row([peer.name.clone(), path, endpoint, none(), none(), mtu, none(), none()]);
         }
     }
     table.render("no peers") + &problems
@@ -179,6 +189,12 @@ mod tests {
     }
 
     #[test]
+    fn members_are_counted_where_there_are_some() {
+        let status = Status { members: 2, ..example() };
+        assert!(text(&status).ends_with("Members   2 outside the cluster (`weft member ls`)\n"));
+    }
+
+    #[test]
     fn each_peer_has_a_line_and_each_problem_too() {
         let mut status = example();
         let uuid = status.node.uuid;
@@ -187,14 +203,19 @@ mod tests {
                 {"generation": 3, "device": "weft.wg1", "peer_kind": "kernel", "endpoint": "192.0.2.2:51821",
                  "handshake_secs": 61, "rx_bytes": 1, "tx_bytes": 2, "rx_bits_per_sec": 1_250_000_000u64}]},
             {"uuid": uuid, "name": "n3", "underlay": "192.0.2.3", "problem": "it is not on the link"},
+            {"uuid": uuid, "name": "n4", "underlay": "192.0.2.4", "path": "vxlan", "mtu": 1450, "tunnels": [
+                {"generation": 4, "device": "weft.wg0", "peer_kind": "user", "endpoint": "192.0.2.4:51820",
+                 "rx_bytes": 1, "tx_bytes": 2}]},
         ]))
         .unwrap();
         assert!(
             text(&status).ends_with(
                 "\n\
-                 PEER   PATH          ENDPOINT          PEER-DEVICE   HANDSHAKE   MTU    RX          TX\n\
-                 n2     wireguard/3   192.0.2.2:51821   kernel        1m1s ago    1440   1.2Gbit/s   0bit/s\n\
-                 n3     none          192.0.2.3         -             -           -      -           -\n  \
+                 PEER   PATH            ENDPOINT          PEER-DEVICE   HANDSHAKE   MTU    RX          TX\n\
+                 n2     wireguard/3     192.0.2.2:51821   kernel        1m1s ago    1440   1.2Gbit/s   0bit/s\n\
+                 n3     none            192.0.2.3         -             -           -      -           -\n\
+                 n4     vxlan           192.0.2.4         -             -           1450   -           -\n\
+                 n4     (wireguard/4)   192.0.2.4:51820   user          never       -      0bit/s      0bit/s\n  \
                  - n3: it is not on the link\n"
             ),
             "{}",

@@ -6,5 +6,6 @@
 mod alone;
 mod fake_netd;
 mod ipam;
+mod members;
 mod nodes;
 mod pods;

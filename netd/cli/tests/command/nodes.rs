@@ -64,16 +64,24 @@ fn a_node_that_lives_or_has_pods_is_not_removed_without_a_yes() {
         json!({"namespace": "shop", "name": name, "node": "n3", "node_uuid": uuid, "network": "weft", "container_id": name,
                "ifname": "eth0", "ips": [], "host_ifname": "", "local": false})
     };
-    let netd = FakeNetd::start(&[(200, node(true)), (200, json!([pod("a"), pod("b")]))]);
+    let netd = FakeNetd::start(&[(200, node(true)), (200, json!([pod("a"), pod("b")])), (200, json!([]))]);
     let output = netd.weft(&["node", "rm", "n3"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("is alive and has 2 pods (shop/a, shop/b)"), "{}", stdout(&output));
     assert!(stdout(&output).contains("cannot be called off"), "{}", stdout(&output));
     assert!(stderr(&output).contains("add --yes"), "{}", stderr(&output));
-    assert_eq!(netd.requests().len(), 2, "only looked at: {:?}", netd.requests());
+    assert_eq!(netd.requests().len(), 3, "only looked at: {:?}", netd.requests());
     // One that is off and empty, or on its way out already, costs nobody anything.
-    let netd = FakeNetd::start(&[(200, node(false)), (200, json!([])), (200, removal(true, &[]))]);
+    let netd =
+        FakeNetd::start(&[(200, node(false)), (200, json!([])), (200, json!([])), (200, removal(true, &[]))]);
     assert_eq!(netd.weft(&["node", "rm", "n3"]).status.code(), Some(0));
+    // An address of a member lies there: somebody outside counts on it.
+    let owner = json!([{"uuid": uuid, "name": "n3", "alive": false, "blocks": ["10.244.3.0/26"]}]);
+    let member = json!([{"name": "laptop", "ips": ["10.244.3.5"], "public_key": "k"}]);
+    let netd = FakeNetd::start(&[(200, owner), (200, json!([])), (200, member)]);
+    let output = netd.weft(&["node", "rm", "n3"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("addresses of member laptop lie in its blocks"), "{}", stdout(&output));
     let going = json!([{"uuid": uuid, "name": "n3", "alive": true, "removing": true}]);
     let netd = FakeNetd::start(&[(200, going), (200, removal(true, &[]))]);
     assert_eq!(netd.weft(&["node", "rm", "n3"]).status.code(), Some(0));

@@ -6,11 +6,15 @@ use crate::wireguard::{PAUSE_MS_MAX, PORT, Pair, TUNNEL, connect, progress, reac
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weft_lab::{Lab, PodSpec, TUNNEL_DEVICES, Witness, in_netns, wait_until};
 
 /// Nodes change the overlay within this, or say why not.
 const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+/// A lease ends 15 s after its netd.
+const LEASE_LIMIT: Duration = Duration::from_secs(30);
+/// Longer than what is withdrawn stays (5 s) after those who are there have moved.
+const WITHDRAWN: Duration = Duration::from_secs(8);
 const HEARD_LIMIT: Duration = Duration::from_secs(3);
 /// Of each forgery so many.
 const EACH: usize = 3;
@@ -179,13 +183,15 @@ fn part_8_the_overlay_changes_under_a_transfer_and_nothing_is_in_the_clear() -> 
     for overlay in ["vxlan", "wireguard"] {
         lab.weft("n1", &["config", "set", "--overlay", overlay])?.text("weft config set")?;
         wait_path(&lab, overlay)?;
-        let capture = lab.capture("udp")?;
-        connect(&lab, "client", &pair.to()[0])?;
-        let sealed = capture.stop()?.count(&format!("{TUNNEL} and greater 200"))?;
-        ensure!(
-            (sealed > 0) == (overlay == "wireguard"),
-            "{sealed} packets of WireGuard after the change to {overlay}"
-        );
+        // Status tells of a path once it is chosen, a moment before the routes stand.
+        let mut sealed = 0;
+        let follows = wait_until(CHANGE_LIMIT, || {
+            let capture = lab.capture("udp")?;
+            connect(&lab, "client", &pair.to()[0])?;
+            sealed = capture.stop()?.count(&format!("{TUNNEL} and greater 200"))?;
+            Ok((sealed > 0) == (overlay == "wireguard"))
+        })?;
+        ensure!(follows, "{sealed} packets of WireGuard after the change to {overlay}");
         let after = progress(&mut transfer)?;
         ensure!(after.bytes > before.bytes, "the transfer stands still at {} bytes", after.bytes);
         before = after;
@@ -209,8 +215,21 @@ fn part_8_a_netd_that_dies_in_the_middle_of_a_change_cuts_nobody_off() -> Result
         lab.weft("n1", &["config", "set", "--overlay", overlay])?.text("weft config set")?;
         lab.node_kill("n1")?;
         lab.node_start("n1")?;
+        let still = |what: &str| {
+            connect(&lab, "client", to).with_context(|| format!("from {from} to {overlay}, n2 {what}"))
+        };
         for _ in 0..3 {
-            connect(&lab, "client", to).with_context(|| format!("from {from} to {overlay}, n2 away"))?;
+            still("away")?;
+        }
+        // Packets flow without its netd; nobody but it can take them another way.
+        let forgotten = wait_until(LEASE_LIMIT, || {
+            let nodes = lab.ask("n1", async |client| client.nodes().await)?;
+            Ok(nodes.iter().any(|node| node.name == "n2" && !node.alive))
+        })?;
+        ensure!(forgotten, "n2's lease does not end");
+        let since = Instant::now();
+        while since.elapsed() < WITHDRAWN {
+            still("without a lease")?;
         }
         lab.node_start("n2")?;
         lab.node_kill("n1")?;
@@ -279,4 +298,31 @@ fn heard(socket: &UdpSocket) -> Result<String> {
     let mut buffer = [0; 100];
     let (length, _) = socket.recv_from(&mut buffer).context("nothing came")?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+#[test]
+fn part_4_a_dead_tunnel_answers_nobody_and_takes_no_new_key() -> Result<()> {
+    let Some(lab) = wireguard_lab("deadtun", |_| {})? else { return Ok(()) };
+    let _pair = Pair::on(&lab, "n1", "n2")?;
+    for node in ["n1", "n2"] {
+        let doctor = lab.weft(node, &["doctor"])?;
+        ensure!(doctor.ok() && doctor.stdout.contains("it answers probes"), "{}", doctor.stdout);
+    }
+    lab.tunnel_kill("n1")?;
+    // At once: nobody has noticed anything yet.
+    for node in ["n1", "n2"] {
+        let doctor = lab.weft(node, &["doctor"])?;
+        let line = doctor.stdout.lines().find(|line| line.contains("peer n"));
+        let line = line.unwrap_or_default();
+        ensure!(!doctor.ok() && line.starts_with("WRONG"), "on {node}:\n{}", doctor.stdout);
+        ensure!(!line.contains("it answers probes"), "on {node}: {line}");
+    }
+    let before = lab.weft("n1", &["key", "rotate"])?;
+    ensure!(
+        !before.ok() && before.stderr.contains("no new key is made"),
+        "{}{}",
+        before.stdout,
+        before.stderr
+    );
+    lab.down()
 }

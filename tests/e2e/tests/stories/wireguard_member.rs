@@ -7,15 +7,18 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
-use weft_lab::{Families, Lab, Pod, PodSpec, Running, wait_until};
+use weft_lab::{Families, Lab, Pod, PodSpec, Running, UpOptions, wait_until};
 
 const NODES: [&str; 2] = ["n1", "n2"];
 /// The interface of the member; wg-quick takes it from the file's name.
 const DEVICE: &str = "member0";
 /// wg-quick waits for the client that it starts.
 const QUICK_LIMIT: Duration = Duration::from_secs(20);
+/// The first of three ports of a cluster that has its own.
+const OWN_PORT: u16 = 45120;
 /// A rotation, and the seconds that the older key stays.
 const ROTATION: &str = "25s";
 
@@ -27,11 +30,15 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(story: &str, families: Families) -> Result<Option<Stage>> {
+    fn new(story: &str, families: Families, netd_args: &[&str]) -> Result<Option<Stage>> {
         if !have("wireguard-go", story) || !have("wg-quick", story) {
             return Ok(None);
         }
-        let Some(lab) = wireguard_lab(story, |options| options.families = families)? else { return Ok(None) };
+        let change = |options: &mut UpOptions| {
+            options.families = families;
+            options.netd_args.extend(netd_args.iter().map(ToString::to_string));
+        };
+        let Some(lab) = wireguard_lab(story, change)? else { return Ok(None) };
         let pod = |node: &&str| {
             let name = format!("on-{node}");
             let pod = lab.pod_add(&PodSpec::new(node, &name))?;
@@ -91,19 +98,33 @@ fn added(lab: &Lab, args: &[&str]) -> Result<(String, Vec<IpAddr>)> {
     Ok((config, serde_json::from_value(reply["ips"].clone())?))
 }
 
+/// Every endpoint has one of these ports.
+fn at_ports(config: &str, ports: [u16; 2]) -> bool {
+    let mut endpoints = config.lines().filter(|line| line.starts_with("Endpoint = "));
+    endpoints.clone().count() == NODES.len()
+        && endpoints.all(|line| ports.iter().any(|port| line.ends_with(&format!(":{port}"))))
+}
+
 fn listed(lab: &Lab, node: &str) -> Result<Vec<Value>> {
     lab.weft(node, &["member", "ls", "--json"])?.json("weft member ls")
 }
 
 #[test]
 fn part_5_an_outside_machine_joins_as_a_member_and_leaves() -> Result<()> {
-    let Some(stage) = Stage::new("member", Families::Dual)? else { return Ok(()) };
+    let Some(stage) = Stage::new("member", Families::Dual, &[])? else { return Ok(()) };
     let lab = &stage.lab;
     let capture = lab.capture("")?;
-    let (config, ips) = added(lab, &["laptop"])?;
+    let file = stage.file().display().to_string();
+    let add = ["member", "add", "laptop", "--output", &file];
+    lab.weft("n1", &add)?.text("weft member add")?;
+    let config = fs::read_to_string(&file)?;
+    let again = lab.weft("n1", &add)?;
+    ensure!(again.code == Some(1) && again.stderr.contains("is there already"), "{again:?}");
+    ensure!(fs::read_to_string(&file)? == config, "the only copy of the key is gone");
+    let ips: Vec<IpAddr> = serde_json::from_value(listed(lab, "n1")?[0]["ips"].clone())?;
     ensure!(ips.len() == 2, "{ips:?}");
     ensure!(config.matches("[Peer]").count() == NODES.len(), "{config}");
-    stage.up(&config)?;
+    stage.quick("up").context("wg-quick up")?;
     stage.talks(&ips)?;
     for node in NODES {
         let mut members = Vec::new();
@@ -150,15 +171,29 @@ fn part_5_an_outside_machine_joins_as_a_member_and_leaves() -> Result<()> {
 
 #[test]
 fn part_5_a_member_brings_its_own_key_and_renews_its_configuration_after_a_rotation() -> Result<()> {
-    let Some(stage) = Stage::new("ownkey", Families::V4)? else { return Ok(()) };
+    let own_port = OWN_PORT.to_string();
+    let stage = Stage::new("ownkey", Families::V4, &["--wireguard-port", &own_port])?;
+    let Some(stage) = stage else { return Ok(()) };
     let lab = &stage.lab;
     let private = lab.exec("outside", &["wg", "genkey"])?.text("wg genkey")?;
     let public =
         lab.exec("outside", &["sh", "-c", &format!("echo {private} | wg pubkey")])?.text("wg pubkey")?;
-    let (config, ips) = added(lab, &["laptop", "--public-key", &public])?;
-    let placeholder =
-        config.lines().find(|line| line.starts_with("# PrivateKey")).context("no place for the key")?;
-    let whole = |config: &str| config.replace(placeholder, &format!("PrivateKey = {private}"));
+    let zeros = format!("{}=", "A".repeat(43));
+    let none = lab.weft("n1", &["member", "add", "zero", "--public-key", &zeros])?;
+    ensure!(none.code == Some(1) && none.stderr.contains("no private key"), "{none:?}");
+    let node = lab.weft("n1", &["member", "add", "n2"])?;
+    ensure!(node.code == Some(1) && node.stderr.contains("there is a node n2"), "{node:?}");
+    // As if a router passed n1's ports on: here that is n1 itself.
+    let outside = SocketAddr::new(lab.state()?.node("n1")?.underlay_ip.into(), OWN_PORT);
+    let endpoint = format!("n1={outside}");
+    let (config, ips) = added(lab, &["laptop", "--public-key", &public, "--endpoint", &endpoint])?;
+    // Where the file says, the key has a file of its own; another folder than the machine's.
+    let key = stage.folder.path().join("member.key");
+    fs::write(&key, &private)?;
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+    let whole = |config: &str| config.replace("/etc/wireguard/%i.key", &key.display().to_string());
+    ensure!(whole(&config) != config, "no place for the key: {config}");
+    ensure!(at_ports(&config, [OWN_PORT, OWN_PORT + 1]), "not at the cluster's ports: {config}");
     stage.up(&whole(&config))?;
     stage.talks(&ips)?;
     for (name, reason) in [("other", "member laptop"), ("laptop", "member laptop")] {
@@ -166,10 +201,20 @@ fn part_5_a_member_brings_its_own_key_and_renews_its_configuration_after_a_rotat
         ensure!(second.code == Some(1) && second.stderr.contains(reason), "{second:?}");
     }
 
-    let rotated = lab.weft("n1", &["key", "rotate", "--wait", ROTATION])?;
+    for line in [&["key", "rotate"][..], &["config", "set", "--overlay", "vxlan"]] {
+        let unasked = lab.weft("n1", line)?;
+        ensure!(unasked.code == Some(1) && unasked.stdout.contains("laptop"), "{unasked:?}");
+        ensure!(unasked.stderr.contains("add --yes"), "{unasked:?}");
+    }
+    stage.talks(&ips)?;
+    let rotated = lab.weft("n1", &["key", "rotate", "--yes", "--wait", ROTATION])?;
     ensure!(rotated.ok(), "{}{}", rotated.stdout, rotated.stderr);
+    ensure!(rotated.stderr.contains("member laptop must get a new configuration"), "{}", rotated.stderr);
     let renewed = lab.weft("n1", &["member", "show", "laptop"])?.text("weft member show")?;
     ensure!(renewed != config.trim_end(), "the same keys as before:\n{renewed}");
+    ensure!(at_ports(&renewed, [OWN_PORT, OWN_PORT + 1]), "not at the cluster's ports: {renewed}");
+    let told = |config: &str| config.lines().find(|line| line.starts_with("Endpoint")).map(str::to_owned);
+    ensure!(told(&renewed) != told(&config), "newer keys are at the other port: {renewed}");
     stage.quick("down")?;
     stage.up(&whole(&renewed))?;
     stage.talks(&ips)?;

@@ -9,6 +9,10 @@ use weft_lab::{Lab, Offloads, PodSpec, UpOptions, wait_until};
 
 /// A way in use is asked every 5 s, and a size is lost after three questions: twice that.
 const FOUND_LIMIT: Duration = Duration::from_secs(20);
+/// An event of the kernel, and a word to the store.
+const NOTICED_LIMIT: Duration = Duration::from_secs(8);
+/// What probes found while only one end had it is asked anew every 5 s; a search takes some losses of 1 s.
+const WHOLE_LIMIT: Duration = Duration::from_secs(25);
 /// More is tried every so many seconds.
 const RAISE_SECS: &str = "5";
 const RAISED_LIMIT: Duration = Duration::from_secs(30);
@@ -95,6 +99,29 @@ fn black_hole(lab: Lab, overhead: u32) -> Result<()> {
     lab.pod_add(&PodSpec::new("n1", "late"))?;
     let late = lab.probe("late", &["--to", &format!("{}:{PORT}", pair.server.ips[0]), "--count", "5"])?;
     ensure!(late.all_ok(), "{} of 5 ({})", late.ok, late.failures());
+    lab.down()
+}
+
+#[test]
+fn part_7_a_wire_that_gets_another_mtu_is_noticed_at_once() -> Result<()> {
+    let Some(lab) = wireguard_lab("wiremtu", |_| {})? else { return Ok(()) };
+    let pair = Pair::on(&lab, "n1", "n2")?;
+    let _transfer = lab.stream("client", &pair.to()[0], Duration::from_secs(180))?;
+    let full = mtu(&lab)?;
+    for (wire, fits, limit) in [(1400, full - 100, NOTICED_LIMIT), (1500, full, WHOLE_LIMIT)] {
+        lab.mtu("n2", wire)?;
+        let began = Instant::now();
+        let noticed = wait_until(limit, || {
+            let back = lab.status("n2")?.overlay.peers.first().and_then(|peer| peer.mtu);
+            Ok(mtu(&lab)? == fits && back == Some(fits))
+        })?;
+        ensure!(
+            noticed,
+            "{limit:?} after n2's wire took {wire} bytes, n1 says {} and not {fits}",
+            mtu(&lab)?
+        );
+        println!("n2's wire takes {wire}: both know after {} ms", began.elapsed().as_millis());
+    }
     lab.down()
 }
 

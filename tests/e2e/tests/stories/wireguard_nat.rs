@@ -1,15 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The encrypted overlay, part 9: nodes that move, and nodes that nobody can reach until they speak.
 
-use crate::wireguard::{PORT, Pair, connect, progress, reach, wg, wireguard_lab};
+use crate::wireguard::{PORT, Pair, Pings, connect, progress, reach, wg, wireguard_lab};
 use anyhow::{Context, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weft_lab::{Lab, wait_until};
 
 /// A peer learns the endpoint from the first packet; TCP needs this long at most to send one again.
 const LEARN_LIMIT: Duration = Duration::from_secs(20);
+/// The store's client notices within this that its connection had the former address.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(40);
+/// In the underlay's network, and nobody has it.
+const NOBODY: &str = "172.31.77.251:51820";
+/// A look every 5 s, silence for 15 s, and a handshake repeated every 5 s.
+const DEAD_LIMIT: Duration = Duration::from_secs(60);
+/// A hundred in a second.
+const PINGS: u32 = 1500;
+/// Two seconds: the event of the kernel, a tick of the device, and a machine that is busy.
+const LOST_MAX: u32 = 200;
 /// Routers forget a silent flow of UDP after 30 s and more (RFC 4787, 4.3 asks for 2 minutes; Linux' default is 30 s until
 /// both sides have spoken twice).
 const NAT_MEMORY_SECS: u64 = 30;
@@ -57,6 +67,73 @@ fn part_9_the_router_of_a_node_gets_another_address() -> Result<()> {
 fn part_9_a_node_roams_under_a_transfer() -> Result<()> {
     let Some(lab) = wireguard_lab("roam", |_| {})? else { return Ok(()) };
     roams(&lab, "n2")
+}
+
+#[test]
+fn part_9_a_node_that_moves_is_back_at_once_and_publishes_where_it_is() -> Result<()> {
+    let Some(lab) = wireguard_lab("moves", |_| {})? else { return Ok(()) };
+    let pair = Pair::on(&lab, "n1", "n2")?;
+    // The moved node has nothing to say by itself: nothing is sent but from the other side.
+    let pings = Pings::many(&lab, &pair, PINGS)?;
+    let new = IpAddr::V4(lab.roam("n2")?);
+    let lost = pings.lost()?;
+    published(&lab, "n2", new)?;
+    ensure!(lost <= LOST_MAX, "{lost} of {PINGS} pings were lost when n2 moved");
+    println!("n2 moved: {lost} pings lost, 10 ms each");
+    let doctor = lab.weft("n2", &["doctor"])?;
+    ensure!(doctor.ok() && doctor.stdout.contains(&new.to_string()), "{}{}", doctor.stdout, doctor.stderr);
+    lab.down()
+}
+
+#[test]
+fn part_9_two_nodes_that_move_at_once_find_one_another() -> Result<()> {
+    let Some(lab) = wireguard_lab("both", |options| options.nodes = 3)? else { return Ok(()) };
+    let pair = Pair::on(&lab, "n2", "n3")?;
+    let moved = [IpAddr::V4(lab.roam("n2")?), IpAddr::V4(lab.roam("n3")?)];
+    for (node, new) in ["n2", "n3"].into_iter().zip(moved) {
+        published(&lab, node, new)?;
+    }
+    let took = reach(&lab, "client", &pair.to()[0])?;
+    println!("n2 and n3 moved at once: they talk {} ms after all know", took.as_millis());
+    for node in ["n2", "n3"] {
+        let well = wait_until(LEARN_LIMIT, || Ok(lab.weft(node, &["doctor"])?.ok()))?;
+        ensure!(well, "{}", lab.weft(node, &["doctor"])?.stdout);
+    }
+    lab.down()
+}
+
+#[test]
+fn part_9_an_endpoint_that_does_not_answer_gives_way_to_the_published_one() -> Result<()> {
+    // Nothing corrects it but netd: the peer speaks to nobody by itself.
+    let quiet = ["--wireguard-keepalive-secs", "0", "--mtu-probe-secs", "0"].map(str::to_owned);
+    let Some(lab) = wireguard_lab("deadend", |options| options.netd_args.extend(quiet))? else {
+        return Ok(());
+    };
+    let pair = Pair::on(&lab, "n1", "n2")?;
+    let (device, peer) = wg(&lab, "n1", "endpoints")?.into_keys().next().context("n1 has no peer")?;
+    let before = endpoints(&lab, "n1")?;
+    lab.exec("n1", &["wg", "set", &device, "peer", &peer, "endpoint", NOBODY])?.text("wg set")?;
+    let began = Instant::now();
+    let found = wait_until(DEAD_LIMIT, || {
+        Ok(lab.probe("client", &["--to", &pair.to()[0], "--count", "1", "--timeout", "500ms"])?.all_ok())
+    })?;
+    let known = endpoints(&lab, "n1")?;
+    ensure!(found && known == before, "{DEAD_LIMIT:?} after n1 was led astray it knows {known:?}");
+    println!("a dead endpoint gave way after {} ms", began.elapsed().as_millis());
+    lab.down()
+}
+
+/// Every node knows where one is by now.
+fn published(lab: &Lab, node: &str, new: IpAddr) -> Result<()> {
+    for on in lab.state()?.nodes {
+        let mut shown = String::new();
+        let told = wait_until(PUBLISH_LIMIT, || {
+            shown = lab.weft(&on.name, &["node", "ls"])?.stdout;
+            Ok(shown.lines().any(|line| line.contains(node) && line.contains(&new.to_string())))
+        })?;
+        ensure!(told, "{PUBLISH_LIMIT:?} after {node} moved to {new}, {} shows\n{shown}", on.name);
+    }
+    Ok(())
 }
 
 /// The node of the server moves twice while a transfer runs.
