@@ -281,6 +281,7 @@ async fn status(State(book): State<Shared>) -> Reply<Status> {
         overlay: OverlayStatus::default(),
         pods: book.attachments.len(),
         services: 0,
+        members: 0,
         pending: Vec::new(),
         bad_values: Vec::new(),
         uptime_secs: 1,

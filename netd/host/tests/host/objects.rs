@@ -362,7 +362,7 @@ fn somebody_who_deletes_our_route_is_noticed() {
 }
 
 #[test]
-fn the_underlay_is_configured_or_towards_the_store_or_on_the_default_route() {
+fn part_11_the_underlay_is_configured_or_towards_the_store_or_on_the_default_route() {
     in_fresh_netns(|| async {
         let host = Host::open().unwrap();
         let error = host.underlay(None, None).await.unwrap_err();

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The encrypted overlay, part 9: nodes that move, and nodes that nobody can reach until they speak.
+//! The encrypted overlay, part 9: nodes that move, and nodes that nobody can reach until they speak; part 11: the address that a
+//! node is reached at.
 
 use crate::wireguard::{PORT, Pair, Pings, connect, progress, reach, wg, wireguard_lab};
 use anyhow::{Context, Result, ensure};
-use std::net::{IpAddr, SocketAddr};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
-use weft_lab::{Lab, wait_until};
+use weft_lab::{Lab, UNDERLAY_IF, wait_until};
 
 /// A peer learns the endpoint from the first packet; TCP needs this long at most to send one again.
 const LEARN_LIMIT: Duration = Duration::from_secs(20);
@@ -120,6 +122,33 @@ fn part_9_an_endpoint_that_does_not_answer_gives_way_to_the_published_one() -> R
     let known = endpoints(&lab, "n1")?;
     ensure!(found && known == before, "{DEAD_LIMIT:?} after n1 was led astray it knows {known:?}");
     println!("a dead endpoint gave way after {} ms", began.elapsed().as_millis());
+    lab.down()
+}
+
+#[test]
+fn part_11_the_underlay_s_address_is_chosen_by_a_rule_and_shown_with_its_reason() -> Result<()> {
+    let Some(lab) = wireguard_lab("reason", |_| {})? else { return Ok(()) };
+    let pair = Pair::on(&lab, "n1", "n2")?;
+    let shows = |reason: &str| -> Result<()> {
+        let status = lab.weft("n2", &["status"])?.stdout;
+        let doctor = lab.weft("n2", &["doctor"])?.stdout;
+        ensure!(status.contains(reason) && doctor.contains(reason), "no {reason:?} in\n{status}\n{doctor}");
+        Ok(())
+    };
+    shows("it is on the route to the store at ")?;
+
+    // What is configured comes first.
+    let second = Ipv4Addr::from(u32::from(lab.state()?.node("n2")?.underlay_ip) ^ 0x80);
+    let address = format!("{second}/24");
+    lab.exec("n2", &["ip", "address", "add", &address, "dev", UNDERLAY_IF])?.text("ip address add")?;
+    let path = lab.state()?.node("n2")?.dir.join("netd.toml");
+    let text = fs::read_to_string(&path)?;
+    fs::write(&path, format!("{text}underlay-address = \"{second}\"\n"))?;
+    lab.node_stop("n2")?;
+    lab.node_start("n2")?;
+    shows("it is configured")?;
+    published(&lab, "n2", IpAddr::V4(second))?;
+    reach(&lab, "client", &pair.to()[0])?;
     lab.down()
 }
 
