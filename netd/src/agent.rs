@@ -267,7 +267,10 @@ impl Agent {
         if !self.seen.as_ref().is_some_and(|(seen, _)| Arc::ptr_eq(seen, view)) {
             let peers = view.peers(self.node.uuid);
             let is_same = |(seen, before): &(Arc<View>, Vec<NodeFacts>)| {
-                *before == peers && seen.nodes == view.nodes && seen.alive == view.alive
+                *before == peers
+                    && seen.nodes == view.nodes
+                    && seen.alive == view.alive
+                    && seen.config == view.config
             };
             if !self.seen.as_ref().is_some_and(is_same) {
                 self.node.tunnel.wake.notify_one();
