@@ -15,7 +15,7 @@ use crate::members;
 use crate::mtu::{Answer, ProbedPath};
 use crate::node::{Node, lock, now_ms};
 use crate::overlay;
-use crate::status;
+use crate::{status, tunnel};
 
 /// Sessions of WireGuard end after so long without a new handshake, in seconds (REJECT_AFTER_TIME, WireGuard paper 6.1).
 const SESSION_SECS: u64 = 180;
@@ -31,6 +31,8 @@ const HANDSHAKE_HINT: &str =
 /// Looks at everything, now.
 pub(crate) async fn examine(node: &Node) -> DoctorReply {
     let asked_ms = ask_peers(node).await;
+    // Whoever answered has shaken hands, and is to be seen so.
+    tunnel::look(node).await;
     let status = status::status(node);
     let mut checks = Checks::default();
     checks.node(&status);

@@ -24,7 +24,7 @@ use netd_plan::{GenerationInput, GenerationPlan, Generations, PeerGenerations, w
 use netd_store::records::OverlayBackend;
 use netd_wireguard::{Device as _, DeviceChange, DeviceConfig, DeviceKind, PresharedKey, UserDevice};
 
-pub(crate) use rotate::rotate;
+pub(crate) use rotate::{look, rotate};
 pub(crate) use state::{ListeningKey, MemberLink, PeerLink, Tunnel, TunnelState};
 
 use crate::args::WireguardKind;

@@ -12,8 +12,12 @@ use crate::node::Node;
 /// For two rounds: in each of them a device that does not answer is waited for, some 3 s.
 const ROUND_WAIT: Duration = Duration::from_secs(8);
 
+/// For two rounds with devices that answer.
+const LOOK_WAIT: Duration = Duration::from_secs(1);
+
 /// Asks for a new key and tells how far the peers are with it.
 pub(crate) async fn rotate(node: &Arc<Node>, request: &KeyRotateRequest) -> Result<KeyRotateReply, ApiError> {
+    looked(node).await?;
     if node.tunnel.state.load().generations.is_empty() {
         return Err(ApiError::invalid(
             "this node has no WireGuard keys: the cluster's overlay is another (`weft config show`)",
@@ -37,19 +41,42 @@ pub(crate) async fn rotate(node: &Arc<Node>, request: &KeyRotateRequest) -> Resu
     Ok(reply(node))
 }
 
-/// Waits for a round that began after now: one may be under way.
-async fn two_rounds(node: &Node, rounds: &mut watch::Receiver<u64>) -> Result<(), ApiError> {
-    let wanted = *rounds.borrow_and_update() + 2;
+/// Waits until a netd that has just started knows its keys and devices.
+async fn looked(node: &Node) -> Result<(), ApiError> {
+    let mut rounds = node.tunnel.rounds.subscribe();
     let done = async {
-        while *rounds.borrow_and_update() < wanted {
-            node.tunnel.wake.notify_one();
+        while !node.tunnel.state.load().looked {
             if rounds.changed().await.is_err() {
                 return;
             }
         }
     };
     let done = tokio::time::timeout(ROUND_WAIT, done).await;
+    done.map_err(|_| ApiError::retry("netd knows nothing of the cluster yet (see `weft status`)"))
+}
+
+/// Waits for a round that began after now: one may be under way.
+async fn two_rounds(node: &Node, rounds: &mut watch::Receiver<u64>) -> Result<(), ApiError> {
+    let wanted = *rounds.borrow_and_update() + 2;
+    let done = tokio::time::timeout(ROUND_WAIT, after(node, rounds, wanted)).await;
     done.map_err(|_| ApiError::retry("the WireGuard devices do not answer (see `weft status`)"))
+}
+
+/// Looks at the devices now, for whoever shows what they say; for a while only, as one that does not answer is known then.
+pub(crate) async fn look(node: &Node) {
+    let mut rounds = node.tunnel.rounds.subscribe();
+    let wanted = *rounds.borrow_and_update() + 2;
+    let _ = tokio::time::timeout(LOOK_WAIT, after(node, &mut rounds, wanted)).await;
+}
+
+/// Until so many rounds were made.
+async fn after(node: &Node, rounds: &mut watch::Receiver<u64>, wanted: u64) {
+    while *rounds.borrow_and_update() < wanted {
+        node.tunnel.wake.notify_one();
+        if rounds.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn dead(errors: &[String]) -> String {

@@ -5,8 +5,9 @@ use crate::interrupt::wait_until;
 use crate::members::Node;
 use crate::place::Place;
 use crate::process::{self, Process, log_tail};
-use crate::run::sibling;
+use crate::run::{on_path, sibling, tool};
 use crate::state::{self, State};
+use crate::topology::netns_flag;
 use crate::{cgroup, node_config, tunnel};
 use anyhow::{Context, Result, anyhow, bail};
 use netd_api::{Client, ClientError, PeerInfo, Status};
@@ -88,8 +89,9 @@ pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
     })
 }
 
-/// Waits until a node has a way to all others. Nodes that start at once are ready while each believes to be alone. Where a
-/// story is about nodes that do not reach one another it goes on after [`KNOWN_LIMIT`], and after `limit` in any case.
+/// Waits until a node has a way to all others, and they answer on it: nodes that start at once are ready while each believes
+/// to be alone, and a way may lead to a node that has not heard of this one yet. Where a story is about nodes that do not reach
+/// one another it goes on after [`KNOWN_LIMIT`], and after `limit` in any case.
 pub(crate) fn wait_known(state: &State, node: &Node, limit: Duration) -> Result<()> {
     let others = state.nodes.len() - 1;
     let has_way =
@@ -98,10 +100,18 @@ pub(crate) fn wait_known(state: &State, node: &Node, limit: Duration) -> Result<
         let status = status(&node.socket());
         Ok(status.is_ok_and(|status| {
             let peers = &status.overlay.peers;
-            status.ready && status.pending.is_empty() && peers.len() == others && peers.iter().all(has_way)
+            status.ready
+                && status.pending.is_empty()
+                && peers.len() == others
+                && peers.iter().all(|peer| has_way(peer) && answers(node, peer))
         }))
     })?;
     Ok(())
+}
+
+fn answers(node: &Node, peer: &PeerInfo) -> bool {
+    let Some(to) = peer.overlay.filter(|_| peer.path.is_some() && on_path("ping")) else { return true };
+    tool("nsenter", &[&netns_flag(&node.netns), "ping", "-n", "-c1", "-W1", &to.to_string()]).is_ok()
 }
 
 /// Waits until a node is ready. The error says why it is not, with the end of its log.

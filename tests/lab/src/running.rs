@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 const CAPTURE_START_LIMIT: Duration = Duration::from_secs(5);
 const CAPTURE_STOP_LIMIT: Duration = Duration::from_secs(5);
+/// tcpdump is given the processor within this, also on a busy machine.
+const CAPTURE_QUIET: Duration = Duration::from_millis(300);
 /// Enough of each packet for every header we look at.
 const SNAPLEN: &str = "192";
 
@@ -135,8 +137,18 @@ impl Capture {
         Ok(Capture { tcpdump, folder })
     }
 
-    /// Ends the capture; the packets stay to be counted.
+    /// Ends the capture; the packets stay to be counted. What tcpdump has not read by then is lost, so it is let read on
+    /// until its file grows no more.
     pub fn stop(mut self) -> Result<Packets> {
+        let path = self.folder.path().join("packets");
+        let (mut len, mut since) = (0, Instant::now());
+        wait_until(CAPTURE_STOP_LIMIT, || {
+            let now = fs::metadata(&path).map_or(0, |file| file.len());
+            if now != len {
+                (len, since) = (now, Instant::now());
+            }
+            Ok(since.elapsed() >= CAPTURE_QUIET)
+        })?;
         self.tcpdump.interrupt();
         self.tcpdump.wait(CAPTURE_STOP_LIMIT).context("tcpdump")?;
         Ok(Packets { folder: self.folder })

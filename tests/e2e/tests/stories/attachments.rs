@@ -224,8 +224,14 @@ fn ping(lab: &Lab, from: &str, to: IpAddr) -> Result<bool> {
 fn works(lab: &Lab, other: &Pod, interfaces: &[&str]) -> Result<()> {
     for ifname in interfaces {
         for ip in &other.ips {
-            let out = lab.exec("a", &["ping", "-c1", "-W2", "-I", ifname, &ip.to_string()])?;
-            ensure!(out.ok(), "by {ifname} to {ip}: {} {}", out.stdout, out.stderr);
+            // Its node may have claimed a block for it just now, which the other node has not heard of yet.
+            let mut said = String::new();
+            let reached = wait_until(SOON, || {
+                let out = lab.exec("a", &["ping", "-c1", "-W1", "-I", ifname, &ip.to_string()])?;
+                said = format!("{} {}", out.stdout, out.stderr);
+                Ok(out.ok())
+            })?;
+            ensure!(reached, "by {ifname} to {ip}: {said}");
         }
     }
     Ok(())
