@@ -3,7 +3,13 @@
 //! The gate for trusted hosts: a table of its own, rules that lead there, and a next hop that WireGuard's routes do not
 //! get in the way of.
 
-use std::{collections::BTreeSet, fs, net::IpAddr, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::IpAddr,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use netd_host::{Host, HostError};
@@ -89,6 +95,15 @@ fn brought_by(device: &str, from: &str, to: &str) -> String {
     ip(&format!("{family} route get {to} from {from} iif {device}"))
 }
 
+/// The kernel routes to an IPv6 address of its own some moments after it was added, also without duplicate detection.
+fn wait_for_local(shown_by: &str) {
+    let begun = Instant::now();
+    while ip(shown_by).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "no local route: {shown_by}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn rules() -> String {
     format!("{}{}", ip("-4 rule"), ip("-6 rule"))
 }
@@ -119,6 +134,8 @@ fn only_trusted_sources_take_the_table() {
         }
         // What another node's gate sends is taken, though answers go by the uplink: the command fails otherwise.
         for (trusted, own) in [("198.51.100.9", "10.244.1.0"), ("2001:db8:f::9", "fd00:10:244:1::")] {
+            let family = if own.contains(':') { "-6" } else { "-4" };
+            wait_for_local(&format!("{family} route show table local to exact {own}"));
             let taken = brought_by(DEVICE, trusted, own);
             assert!(taken.contains("local"), "{taken}");
         }
