@@ -56,6 +56,8 @@ pub(crate) struct Agent {
     services: ServiceSync,
     paths: OverlayPaths,
     underlay: Follower,
+    /// Why it could not be read, as it was logged last.
+    underlay_said: Option<String>,
     /// What the routes stand for once this pass has made them.
     routes: Routed,
     /// What the tunnel was last woken for, with its peers.
@@ -87,6 +89,7 @@ impl Agent {
             services: ServiceSync::new(),
             paths: OverlayPaths::new(underlay_mtu),
             underlay: Follower::default(),
+            underlay_said: None,
             routes: Routed::default(),
             seen: None,
             following: None,
@@ -147,6 +150,7 @@ impl Agent {
             if doubt.host {
                 rested = start + (took * OBSERVE_REST).clamp(OBSERVE_EVERY, OBSERVE_REST_MAX);
             }
+            look_at = look_at.into_iter().chain(self.underlay.due()).min();
             doubt = Doubt::default();
             pace.ran(took);
             self.node.counters.passed(took);
@@ -258,9 +262,18 @@ impl Agent {
     async fn choose_paths(&mut self, view: &Arc<View>, doubt: bool) {
         if doubt {
             match self.underlay.follow(&self.node, &self.host).await {
-                Ok(Some(now)) => (self.paths.subnets, self.paths.underlay_mtu) = (now.subnets, now.mtu),
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "the underlay's device could not be read"),
+                Ok(Some(now)) => {
+                    (self.paths.subnets, self.paths.underlay_mtu) = (now.subnets, now.mtu);
+                    self.underlay_said = None;
+                }
+                Ok(None) => self.underlay_said = None,
+                Err(error) => {
+                    let text = format!("the underlay's device could not be read: {error}");
+                    if self.underlay_said.as_ref() != Some(&text) {
+                        tracing::warn!("{text}");
+                        self.underlay_said = Some(text);
+                    }
+                }
             }
         }
         // What is routed to a peer must be allowed to it, too, and at once.

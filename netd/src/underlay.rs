@@ -10,9 +10,9 @@ use netd_host::{HostError, Underlay, UnderlayNow};
 use crate::hostsync::HostSync;
 use crate::node::Node;
 
-/// Another device is taken only after the old one has been without the address for so long: one that is renumbered is
-/// without any for a moment.
-const OTHER_DEVICE_AFTER: Duration = Duration::from_secs(10);
+/// Another device is taken, and a node without any says so, only after the address has been gone for so long: a device that
+/// is renumbered is without one for a moment.
+const GONE_AFTER: Duration = Duration::from_secs(10);
 
 /// Remembers since when the address is gone.
 #[derive(Debug, Default)]
@@ -21,7 +21,8 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Looks at the underlay, chooses another where its address is gone, and says how it stands now.
+    /// Looks at the underlay, chooses another where its address is gone, and says how it stands now; `None` while it has no
+    /// address.
     pub(crate) async fn follow(
         &mut self,
         node: &Node,
@@ -29,12 +30,12 @@ impl Follower {
     ) -> Result<Option<UnderlayNow>, HostError> {
         let former = node.underlay.load_full();
         let now = match host.underlay_now(&former).await {
-            Ok(now) => Some(now),
+            Ok(now) => Some(now).filter(|now| now.has_address),
             // The device went, and its address with it.
             Err(HostError::NoDevice { .. }) => None,
             Err(error) => return Err(error),
         };
-        if now.as_ref().is_some_and(|now| now.has_address) {
+        if now.is_some() {
             if self.gone.take().is_some() {
                 tracing::info!(address = %former.address, device = former.device, "the underlay is back");
                 node.tunnel.ask_to_speak();
@@ -42,10 +43,14 @@ impl Follower {
             node.underlay_error.store(None);
             return Ok(now);
         }
-        let since = *self.gone.get_or_insert_with(Instant::now);
+        if self.gone.is_none() {
+            tracing::info!(address = %former.address, device = former.device, "the underlay has lost its address");
+        }
+        let gone = self.gone.get_or_insert_with(Instant::now).elapsed();
         let chosen = host.underlay_again(&former, node.config.underlay_address, node.store_address).await;
-        let why = match chosen {
-            Ok(chosen) if may_take(&former, &chosen, since.elapsed()) => {
+        let outcome = outcome(&former, chosen.as_ref().ok(), gone);
+        match (outcome, chosen) {
+            (Outcome::Take, Ok(chosen)) => {
                 tracing::info!(
                     before = %former.address, address = %chosen.address, device = chosen.device, reason = chosen.reason,
                     "the underlay has changed"
@@ -58,15 +63,23 @@ impl Follower {
                 node.changed();
                 return Ok(Some(now));
             }
-            Ok(chosen) => format!("{} on {} may take its place", chosen.address, chosen.device),
-            Err(error) => error.to_string(),
-        };
-        let text = gone_text(&former, &why);
-        if node.underlay_error.load().as_deref() != Some(&text) {
-            tracing::warn!("{text}");
-            node.underlay_error.store(Some(Arc::new(text)));
+            (Outcome::Wait, _) => {}
+            (_, chosen) => {
+                let why = chosen.err().map(|error| error.to_string()).unwrap_or_default();
+                let text = gone_text(&former, &why);
+                if node.underlay_error.load().as_deref() != Some(&text) {
+                    tracing::warn!("{text}");
+                    node.underlay_error.store(Some(Arc::new(text)));
+                }
+            }
         }
-        Ok(now)
+        // Until then it is as it was: links without an address say nothing about who is on them.
+        Ok(None)
+    }
+
+    /// When to look again though nothing happens.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.gone.map(|since| since + GONE_AFTER).filter(|due| *due > Instant::now())
     }
 }
 
@@ -78,9 +91,24 @@ pub(crate) fn gone_text(former: &Underlay, why: &str) -> String {
     )
 }
 
-/// Whether what was chosen takes the place of an underlay whose address has been gone for so long.
-fn may_take(former: &Underlay, chosen: &Underlay, gone: Duration) -> bool {
-    chosen.device == former.device || chosen.address == former.address || gone >= OTHER_DEVICE_AFTER
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// What was chosen takes its place.
+    Take,
+    /// It may come back.
+    Wait,
+    /// Peers do not reach this node, and nothing can be done about it.
+    Lost,
+}
+
+/// What becomes of an underlay whose address has been gone for so long.
+fn outcome(former: &Underlay, chosen: Option<&Underlay>, gone: Duration) -> Outcome {
+    let same = |chosen: &Underlay| chosen.device == former.device || chosen.address == former.address;
+    match chosen {
+        Some(chosen) if same(chosen) || gone >= GONE_AFTER => Outcome::Take,
+        None if gone >= GONE_AFTER => Outcome::Lost,
+        _ => Outcome::Wait,
+    }
 }
 
 #[cfg(test)]
@@ -99,11 +127,18 @@ mod tests {
     #[test]
     fn a_gap_between_two_addresses_moves_nothing_to_another_device() {
         let former = underlay("192.0.2.1", "eth0");
-        let at_once = |chosen: &Underlay| may_take(&former, chosen, Duration::ZERO);
-        assert!(at_once(&underlay("192.0.2.9", "eth0")), "renumbered");
-        assert!(at_once(&underlay("192.0.2.1", "br0")), "its device became a port of a bridge");
+        let at_once = |chosen: &Underlay| outcome(&former, Some(chosen), Duration::ZERO);
+        assert_eq!(at_once(&underlay("192.0.2.9", "eth0")), Outcome::Take, "renumbered");
+        assert_eq!(at_once(&underlay("192.0.2.1", "br0")), Outcome::Take, "its device became a port of a bridge");
         let other = underlay("198.51.100.1", "eth1");
-        assert!(!at_once(&other));
-        assert!(may_take(&former, &other, OTHER_DEVICE_AFTER));
+        assert_eq!(at_once(&other), Outcome::Wait);
+        assert_eq!(outcome(&former, Some(&other), GONE_AFTER), Outcome::Take);
+    }
+
+    #[test]
+    fn a_moment_without_any_address_is_nothing_to_be_told_of() {
+        let former = underlay("192.0.2.1", "eth0");
+        assert_eq!(outcome(&former, None, GONE_AFTER - Duration::from_millis(1)), Outcome::Wait);
+        assert_eq!(outcome(&former, None, GONE_AFTER), Outcome::Lost);
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::interrupt::{self, wait_until};
 use crate::run::{end_group, tool};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const CAPTURE_START_LIMIT: Duration = Duration::from_secs(5);
-const CAPTURE_STOP_LIMIT: Duration = Duration::from_secs(5);
-/// tcpdump is given the processor within this, also on a busy machine.
-const CAPTURE_QUIET: Duration = Duration::from_millis(300);
+const CAPTURE_STOP_LIMIT: Duration = Duration::from_secs(20);
+/// As often tcpdump says the same in a row when it has read everything.
+const CAPTURE_SAME: u32 = 10;
+/// Room for what comes while tcpdump waits for a busy processor.
+const BUFFER_KIB: &str = "16384";
 /// Enough of each packet for every header we look at.
 const SNAPLEN: &str = "192";
 
@@ -84,8 +86,8 @@ impl Running {
         Ok(status.ok_or_else(|| anyhow!("it runs longer than {limit:?}"))?.success())
     }
 
-    fn interrupt(&self) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT);
+    fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
     }
 }
 
@@ -118,6 +120,8 @@ impl Capture {
             "-U",
             "-Z",
             "root",
+            "-B",
+            BUFFER_KIB,
             "-s",
             SNAPLEN,
             "-i",
@@ -137,21 +141,52 @@ impl Capture {
         Ok(Capture { tcpdump, folder })
     }
 
-    /// Ends the capture; the packets stay to be counted. What tcpdump has not read by then is lost, so it is let read on
-    /// until its file grows no more.
+    /// Ends the capture; the packets stay to be counted. What tcpdump has not read when it ends is lost, so it is first let
+    /// read all that the kernel had for it by now.
     pub fn stop(mut self) -> Result<Packets> {
-        let path = self.folder.path().join("packets");
-        let (mut len, mut since) = (0, Instant::now());
-        wait_until(CAPTURE_STOP_LIMIT, || {
-            let now = fs::metadata(&path).map_or(0, |file| file.len());
-            if now != len {
-                (len, since) = (now, Instant::now());
-            }
-            Ok(since.elapsed() >= CAPTURE_QUIET)
+        let (mut had, mut last, mut same) = (None, 0, 0);
+        let read = wait_until(CAPTURE_STOP_LIMIT, || {
+            let now = self.counts()?;
+            ensure!(now.dropped == 0, "tcpdump is too slow: {} packets were dropped", now.dropped);
+            same = if now.captured == last { same + 1 } else { 0 };
+            last = now.captured;
+            // The kernel also counts what came before the filter was in place, which is never read.
+            Ok(now.captured >= *had.get_or_insert(now.received) || same >= CAPTURE_SAME)
         })?;
-        self.tcpdump.interrupt();
+        ensure!(read, "tcpdump does not get to read its packets");
+        self.tcpdump.signal(Signal::SIGINT);
         self.tcpdump.wait(CAPTURE_STOP_LIMIT).context("tcpdump")?;
         Ok(Packets { folder: self.folder })
+    }
+
+    /// `tcpdump: 3 packets captured, 4 packets received by filter, 0 packets dropped by kernel`
+    fn counts(&self) -> Result<Counts> {
+        self.tcpdump.signal(Signal::SIGUSR1);
+        let mut counts = None;
+        wait_until(CAPTURE_STOP_LIMIT, || {
+            let lines = self.tcpdump.errors();
+            counts = lines.iter().rev().find_map(|line| Counts::parse(line));
+            Ok(counts.is_some())
+        })?;
+        counts.context("tcpdump does not say what it has seen")
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    captured: u64,
+    received: u64,
+    dropped: u64,
+}
+
+impl Counts {
+    fn parse(line: &str) -> Option<Counts> {
+        let number = |what: &str| {
+            let part = line.split([':', ',']).find(|part| part.ends_with(what))?;
+            part.trim().split(' ').next()?.parse().ok()
+        };
+        let (captured, received) = (number(" captured")?, number(" received by filter")?);
+        Some(Counts { captured, received, dropped: number(" dropped by kernel")? })
     }
 }
 
@@ -225,5 +260,12 @@ mod tests {
         file.pop();
         assert_eq!(read(&file).len(), 2);
         assert_eq!(read(b"short").len(), 0);
+    }
+
+    #[test]
+    fn tcpdump_says_what_it_has_seen() {
+        let line = "tcpdump: 1 packet captured, 12 packets received by filter, 0 packets dropped by kernel";
+        assert_eq!(Counts::parse(line), Some(Counts { captured: 1, received: 12, dropped: 0 }));
+        assert_eq!(Counts::parse("tcpdump: listening on eth0, link-type EN10MB (Ethernet)"), None);
     }
 }

@@ -22,13 +22,13 @@ pub(crate) const PORT: u16 = 8080;
 /// A key in base64.
 const KEY_LEN: usize = 44;
 const PING_EVERY_SECS: &str = "0.01";
-/// Ten minutes of them: no story takes longer.
-const PINGS_MAX: u32 = 60_000;
+/// Twenty minutes of them: no story takes longer.
+const PINGS_MAX: u32 = 120_000;
 const PING_LIMIT: Duration = Duration::from_secs(20);
 /// netd looks at its devices every 5 s while nothing moves, and waits 3 s for an answer.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
-/// Two pauses of one and a half seconds.
-const HANDOVER_LOST_MAX: usize = 300;
+/// In two pauses as long as a transfer's may be.
+const HANDOVER_LOST_MAX: usize = 2 * PAUSE_MS_MAX as usize / 10;
 /// Handshakes of both nodes after their handovers; far below what a TCP connection takes as its end.
 pub(crate) const PAUSE_MS_MAX: u64 = 5000;
 

@@ -2,7 +2,9 @@
 //! The encrypted overlay, part 4: pods' and overlay addresses never cross the underlay in the clear, whatever is missing.
 
 use crate::have;
-use crate::wireguard::{PAUSE_MS_MAX, PORT, Pair, TUNNEL, connect, progress, reach, silent, wireguard_lab};
+use crate::wireguard::{
+    FLOW_LIMIT, PAUSE_MS_MAX, PORT, Pair, TUNNEL, connect, progress, reach, silent, wireguard_lab,
+};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -305,8 +307,13 @@ fn part_4_a_dead_tunnel_answers_nobody_and_takes_no_new_key() -> Result<()> {
     let Some(lab) = wireguard_lab("deadtun", |_| {})? else { return Ok(()) };
     let _pair = Pair::on(&lab, "n1", "n2")?;
     for node in ["n1", "n2"] {
-        let doctor = lab.weft(node, &["doctor"])?;
-        ensure!(doctor.ok() && doctor.stdout.contains("it answers probes"), "{}", doctor.stdout);
+        let mut said = String::new();
+        let well = wait_until(FLOW_LIMIT, || {
+            let doctor = lab.weft(node, &["doctor"])?;
+            said = doctor.stdout.clone();
+            Ok(doctor.ok() && doctor.stdout.contains("it answers probes"))
+        })?;
+        ensure!(well, "on {node}:\n{said}");
     }
     lab.tunnel_kill("n1")?;
     // At once: nobody has noticed anything yet.

@@ -9,8 +9,8 @@ use weft_lab::{Lab, Offloads, PodSpec, UpOptions, wait_until};
 
 /// A way in use is asked every 5 s, and a size is lost after three questions: twice that.
 const FOUND_LIMIT: Duration = Duration::from_secs(20);
-/// An event of the kernel, and a word to the store.
-const NOTICED_LIMIT: Duration = Duration::from_secs(8);
+/// An event of the kernel and a word to the store, each of which may have to wait on a busy machine.
+const NOTICED_LIMIT: Duration = Duration::from_secs(20);
 /// What probes found while only one end had it is asked anew every 5 s; a search takes some losses of 1 s.
 const WHOLE_LIMIT: Duration = Duration::from_secs(25);
 /// More is tried every so many seconds.
