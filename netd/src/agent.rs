@@ -305,7 +305,9 @@ impl Agent {
         }
         self.choose_at =
             now.plan.next_ms.map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now_ms())));
-        let (moved, offered) = (now.plan != last.plan, now.plan.up != last.plan.up);
+        // When to look again is told by a clock that runs a little otherwise.
+        let timeless = netd_plan::PathsPlan { next_ms: last.plan.next_ms, ..now.plan.clone() };
+        let (moved, offered) = (timeless != last.plan, now.plan.up != last.plan.up);
         self.routes = Routed { sends: now.plan.sends, generation: self.node.tunnel.state.load().plan.sends };
         // Taken back before the routes change, said once they stand.
         let widened = now.underlay_mtu != last.underlay_mtu;

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::desired::VXLAN_DEVICE;
 use crate::mtu::ProbedPath;
-use crate::node::{Node, now_ms};
+use crate::node::{Node, monotonic_ms, now_ms};
 use crate::tunnel::TunnelState;
 use crate::view::View;
 
@@ -94,7 +94,7 @@ pub(crate) struct OverlayPaths {
 
 impl OverlayPaths {
     pub(crate) fn new(underlay_mtu: u32) -> Self {
-        Self { paths: Paths::new(now_ms()), subnets: Vec::new(), underlay_mtu }
+        Self { paths: Paths::new(monotonic_ms()), subnets: Vec::new(), underlay_mtu }
     }
 
     pub(crate) fn choose(&mut self, node: &Node, view: &View) -> OverlayNow {
@@ -113,6 +113,7 @@ impl OverlayPaths {
                 .into_iter()
                 .filter_map(|peer| Some(path_peer(view.nodes.get(&peer.uuid)?, view, &tunnel)))
                 .collect(),
+            uptime_ms: monotonic_ms(),
         };
         let plan = self.paths.step(&input, now_ms());
         let backends = self.backends(node, view, &plan.keep, &tunnel);

@@ -129,7 +129,11 @@ mod tests {
         let former = underlay("192.0.2.1", "eth0");
         let at_once = |chosen: &Underlay| outcome(&former, Some(chosen), Duration::ZERO);
         assert_eq!(at_once(&underlay("192.0.2.9", "eth0")), Outcome::Take, "renumbered");
-        assert_eq!(at_once(&underlay("192.0.2.1", "br0")), Outcome::Take, "its device became a port of a bridge");
+        assert_eq!(
+            at_once(&underlay("192.0.2.1", "br0")),
+            Outcome::Take,
+            "its device became a port of a bridge"
+        );
         let other = underlay("198.51.100.1", "eth1");
         assert_eq!(at_once(&other), Outcome::Wait);
         assert_eq!(outcome(&former, Some(&other), GONE_AFTER), Outcome::Take);

@@ -2,14 +2,17 @@
 //! Generations of WireGuard keys: which keys this node holds, which of them it speaks with each peer, and when a key goes.
 //!
 //! ```text
-//!   {1} ──rotate, or a peer has 2──▶ {1,2} ──all peers moved to 2 and 10 s passed, or the deadline──▶ {2} ──▶ …
+//!   {1} ──rotate, or a peer has 2──▶ {1,2} ──all peers moved to 2 and 10 s passed──▶ {2} ──▶ …
+//!                                      └──5 min, or at most 20 min for peers that came back late──▲
 //! ```
 //!
 //! A key of generation g lives on device g % 2 ([`crate::links::wireguard_device`]), so that a key and its successor stand
 //! side by side with devices and ports of their own. Both devices accept a peer's packets; so each end moves its routes for
 //! itself, once it has seen a handshake on the newer device, and nothing is lost. A key goes when no peer sends over it any
 //! more, which the peers say in their records (`sends`), or at the deadline: then a peer that missed the change is cut off
-//! until it hears of the newer generation and makes its own key for it. A peer that came back late has a deadline of its own.
+//! until it hears of the newer generation and makes its own key for it. A peer that came back late has a deadline of its own,
+//! but all of them together only so much ([`LATE_DEADLINES_MAX`]): nodes that reboot one after the other keep no key alive
+//! for hours.
 //!
 //! A node that is more than one generation behind may find the device of the newest one taken by a key that others like it
 //! still use with it. It then makes the generation before the newest, moves to that, and goes on from there.
@@ -27,9 +30,14 @@ use std::fmt;
 
 use uuid::Uuid;
 
-/// How long a key stays at most after the peers could read of its successor: as long as an operator waits for a command's
-/// effect.
+/// How long a key stays after the peers could read of its successor, for those who were there all the time: as long as an
+/// operator waits for a command's effect. For peers that come back late it stays longer, see [`LATE_DEADLINES_MAX`].
 pub const ROTATION_DEADLINE_MS: u64 = 300_000;
+
+/// A key stays at most for so many deadlines after the peers could read of its successor, whoever comes back: the first is
+/// for those who were there, a peer that comes back at its very end has one of its own and [`CATCH_UP_MS`], and so has one
+/// that comes back as that ends. An old key that somebody may have stolen is worth something for as long as it stays.
+pub const LATE_DEADLINES_MAX: u64 = 4;
 
 /// The time for a key, a record and a handshake. A peer that lives has it from when it was first seen to need the older key,
 /// and one without the newer key a deadline of its own before, for it may have to wait for a peer that is away.
@@ -59,7 +67,8 @@ pub struct GenerationInput {
     pub rotate: bool,
     /// A new key is made when the newest is as old as this, in milliseconds.
     pub rotation_ms: Option<u64>,
-    /// How long a key stays at most after the peers could read of its successor, in milliseconds;
+    /// How long a key stays after the peers could read of its successor, in milliseconds: for those who were there all the
+    /// time, and for one that comes back late from then on; [`LATE_DEADLINES_MAX`] times that in all.
     /// [`ROTATION_DEADLINE_MS`] unless configured.
     pub deadline_ms: u64,
     /// The store answers, and the peers' records are as it has them now. Without, no key goes and no further one is made.
@@ -234,7 +243,9 @@ impl Generations {
             None
         };
         self.settled_since = settled_since.map(|since| (*newer, since));
-        let late_ms = told_ms.saturating_add(input.deadline_ms).max(self.catch_up_ms(pairs, input, *newer));
+        let last_ms = told_ms.saturating_add(input.deadline_ms.saturating_mul(LATE_DEADLINES_MAX));
+        let catch_up_ms = self.catch_up_ms(pairs, input, *newer);
+        let late_ms = told_ms.saturating_add(input.deadline_ms).max(catch_up_ms).min(last_ms);
         let at_ms =
             settled_since.map_or(late_ms, |since| late_ms.min(since.saturating_add(ROTATION_SETTLE_MS)));
         if input.uptime_ms < at_ms {

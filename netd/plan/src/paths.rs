@@ -5,13 +5,14 @@
 //! its record, and sends to a peer by the wanted backend once both have it up (by WireGuard once a handshake was seen, as
 //! long as another way is left). Both accept all that is up. What is wanted no more is withdrawn from the record when every
 //! peer's record says that it sends by the wanted backend only, or at a deadline, and goes a little later. A peer without a
-//! live lease counts, too: its packets flow without its netd, which may come back.
+//! live lease counts, too: its packets flow without its netd, which may come back. Where WireGuard is wanted that has an end,
+//! however many packets come: what is accepted in the clear shall not stay so because a netd died in mid-change.
 //!
 //! `auto` is native to peers on the same link and WireGuard to all others.
 //!
 //! The state only makes things steadier. A restart without it begins the deadline anew, as long as what the node had up is
-//! in [`PathsInput::up`] from the first call on: from the kernel, and from the node's own record. Times are milliseconds of
-//! the wall clock, as those of handshakes are.
+//! in [`PathsInput::up`] from the first call on: from the kernel, and from the node's own record. Times are milliseconds:
+//! handshakes by the wall clock, deadlines by one that nobody sets ([`PathsInput::uptime_ms`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,7 +29,8 @@ use crate::overlay::Path;
 pub const CHANGE_DEADLINE_MS: u64 = 60_000;
 
 /// How long it stays at most for a peer without a live lease: as long as for one that misses a change of keys. Longer it is
-/// not kept open for a node that may be gone for good.
+/// not kept open for a node that may be gone for good. Only where WireGuard itself goes, and packets still come by it, has
+/// the peer more time: nothing in the clear is taken meanwhile that would not be afterwards.
 pub const ABSENT_DEADLINE_MS: u64 = crate::generation::ROTATION_DEADLINE_MS;
 
 /// How long it stays after it was withdrawn from this node's record: packets under way, and peers that have not read that
@@ -94,6 +96,8 @@ pub struct PathsInput {
     pub peers: Vec<PathPeer>,
     /// The store answers, and this node's record there offers what the last plan's [`PathsPlan::up`] says: peers can know.
     pub told: bool,
+    /// Milliseconds of a clock that is never set, for deadlines.
+    pub uptime_ms: u64,
 }
 
 /// A peer as its record has it.
@@ -139,7 +143,7 @@ pub struct PathsPlan {
     /// For the record: the wish by which all that this node sends to live peers goes. To be said once the routes stand, and
     /// taken back before they change.
     pub sends: Option<Overlay>,
-    /// When to call again at the latest, if nothing changes before.
+    /// When to call again at the latest, if nothing changes before, by the wall clock.
     pub next_ms: Option<u64>,
 }
 
@@ -180,17 +184,24 @@ pub enum PathProblem {
         /// The peer's name.
         peer: String,
     },
+    /// The old way stays for one whose netd may not know of the change: it has no live lease.
+    Away {
+        /// The peer's name.
+        peer: String,
+        /// What is changed to.
+        wanted: Overlay,
+    },
 }
 
 /// What is remembered from call to call.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// What was wanted last, and since when.
+    /// What was wanted last, and since when, by the clock of `uptime_ms`.
     wanted: Option<Overlay>,
     since_ms: u64,
     /// Peers that went over to the wanted backend: they stay there as long as both have it up.
     moved: BTreeSet<Uuid>,
-    /// Since when the peers can read that what is wanted no more is not offered any more.
+    /// Since when the peers can read that what is wanted no more is not offered any more, by the clock of `uptime_ms`.
     withdrawn_ms: Option<u64>,
 }
 
@@ -200,15 +211,15 @@ pub fn is_on_link(peer: IpAddr, subnets: &[IpNet]) -> bool {
 }
 
 impl Paths {
-    /// As netd starts.
-    pub fn new(now_ms: u64) -> Self {
-        Paths { wanted: None, since_ms: now_ms, moved: BTreeSet::new(), withdrawn_ms: None }
+    /// As netd starts, by the clock of [`PathsInput::uptime_ms`].
+    pub fn new(uptime_ms: u64) -> Self {
+        Paths { wanted: None, since_ms: uptime_ms, moved: BTreeSet::new(), withdrawn_ms: None }
     }
 
-    /// One step from what is known to what is to be done.
+    /// One step from what is known to what is to be done; `now_ms` by the wall clock, as handshakes are.
     pub fn step(&mut self, input: &PathsInput, now_ms: u64) -> PathsPlan {
         if self.wanted != Some(input.wanted) {
-            *self = Paths { wanted: Some(input.wanted), ..Paths::new(now_ms) };
+            *self = Paths { wanted: Some(input.wanted), ..Paths::new(input.uptime_ms) };
         }
         self.moved.retain(|uuid| input.peers.iter().any(|peer| peer.uuid == *uuid));
         let mut plan = PathsPlan { peers: self.choices(input, &input.up, now_ms), ..PathsPlan::default() };
@@ -216,20 +227,27 @@ impl Paths {
         let wanted = input.wanted.kinds();
         plan.keep = wanted.union(&input.up).copied().collect();
         plan.up = input.up.clone();
+        let uptime_ms = input.uptime_ms;
         let over_ms = self.over_ms(input, plan.sends, now_ms);
-        if over_ms.is_some_and(|over_ms| over_ms <= now_ms) {
+        let next_ms = if over_ms.is_some_and(|over_ms| over_ms <= uptime_ms) {
             // Offered no more, and taken away when that must have been heard.
-            let withdrawn_ms = self.withdrawn_ms.filter(|_| input.told).unwrap_or(now_ms);
+            let withdrawn_ms = self.withdrawn_ms.filter(|_| input.told).unwrap_or(uptime_ms);
             self.withdrawn_ms = Some(withdrawn_ms);
             let gone_ms = withdrawn_ms.saturating_add(CHANGE_SETTLE_MS);
             plan.up = input.up.intersection(&wanted).copied().collect();
             plan.peers = self.choices(input, &plan.up, now_ms);
             plan.sends = says(input, &plan.peers);
-            if gone_ms <= now_ms { plan.keep = wanted } else { plan.next_ms = Some(gone_ms) }
+            let is_gone = gone_ms <= uptime_ms;
+            if is_gone {
+                plan.keep = wanted;
+            }
+            (!is_gone).then_some(gone_ms)
         } else {
             self.withdrawn_ms = None;
-            plan.next_ms = over_ms;
-        }
+            note_away(input, &mut plan.peers, now_ms);
+            over_ms
+        };
+        plan.next_ms = next_ms.map(|at_ms| now_ms.saturating_add(at_ms.saturating_sub(uptime_ms)));
         if plan.keep.contains(&BackendKind::Native) {
             let on_link = input.peers.iter().filter(|peer| is_on_link(peer.underlay, &input.subnets));
             plan.clear = on_link.map(|peer| peer.uuid).collect();
@@ -237,27 +255,25 @@ impl Paths {
         plan
     }
 
-    /// When what is wanted no more has had its time: as soon as nobody sends by it, or at the deadline. `None` where
-    /// there is nothing of the kind, or no end to see.
+    /// When what is wanted no more has had its time, by the clock of `uptime_ms`: as soon as nobody sends by it, or at the
+    /// deadline. `None` where there is nothing of the kind, or no end to see.
     fn over_ms(&self, input: &PathsInput, says: Option<Overlay>, now_ms: u64) -> Option<u64> {
         let wanted = input.wanted.kinds();
         if input.up.is_subset(&wanted) {
             return None;
         }
-        let has_moved = |peer: &PathPeer| peer.sends == Some(input.wanted);
-        let is_left = |kind: &BackendKind| input.up.contains(kind) && !wanted.contains(kind);
-        let (present, absent): (Vec<&PathPeer>, Vec<&PathPeer>) =
-            input.peers.iter().partition(|peer| peer.is_present(now_ms));
-        let is_awaited = absent.iter().any(|peer| !has_moved(peer) && peer.up.iter().any(is_left));
-        if says.is_some() && !is_awaited && present.iter().all(|peer| has_moved(peer)) {
-            return Some(now_ms);
+        let is_here = |peer: &&PathPeer| peer.is_live_or_heard(input, now_ms);
+        let (here, away): (Vec<&PathPeer>, Vec<&PathPeer>) = input.peers.iter().partition(is_here);
+        let is_awaited = away.iter().any(|peer| peer.may_send_by_what_goes(input));
+        if says.is_some() && !is_awaited && here.iter().all(|peer| peer.has_moved(input)) {
+            return Some(input.uptime_ms);
         }
         // One that is there and cannot go over yet is not cut off.
         let can = |peer: &PathPeer| {
             peer.up.contains(&input.wanted.kind(is_on_link(peer.underlay, &input.subnets)))
-                && (peer.live || has_moved(peer))
+                && (peer.live || peer.has_moved(input))
         };
-        let all_up = wanted.is_subset(&input.up) && present.iter().all(|peer| can(peer));
+        let all_up = wanted.is_subset(&input.up) && here.iter().all(|peer| can(peer));
         let deadline_ms = if is_awaited { ABSENT_DEADLINE_MS } else { CHANGE_DEADLINE_MS };
         all_up.then(|| self.since_ms.saturating_add(deadline_ms))
     }
@@ -303,9 +319,22 @@ impl Paths {
 }
 
 impl PathPeer {
-    /// It lives, or packets come from it although its lease does not.
-    fn is_present(&self, now_ms: u64) -> bool {
-        self.live || self.wireguard.is_some_and(|tunnel| tunnel.is_fresh(now_ms))
+    fn has_moved(&self, input: &PathsInput) -> bool {
+        self.sends == Some(input.wanted)
+    }
+
+    /// Something that is wanted no more is up at both ends, and the peer did not say that it sends nothing by it.
+    fn may_send_by_what_goes(&self, input: &PathsInput) -> bool {
+        let wanted = input.wanted.kinds();
+        let is_left = |kind: &BackendKind| input.up.contains(kind) && !wanted.contains(kind);
+        !self.has_moved(input) && self.up.iter().any(is_left)
+    }
+
+    /// It lives, or packets come from it although its lease does not. These are no reason to wait for it without an end
+    /// where WireGuard is wanted: all that goes is in the clear then.
+    fn is_live_or_heard(&self, input: &PathsInput, now_ms: u64) -> bool {
+        let seals = input.wanted.kinds().contains(&BackendKind::Wireguard);
+        self.live || (!seals && self.wireguard.is_some_and(|tunnel| tunnel.is_fresh(now_ms)))
     }
 }
 
@@ -364,6 +393,36 @@ fn problem(
         .then_some(PathProblem::NoCommonKey { peer: name })
 }
 
+/// While what goes is still there: says of peers without a live lease that they are waited for.
+fn note_away(input: &PathsInput, choices: &mut BTreeMap<Uuid, PathChoice>, now_ms: u64) {
+    let wanted = input.wanted;
+    if input.up.is_subset(&wanted.kinds()) {
+        return;
+    }
+    let is_awaited = |peer: &&PathPeer| {
+        let heard = peer.is_live_or_heard(input, now_ms) && !peer.has_moved(input);
+        !peer.live && (heard || peer.may_send_by_what_goes(input))
+    };
+    for peer in input.peers.iter().filter(is_awaited) {
+        let Some(choice) = choices.get_mut(&peer.uuid) else { continue };
+        // Nobody answers there who could say why it lacks something.
+        if matches!(choice.problem, None | Some(PathProblem::NotUp { lacks_peer: true, .. })) {
+            choice.problem = Some(PathProblem::Away { peer: peer.name.clone(), wanted });
+        }
+    }
+}
+
+impl fmt::Display for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Overlay::Auto => "auto",
+            Overlay::Native => "native",
+            Overlay::Vxlan => "vxlan",
+            Overlay::Wireguard => "wireguard",
+        })
+    }
+}
+
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -377,6 +436,13 @@ impl fmt::Display for BackendKind {
 impl fmt::Display for PathProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            PathProblem::Away { peer, wanted } => {
+                write!(
+                    f,
+                    "the change to overlay {wanted} waits for {peer} (its netd is away): start it, or `weft node rm {peer}` \
+                     if it is gone for good"
+                )
+            }
             PathProblem::NoCommonKey { peer } => {
                 write!(
                     f,

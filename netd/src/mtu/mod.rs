@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::args::VxlanChecksumKind;
 use crate::desired;
-use crate::node::{Node, now_ms};
+use crate::node::{Node, monotonic_ms, now_ms};
 use crate::overlay;
 use checksum::ChecksumDoubt;
 use message::Message;
@@ -59,6 +59,15 @@ pub(crate) struct ProbedPath {
     pub answer: Answer,
 }
 
+/// One moment by two clocks.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    /// By one that nobody sets: everything that is waited for.
+    uptime_ms: u64,
+    /// In milliseconds since the Unix epoch: what is shown.
+    wall_ms: u64,
+}
+
 /// Whether a peer answers over the path that it is reached by now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Answer {
@@ -86,16 +95,15 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let node = probes.node.clone();
     let mut look_at = 0;
     loop {
-        let now = now_ms();
-        // The clock may have been set back.
-        if look_at <= now || look_at > now + LOOK_EVERY_MS {
+        let now = monotonic_ms();
+        if look_at <= now {
             probes.look(now);
             look_at = now + LOOK_EVERY_MS;
         }
         let more = probes.ask(now);
         probes.publish();
         let next = probes.peers.values().filter(|peer| peer.live).map(|peer| peer.prober.next_ms());
-        let wait = next.min().unwrap_or(look_at).min(look_at).saturating_sub(now_ms());
+        let wait = next.min().unwrap_or(look_at).min(look_at).saturating_sub(monotonic_ms());
         let pause = if more { BURST_REST } else { Duration::from_millis(wait).max(Duration::from_millis(1)) };
         tokio::select! {
             (bytes, from) = probes.sockets.receive() => {
@@ -134,7 +142,7 @@ struct ProbedPeer {
     path: Path,
     live: bool,
     doubt: ChecksumDoubt,
-    /// When it last answered over this path.
+    /// When it last answered over this path, in milliseconds since the Unix epoch.
     answered_ms: Option<u64>,
 }
 
@@ -158,13 +166,9 @@ impl Probes {
             let path = overlay.plan.peers.get(&facts.uuid).and_then(|choice| choice.path);
             let (Some(path), Some(address)) = (path, common(&own, &facts)) else { continue };
             let ceiling = overlay::ends_mtu(&view, &overlay, &facts, Some(path));
-            let mut peer = known.remove(&facts.uuid).unwrap_or_else(|| ProbedPeer {
-                prober: MtuProber::new(ceiling, now).raising_every(raise_every_ms),
-                address,
-                path,
-                live: false,
-                doubt: ChecksumDoubt::default(),
-                answered_ms: None,
+            let mut peer = known.remove(&facts.uuid).unwrap_or_else(|| {
+                let prober = MtuProber::new(ceiling, now).raising_every(raise_every_ms);
+                ProbedPeer::new(prober, address, path)
             });
             peer.prober.set_ceiling(ceiling, now);
             if rewired {
@@ -237,7 +241,7 @@ impl Probes {
 
     /// Somebody wants to know who answers.
     fn ask_all(&mut self) {
-        let now = now_ms();
+        let now = monotonic_ms();
         // Of late there may be others.
         self.look(now);
         self.peers.values_mut().for_each(|peer| peer.prober.suspect(now));
@@ -286,10 +290,7 @@ impl Probes {
             }
             Message::Answer(id) => {
                 if let Some(peer) = known {
-                    peer.doubt.answered();
-                    let now = now_ms();
-                    peer.prober.answered(id, now);
-                    peer.answered_ms = Some(now);
+                    peer.answered(id, Moment { uptime_ms: monotonic_ms(), wall_ms: now_ms() });
                     self.changed = true;
                 }
             }
@@ -340,6 +341,17 @@ impl Probes {
 }
 
 impl ProbedPeer {
+    fn new(prober: MtuProber, address: IpAddr, path: Path) -> Self {
+        let doubt = ChecksumDoubt::default();
+        Self { prober, address, path, live: false, doubt, answered_ms: None }
+    }
+
+    fn answered(&mut self, id: u64, now: Moment) {
+        self.doubt.answered();
+        self.prober.answered(id, now.uptime_ms);
+        self.answered_ms = Some(now.wall_ms);
+    }
+
     fn answer(&self) -> Answer {
         match self.answered_ms {
             _ if self.doubt.unanswered() > netd_plan::mtu::PROBE_LOSSES_MAX => Answer::Silent,
@@ -367,5 +379,32 @@ fn device(path: Path, underlay: &str) -> &str {
         Path::Native => underlay,
         Path::Vxlan => desired::VXLAN_DEVICE,
         Path::Wireguard { generation } => netd_plan::wireguard_device(generation),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_stops_no_questions() {
+        const HOUR_MS: u64 = 3_600_000;
+        let path = Path::Wireguard { generation: 1 };
+        let mut peer = ProbedPeer::new(MtuProber::new(1_420, 500), IpAddr::from([192, 0, 2, 2]), path);
+        let mut wall_ms = 1_800_000_000_000;
+        let mut uptime_ms = 500;
+        for step_ms in [0, HOUR_MS, 24 * HOUR_MS] {
+            wall_ms -= step_ms;
+            let probe = peer.prober.next(uptime_ms).expect("a question is due");
+            uptime_ms += 10;
+            peer.answered(probe.id, Moment { uptime_ms, wall_ms });
+            assert_eq!(peer.answer(), Answer::At(wall_ms), "what is shown is the time of day");
+            let next_ms = peer.prober.next_ms();
+            assert!(
+                (uptime_ms..=uptime_ms + netd_plan::mtu::CONFIRM_MS).contains(&next_ms),
+                "asked at {uptime_ms}, again at {next_ms}"
+            );
+            uptime_ms = next_ms;
+        }
     }
 }

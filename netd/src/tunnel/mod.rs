@@ -7,11 +7,13 @@
 //! publisher (this node's record) and status. Peers stand in the devices before routes lead to them.
 
 mod devices;
+mod hearing;
 mod keys;
 mod members;
 mod outcome;
 mod peers;
 mod rotate;
+mod speech;
 mod state;
 
 use std::collections::BTreeMap;
@@ -31,19 +33,18 @@ use crate::args::WireguardKind;
 use crate::config::Config;
 use crate::node::{Node, monotonic_ms, now_ms};
 use crate::view::View;
-use devices::{Devices, handshakes};
+use devices::{Devices, Moment, handshakes};
 use keys::{KeyFiles, OwnKey};
 use members::{Member, members, reached_by};
 use outcome::outcome;
 use peers::{Peer, peers};
+use rotate::no_new_key;
+use speech::SPEAK_EVERY;
 
 /// While nothing moves: how old the handshakes and rates in status may be.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// While peers move to a new key or backend, or a device is missing.
 const LOOK_SOON: Duration = Duration::from_millis(250);
-
-/// After this node got another address: between packets to its peers.
-const SPEAK_EVERY: Duration = Duration::from_secs(1);
 
 /// A key goes when no route leads over it any more, or after this: a route that cannot be changed keeps no key.
 const ROUTES_MOVE_MAX_MS: u64 = 3_000;
@@ -92,7 +93,6 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         to_be_seen: false,
         published: BTreeMap::new(),
         leaving: None,
-        spoke_ms: None,
     };
     let mut pause = LOOK_SOON;
     loop {
@@ -123,8 +123,6 @@ struct Keeper {
     /// Since when this node's record has had a generation while the store answered, in milliseconds of [`monotonic_ms`].
     published: BTreeMap<u64, u64>,
     leaving: Option<Leaving>,
-    /// When all peers were last spoken to, by [`monotonic_ms`].
-    spoke_ms: Option<u64>,
 }
 
 /// A key that goes once routes lead elsewhere.
@@ -143,11 +141,14 @@ impl Keeper {
         let last = node.tunnel.state.load_full();
         let mut state = TunnelState { looked: true, ..TunnelState::default() };
         let used = is_used(node, view);
+        if !used {
+            node.tunnel.end_speech();
+        }
         if !used && !self.to_be_seen && last.looked {
             return LOOK_EVERY;
         }
         // Both devices: a key that was dropped must leave its device, too.
-        for (slot, error) in self.devices.read(now).await {
+        for (slot, error) in self.devices.read(Moment { wall_ms: now, uptime_ms: monotonic_ms() }).await {
             let has_key = self.keys.iter().any(|key| key.generation % 2 == slot);
             // There may be no device where none is needed; one that does not answer may hold a key all the same.
             if !error.is_absent() || (used && has_key) {
@@ -170,6 +171,7 @@ impl Keeper {
             self.speak(node, &mut state.errors).await;
         }
         state.answers = self.keys.iter().any(|key| self.devices.answers(key.generation));
+        state.dead = [0, 1].map(|slot| self.devices.dead(slot));
         self.keep_listening(node, view, &last, &mut state);
         if used {
             state.peers = self.links(&known);
@@ -208,6 +210,16 @@ impl Keeper {
             plan = self.step(node, view, (peers.to_vec(), in_touch), now, rotate);
             // What takes the place of a key that goes waits with it.
             if !self.may_go(node, plan.drop) || (plan.drop.is_none() && plan.make.is_none()) {
+                break;
+            }
+            // The first key comes before its device may; a further one that cannot come into use is not begun.
+            let dead = plan.make.filter(|_| plan.drop.is_none() && !self.keys.is_empty());
+            if let Some(why) = dead.and_then(|made| Some(no_new_key(made, &self.devices.dead(made)?))) {
+                if rotate {
+                    node.tunnel.refused.store(Some(Arc::new(why.clone())));
+                }
+                errors.push(why);
+                plan.make = None;
                 break;
             }
             let done = (|| {
@@ -381,18 +393,22 @@ impl Keeper {
 
     /// A packet to every peer, where this node got another address of late.
     async fn speak(&mut self, node: &Node, errors: &mut Vec<String>) {
-        let now = monotonic_ms();
-        let is_soon = |at: u64| now.saturating_sub(at) < SPEAK_EVERY.as_millis() as u64;
-        if !node.tunnel.is_to_speak() || self.spoke_ms.is_some_and(is_soon) {
+        if !node.tunnel.take_speech() {
             return;
         }
+        let mut spoke = false;
         for generation in self.keys.iter().map(|key| key.generation) {
-            if let Err(error) = self.devices.speak(generation).await {
-                errors.push(error.to_string());
+            match self.devices.speak(generation).await {
+                Ok(took) => spoke |= took,
+                Err(error) => errors.push(error.to_string()),
             }
         }
-        self.spoke_ms = Some(now);
-        node.tunnel.spoke();
+        if spoke {
+            node.tunnel.spoke();
+            // Nobody answers such a packet, and the peers' own keepalives wait all the longer for it: a question tells at once
+            // who is still heard.
+            node.probe_wake.notify_one();
+        }
     }
 
     fn links(&mut self, known: &[Peer]) -> BTreeMap<uuid::Uuid, Vec<PeerLink>> {

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use netd_plan::GenerationPlan;
@@ -11,8 +12,8 @@ use netd_wireguard::{DeviceKind, PublicKey};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-/// Routes may come a little after an address, and a packet may be lost.
-const SPEAK_TIMES: u8 = 3;
+use super::speech::Speech;
+use crate::node::{lock, monotonic_ms};
 
 /// Shared between the task that configures the devices and those who read what came of it.
 #[derive(Debug)]
@@ -25,8 +26,7 @@ pub(crate) struct Tunnel {
     /// Rounds that it has done.
     pub rounds: watch::Sender<u64>,
     rotate: AtomicBool,
-    /// So many times a packet is still to go to each peer.
-    speak: AtomicU8,
+    speech: Mutex<Speech>,
     /// Why the last wish for a new key was refused.
     pub(super) refused: ArcSwapOption<String>,
 }
@@ -42,6 +42,8 @@ pub(crate) struct TunnelState {
     pub keys: Vec<ListeningKey>,
     /// The device of one of this node's keys answered in the last round, at the least.
     pub answers: bool,
+    /// Why a key in the device of even and in that of odd generations would not come into use.
+    pub dead: [Option<String>; 2],
     pub plan: GenerationPlan,
     /// By peer, the older generation first.
     pub peers: BTreeMap<Uuid, Vec<PeerLink>>,
@@ -89,7 +91,7 @@ impl Tunnel {
             wake: Notify::new(),
             rounds: watch::Sender::new(0),
             rotate: AtomicBool::new(false),
-            speak: AtomicU8::new(0),
+            speech: Mutex::default(),
             refused: ArcSwapOption::default(),
         }
     }
@@ -103,19 +105,28 @@ impl Tunnel {
 
     /// This node has another address: peers learn it from the next packet, so each gets one now, and again.
     pub(crate) fn ask_to_speak(&self) {
-        self.speak.store(SPEAK_TIMES, Ordering::SeqCst);
+        lock(&self.speech).begin(monotonic_ms());
         self.wake.notify_one();
     }
 
     /// Whether peers are still to be spoken to.
     pub(super) fn is_to_speak(&self) -> bool {
-        self.speak.load(Ordering::SeqCst) > 0
+        lock(&self.speech).is_left(monotonic_ms())
     }
 
-    /// It is done once more.
+    /// Whether they are to be spoken to now; it counts as tried then.
+    pub(super) fn take_speech(&self) -> bool {
+        lock(&self.speech).take_turn(monotonic_ms())
+    }
+
+    /// A device did it once more.
     pub(super) fn spoke(&self) {
-        // Nothing left to count: done.
-        let _ = self.speak.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1));
+        lock(&self.speech).said();
+    }
+
+    /// Nobody is to be spoken to: WireGuard is not used.
+    pub(super) fn end_speech(&self) {
+        lock(&self.speech).end();
     }
 
     pub(super) fn take_rotate(&self) -> bool {
@@ -127,6 +138,11 @@ impl TunnelState {
     /// This node can be reached over WireGuard.
     pub(crate) fn is_up(&self) -> bool {
         !self.keys.is_empty()
+    }
+
+    /// Why a key of this generation would not come into use.
+    pub(super) fn dead(&self, generation: u64) -> Option<&str> {
+        self.dead[(generation % 2) as usize].as_deref()
     }
 
     /// Where each member is reached: routes follow when this changes.

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netd_plan::generation::{CATCH_UP_MS, GENERATION_MAX, ROTATION_DEADLINE_MS, ROTATION_SETTLE_MS};
+use netd_plan::generation::{
+    CATCH_UP_MS, GENERATION_MAX, LATE_DEADLINES_MAX, ROTATION_DEADLINE_MS, ROTATION_SETTLE_MS,
+};
 use netd_plan::{GenerationInput, GenerationPlan, Generations, PeerGenerations, RotationRefused};
 use uuid::Uuid;
 
@@ -167,6 +169,44 @@ fn a_peer_that_comes_back_late_has_a_deadline_of_its_own() {
     assert_eq!(at(&mut state, &input(away), ROTATION_DEADLINE_MS - 1).drop, None);
     assert_eq!(at(&mut state, &input(back.clone()), until - 1).drop, None);
     assert_eq!(at(&mut state, &input(back), until).drop, Some(1), "once, not again after each absence");
+}
+
+#[test]
+fn peers_that_come_back_one_after_the_other_keep_a_key_only_so_long() {
+    let away = |n| PeerGenerations { live: false, ..peer(n, &[1], 1, &[]) };
+    let moved = |n| peer(n, &[1, 2], 2, &[]);
+    let back = |n| peer(n, &[1], 1, &[]);
+    let input = |peers| GenerationInput { told_ms: Some(0), ..own(&[(1, 0), (2, 0)], peers) };
+
+    // Two of them: each has its own time in full.
+    let mut state = Generations::default();
+    let first_ms = ROTATION_DEADLINE_MS - 1;
+    let first_until = first_ms + ROTATION_DEADLINE_MS + CATCH_UP_MS;
+    let plan = at(&mut state, &input(vec![back(2), away(3)]), first_ms);
+    assert_eq!((plan.drop, plan.next_ms), (None, Some(first_until)));
+    let second_ms = first_until - 1;
+    let second_until = second_ms + ROTATION_DEADLINE_MS + CATCH_UP_MS;
+    let plan = at(&mut state, &input(vec![moved(2), back(3)]), second_ms);
+    assert_eq!((plan.drop, plan.next_ms), (None, Some(second_until)));
+    assert_eq!(at(&mut state, &input(vec![moved(2), back(3)]), second_until - 1).drop, None);
+    assert_eq!(at(&mut state, &input(vec![moved(2), back(3)]), second_until).drop, Some(1));
+
+    // Fifty that reboot in turn, each a minute after the other: the cap, and not a moment more.
+    let mut state = Generations::default();
+    let dropped = (0..50).find_map(|n| {
+        let peers = (0..50).map(|p| {
+            if p < n {
+                moved(p + 2)
+            } else if p == n {
+                back(p + 2)
+            } else {
+                away(p + 2)
+            }
+        });
+        let now_ms = 60_000 * u64::try_from(n + 1).unwrap();
+        at(&mut state, &input(peers.collect()), now_ms).drop.map(|gone| (gone, now_ms))
+    });
+    assert_eq!(dropped, Some((1, LATE_DEADLINES_MAX * ROTATION_DEADLINE_MS)));
 }
 
 #[test]

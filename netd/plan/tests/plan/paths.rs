@@ -36,11 +36,16 @@ fn peer(n: usize, up: &[BackendKind], handshake_ms: Option<u64>) -> PathPeer {
 
 fn input(wanted: Overlay, up: &[BackendKind], peers: Vec<PathPeer>) -> PathsInput {
     let subnets = vec!["192.0.2.0/24".parse().unwrap()];
-    PathsInput { wanted, up: up.iter().copied().collect(), subnets, peers, told: true }
+    PathsInput { wanted, up: up.iter().copied().collect(), subnets, peers, told: true, uptime_ms: 0 }
+}
+
+/// One step where both clocks show the same.
+fn at(paths: &mut Paths, input: &PathsInput, now_ms: u64) -> PathsPlan {
+    paths.step(&PathsInput { uptime_ms: now_ms, ..input.clone() }, now_ms)
 }
 
 fn step(input: &PathsInput) -> PathsPlan {
-    Paths::new(0).step(input, 0)
+    at(&mut Paths::new(0), input, 0)
 }
 
 fn path(plan: &PathsPlan, n: usize) -> Option<Path> {
@@ -104,63 +109,63 @@ fn what_is_missing_is_named() {
 fn a_pair_changes_when_both_can_and_the_old_way_goes_last() {
     let (old, both) = ([Vxlan], [Vxlan, Wireguard]);
     let mut paths = Paths::new(0);
-    let mut at = |now_ms, up: &[BackendKind], peer: PathPeer| {
-        let plan = paths.step(&input(Overlay::Wireguard, up, vec![peer]), now_ms);
+    let mut after = |now_ms, up: &[BackendKind], peer: PathPeer| {
+        let plan = at(&mut paths, &input(Overlay::Wireguard, up, vec![peer]), now_ms);
         (path(&plan, 2).unwrap(), plan.peers[&uuid(2)].keepalive, plan.sends, plan.keep.len())
     };
     assert_eq!(
-        at(0, &old, peer(2, &old, None)),
+        after(0, &old, peer(2, &old, None)),
         (Path::Vxlan, false, None, 2),
         "both devices are wished for"
     );
-    assert_eq!(at(1_000, &both, peer(2, &old, None)), (Path::Vxlan, false, None, 2));
-    assert_eq!(at(2_000, &both, peer(2, &both, None)), (Path::Vxlan, true, None, 2), "no handshake yet");
+    assert_eq!(after(1_000, &both, peer(2, &old, None)), (Path::Vxlan, false, None, 2));
+    assert_eq!(after(2_000, &both, peer(2, &both, None)), (Path::Vxlan, true, None, 2), "no handshake yet");
     let moved = Some(Overlay::Wireguard);
-    assert_eq!(at(3_000, &both, peer(2, &both, Some(2_900))), (TUNNEL, false, moved, 2));
-    assert_eq!(at(4_000, &both, peer(2, &both, None)), (TUNNEL, false, moved, 2), "it stays there");
+    assert_eq!(after(3_000, &both, peer(2, &both, Some(2_900))), (TUNNEL, false, moved, 2));
+    assert_eq!(after(4_000, &both, peer(2, &both, None)), (TUNNEL, false, moved, 2), "it stays there");
     let settled = || PathPeer { sends: moved, ..peer(2, &both, None) };
-    assert_eq!(at(5_000, &both, settled()).3, 2, "it is withdrawn first");
-    assert_eq!(at(5_000 + CHANGE_SETTLE_MS, &both, settled()), (TUNNEL, false, moved, 1));
+    assert_eq!(after(5_000, &both, settled()).3, 2, "it is withdrawn first");
+    assert_eq!(after(5_000 + CHANGE_SETTLE_MS, &both, settled()), (TUNNEL, false, moved, 1));
 }
 
 #[test]
 fn what_goes_is_withdrawn_first_and_offered_again_where_somebody_changes_its_mind() {
     let both = [Vxlan, Wireguard];
     let mut paths = Paths::new(0);
-    let mut at = |now_ms, sends| {
+    let mut after = |now_ms, sends| {
         let peer = PathPeer { sends, ..peer(2, &both, Some(1_000)) };
-        let plan = paths.step(&input(Overlay::Wireguard, &both, vec![peer]), now_ms);
+        let plan = at(&mut paths, &input(Overlay::Wireguard, &both, vec![peer]), now_ms);
         (plan.up.len(), plan.keep.len(), plan.next_ms)
     };
-    assert_eq!(at(1_000, None), (2, 2, Some(1_000 + CHANGE_DEADLINE_MS)));
-    assert_eq!(at(2_000, Some(Overlay::Wireguard)), (1, 2, Some(2_000 + CHANGE_SETTLE_MS)));
-    assert_eq!(at(3_000, None).0, 2, "it took that back");
-    assert_eq!(at(4_000, Some(Overlay::Wireguard)), (1, 2, Some(4_000 + CHANGE_SETTLE_MS)));
-    assert_eq!(at(4_000 + CHANGE_SETTLE_MS, Some(Overlay::Wireguard)), (1, 1, None));
+    assert_eq!(after(1_000, None), (2, 2, Some(1_000 + CHANGE_DEADLINE_MS)));
+    assert_eq!(after(2_000, Some(Overlay::Wireguard)), (1, 2, Some(2_000 + CHANGE_SETTLE_MS)));
+    assert_eq!(after(3_000, None).0, 2, "it took that back");
+    assert_eq!(after(4_000, Some(Overlay::Wireguard)), (1, 2, Some(4_000 + CHANGE_SETTLE_MS)));
+    assert_eq!(after(4_000 + CHANGE_SETTLE_MS, Some(Overlay::Wireguard)), (1, 1, None));
 }
 
 #[test]
 fn what_nobody_could_read_of_is_not_taken_away() {
     let both = [Vxlan, Wireguard];
     let mut paths = Paths::new(0);
-    let mut at = |now_ms, told| {
+    let mut after = |now_ms, told| {
         let peer = PathPeer { sends: Some(Overlay::Wireguard), ..peer(2, &both, Some(1_000)) };
         let input = PathsInput { told, ..input(Overlay::Wireguard, &both, vec![peer]) };
-        let plan = paths.step(&input, now_ms);
+        let plan = at(&mut paths, &input, now_ms);
         (plan.up.len(), plan.keep.len())
     };
-    assert_eq!(at(1_000, true), (1, 2));
+    assert_eq!(after(1_000, true), (1, 2));
     // The store is away: what it said last is that both are up.
-    assert_eq!(at(100_000, false), (1, 2));
-    assert_eq!(at(100_000 + CHANGE_SETTLE_MS - 1, true), (1, 2), "now they can read it");
-    assert_eq!(at(100_000 + CHANGE_SETTLE_MS, true), (1, 1));
+    assert_eq!(after(100_000, false), (1, 2));
+    assert_eq!(after(100_000 + CHANGE_SETTLE_MS - 1, true), (1, 2), "now they can read it");
+    assert_eq!(after(100_000 + CHANGE_SETTLE_MS, true), (1, 1));
 }
 
 #[test]
 fn a_stale_handshake_proves_nothing() {
     let both = [Vxlan, Wireguard];
     let plan =
-        Paths::new(0).step(&input(Overlay::Wireguard, &both, vec![peer(2, &both, Some(1_000))]), 400_000);
+        at(&mut Paths::new(0), &input(Overlay::Wireguard, &both, vec![peer(2, &both, Some(1_000))]), 400_000);
     assert_eq!(path(&plan, 2), Some(Path::Vxlan));
 }
 
@@ -170,8 +175,8 @@ fn the_deadline_cuts_who_does_not_move_but_not_who_cannot() {
     let keep = |peer: PathPeer, now_ms| {
         let mut paths = Paths::new(0);
         let input = input(Overlay::Wireguard, &both, vec![peer]);
-        paths.step(&input, 0);
-        paths.step(&input, now_ms)
+        at(&mut paths, &input, 0);
+        at(&mut paths, &input, now_ms)
     };
     let before = keep(peer(2, &both, None), CHANGE_DEADLINE_MS - 1);
     assert_eq!((before.up.len(), before.next_ms), (2, Some(CHANGE_DEADLINE_MS)));
@@ -186,8 +191,8 @@ fn who_has_no_lease_is_waited_for_as_long_as_it_may_come_back() {
     let both = [Vxlan, Wireguard];
     let step_at = |wanted, peers: Vec<PathPeer>, now_ms| {
         let mut paths = Paths::new(0);
-        paths.step(&input(wanted, &both, peers.clone()), 0);
-        paths.step(&input(wanted, &both, peers), now_ms)
+        at(&mut paths, &input(wanted, &both, peers.clone()), 0);
+        at(&mut paths, &input(wanted, &both, peers), now_ms)
     };
     let absent = |up: &[BackendKind], handshake_ms| PathPeer { live: false, ..peer(2, up, handshake_ms) };
     let moved = PathPeer { sends: Some(Overlay::Wireguard), ..peer(3, &both, Some(0)) };
@@ -203,14 +208,74 @@ fn who_has_no_lease_is_waited_for_as_long_as_it_may_come_back() {
     let nothing_left = step_at(Overlay::Wireguard, vec![absent(&[], None), moved], 1_000);
     assert_eq!(nothing_left.up.len(), 1, "it takes nothing by what goes");
 
-    // Tunnels live without netd: what is heard of them says that it is there.
+    // Tunnels live without netd: what is heard of them says that it is there. Leaving WireGuard waits for as long.
     let shaken_ms = 10 * ABSENT_DEADLINE_MS;
-    let at = |now_ms| step_at(Overlay::Vxlan, vec![absent(&[Wireguard], Some(shaken_ms))], now_ms).up.len();
-    assert_eq!(at(shaken_ms + HANDSHAKE_FRESH_MS - 1), 2);
-    assert_eq!(at(shaken_ms + HANDSHAKE_FRESH_MS), 1);
-    let both_ways = vec![absent(&both, Some(shaken_ms))];
-    let plan = step_at(Overlay::Wireguard, both_ways, shaken_ms);
-    assert_eq!((path(&plan, 2), plan.up.len()), (Some(TUNNEL), 2), "it goes on sending by VXLAN");
+    let left = |now_ms| step_at(Overlay::Vxlan, vec![absent(&[Wireguard], Some(shaken_ms))], now_ms);
+    let plan = left(shaken_ms + HANDSHAKE_FRESH_MS - 1);
+    assert_eq!((plan.up.len(), plan.next_ms), (2, None));
+    assert_eq!(
+        plan.peers[&uuid(2)].problem.clone().unwrap().to_string(),
+        "the change to overlay vxlan waits for n2 (its netd is away): start it, or `weft node rm n2` if it is gone for \
+         good"
+    );
+    assert_eq!(left(shaken_ms + HANDSHAKE_FRESH_MS).up.len(), 1);
+}
+
+#[test]
+fn what_is_in_the_clear_goes_at_a_deadline_though_a_tunnel_outlives_its_netd() {
+    let both = [Vxlan, Wireguard];
+    for wanted in [Overlay::Wireguard, Overlay::Auto] {
+        // Its netd died in mid-change; its device shakes hands to this day. It is elsewhere: auto wants WireGuard, too.
+        let peer = |now_ms| PathPeer { live: false, ..peer(102, &both, Some(now_ms)) };
+        let up: BTreeSet<BackendKind> = wanted.kinds().into_iter().chain([Vxlan]).collect();
+        let up: Vec<BackendKind> = up.into_iter().collect();
+        let mut paths = Paths::new(0);
+        at(&mut paths, &input(wanted, &up, vec![peer(0)]), 0);
+        let just_before = ABSENT_DEADLINE_MS - 1;
+        let plan = at(&mut paths, &input(wanted, &up, vec![peer(just_before)]), just_before);
+        assert_eq!((path(&plan, 102), plan.up.len()), (Some(TUNNEL), up.len()), "it may still send by VXLAN");
+        assert_eq!(plan.next_ms, Some(ABSENT_DEADLINE_MS));
+        assert_eq!(
+            plan.peers[&uuid(102)].problem,
+            Some(PathProblem::Away { peer: "n102".into(), wanted }),
+            "and people can see who is waited for"
+        );
+        let plan = at(&mut paths, &input(wanted, &up, vec![peer(ABSENT_DEADLINE_MS)]), ABSENT_DEADLINE_MS);
+        assert_eq!((path(&plan, 102), plan.up), (Some(TUNNEL), wanted.kinds()));
+        assert!(plan.peers[&uuid(102)].problem.is_none(), "nothing is waited for any more");
+        let gone_ms = ABSENT_DEADLINE_MS + CHANGE_SETTLE_MS;
+        let plan = at(&mut paths, &input(wanted, &up, vec![peer(gone_ms)]), gone_ms);
+        assert_eq!((plan.keep, plan.next_ms), (wanted.kinds(), None));
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_moves_no_deadline() {
+    let both = [Vxlan, Wireguard];
+    let mut paths = Paths::new(500);
+    // No handshake, but able: waited for until the deadline.
+    let mut after = |uptime_ms, now_ms, sends| {
+        let peer = PathPeer { sends, ..peer(2, &both, None) };
+        let input = PathsInput { uptime_ms, ..input(Overlay::Wireguard, &both, vec![peer]) };
+        let plan = paths.step(&input, now_ms);
+        (plan.up.len(), plan.keep.len(), plan.next_ms)
+    };
+    for (uptime_ms, now_ms) in [(500, 5_000_000), (1_500, 9_000_000_000_000), (2_500, 1_000)] {
+        let left_ms = 500 + CHANGE_DEADLINE_MS - uptime_ms;
+        assert_eq!(after(uptime_ms, now_ms, None), (2, 2, Some(now_ms + left_ms)));
+    }
+    let over_ms = 500 + CHANGE_DEADLINE_MS;
+    for (uptime_ms, now_ms) in
+        [(over_ms, 1_000), (over_ms + 1_000, 9_000_000_000_000), (over_ms + 2_000, 1_000)]
+    {
+        let left_ms = over_ms + CHANGE_SETTLE_MS - uptime_ms;
+        assert_eq!(
+            after(uptime_ms, now_ms, None),
+            (1, 2, Some(now_ms + left_ms)),
+            "peers have time to read that"
+        );
+    }
+    assert_eq!(after(over_ms + CHANGE_SETTLE_MS, 1_000, None), (1, 1, None));
 }
 
 #[test]
@@ -218,8 +283,8 @@ fn a_change_that_is_taken_back_begins_anew() {
     let both = [Vxlan, Wireguard];
     let mut paths = Paths::new(0);
     let peers = || vec![PathPeer { sends: Some(Overlay::Wireguard), ..peer(2, &both, Some(1_000)) }];
-    paths.step(&input(Overlay::Wireguard, &both, peers()), 1_000);
-    let plan = paths.step(&input(Overlay::Vxlan, &both, peers()), 2_000);
+    at(&mut paths, &input(Overlay::Wireguard, &both, peers()), 1_000);
+    let plan = at(&mut paths, &input(Overlay::Vxlan, &both, peers()), 2_000);
     assert_eq!((path(&plan, 2), plan.sends), (Some(Path::Vxlan), Some(Overlay::Vxlan)));
     assert_eq!(plan.keep.len(), 2, "the peer still sends by WireGuard");
 }
@@ -243,6 +308,8 @@ struct Node {
 
 /// Nobody is later than this with a record or a pass.
 const LATE_MS: u64 = 2_000;
+/// The clock of deadlines began later than that of handshakes.
+const UPTIME_BEHIND_MS: u64 = 700_000;
 
 struct Cluster {
     now_ms: u64,
@@ -341,9 +408,9 @@ impl Cluster {
         };
         let peers = (0..self.nodes.len()).filter(|p| *p != n).map(peer).collect();
         let up: Vec<BackendKind> = node.up.iter().copied().collect();
-        let input = input(node.wanted, &up, peers);
-        let now_ms = self.now_ms;
-        let plan = self.nodes[n].paths.get_or_insert_with(|| Paths::new(now_ms)).step(&input, now_ms);
+        let (now_ms, uptime_ms) = (self.now_ms, self.now_ms - UPTIME_BEHIND_MS);
+        let input = PathsInput { uptime_ms, ..input(node.wanted, &up, peers) };
+        let plan = self.nodes[n].paths.get_or_insert_with(|| Paths::new(uptime_ms)).step(&input, now_ms);
         let node = &mut self.nodes[n];
         // Taken back before the routes move, said after.
         node.says = node.says.filter(|said| Some(*said) == plan.sends);

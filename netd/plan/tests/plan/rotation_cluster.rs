@@ -78,6 +78,8 @@ pub(crate) struct Cluster {
     healed_ms: u64,
     /// Pairs that reached each other since which nothing happened that excuses them.
     pub(crate) joined: BTreeSet<(usize, usize)>,
+    /// Who may have missed what of whom: something happened to the first since they reached each other, or before they ever did.
+    excused: BTreeSet<(usize, usize)>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +126,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             healed_ms: 0,
             joined: BTreeSet::new(),
+            excused: BTreeSet::new(),
         }
     }
 
@@ -173,6 +176,7 @@ impl Cluster {
 
     fn excuse(&mut self, n: usize) {
         self.joined.retain(|(a, b)| *a != n && *b != n);
+        self.excused.extend((0..self.nodes.len()).filter(|p| *p != n).map(|p| (n, p)));
     }
 
     /// Records and leases arrive late and in leaps, but never backwards.
@@ -389,10 +393,15 @@ impl Cluster {
                 };
                 let just_healed = self.now_ms - self.healed_ms < HEALTHY_MS;
                 // Who missed changes has caught up when they speak with the newest key, and may be cut off once more before.
+                // Others have no such excuse, be the keys changed as often as may be.
                 let newest = self.nodes.iter().filter_map(|node| node.keys.keys().last()).max();
                 let has_moved = |n: usize, p: usize| self.nodes[n].routes.get(&p) == newest;
-                if !late(a) && !late(b) && has_moved(a, b) && has_moved(b, a) && !just_healed {
+                let pair = [(a, b), (b, a)];
+                let is_excused = pair.iter().any(|pair| self.excused.contains(pair));
+                let has_caught_up = has_moved(a, b) && has_moved(b, a) && !just_healed;
+                if !late(a) && !late(b) && (has_caught_up || !is_excused) {
                     self.joined.insert((a, b));
+                    pair.iter().for_each(|pair| _ = self.excused.remove(pair));
                 }
             }
         }
@@ -416,6 +425,7 @@ impl Cluster {
                 let pair = ((a % count).min(b % count), (a % count).max(b % count));
                 self.cut.insert(pair);
                 self.joined.remove(&pair);
+                self.excused.extend([pair, (pair.1, pair.0)]);
             }
             Event::CutNet(..) => {}
             Event::CutStore(n) => self.nodes[n % count].has_store = false,
@@ -446,6 +456,10 @@ impl Cluster {
                 self.nodes[n % count].keys.clear();
                 self.nodes[n % count].is_on = true;
                 self.start(n % count);
+                // New, and it has just read all that there is: nothing was missed.
+                if self.nodes[n % count].has_store {
+                    self.excused.retain(|(missed, _)| *missed != n % count);
+                }
             }
         }
     }

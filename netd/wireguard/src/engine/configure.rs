@@ -3,11 +3,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::cipher::Cipher;
+use super::cipher::{Cipher, Due, MESSAGE_MAX};
 use super::peer::{Peer, PeerState};
 use super::tunnel::{Identity, Tunnel, lock};
-use super::udp::{Endpoint, Sockets};
+use super::udp::{Endpoint, Flushed, Sender, Sockets};
 use crate::{
     Configurable, DeviceChange, DeviceKind, DeviceState, PeerChange, PeerConfig, PresharedKey, PrivateKey,
     PublicKey, Snapshot,
@@ -60,9 +61,11 @@ impl Configurable for Tunnel {
             keys.iter().for_each(|key| self.remove_peer(key));
         }
         let own = self.identity().map(|identity| identity.public);
+        let mut sender = Sender::new();
         for peer in change.peers.into_iter().filter(|peer| Some(peer.public_key) != own) {
-            self.set_peer(peer)?;
+            self.set_peer(peer, &mut sender)?;
         }
+        self.send_rest(&mut sender);
         self.wake();
         Ok(())
     }
@@ -139,13 +142,15 @@ impl Tunnel {
         }
     }
 
-    fn set_peer(&self, change: PeerChange) -> io::Result<()> {
+    fn set_peer(&self, change: PeerChange, sender: &mut Sender) -> io::Result<()> {
         let key = change.public_key;
         if change.remove {
             self.remove_peer(&key);
             return Ok(());
         }
         let known = self.tables().by_key(&key).cloned();
+        // To a new one it goes at the next tick: at a handover its sockets are still the other process's.
+        let at_once = known.is_some().then_some(sender);
         let peer = match known {
             Some(peer) => peer,
             None if change.update_only => return Ok(()),
@@ -158,7 +163,7 @@ impl Tunnel {
                 peer
             }
         };
-        self.change_state(&peer, &change);
+        self.change_state(&peer, &change, at_once);
         let mut tables = self.tables_mut();
         if change.replace_allowed_ips {
             tables.disallow_all(peer.id);
@@ -168,7 +173,9 @@ impl Tunnel {
         Ok(())
     }
 
-    fn change_state(&self, peer: &Peer, change: &PeerChange) {
+    /// `at_once`: takes the keepalive of a peer for which keepalives are switched on, as in the kernel (`set_peer` of its
+    /// netlink.c), also where they are off again before the next tick.
+    fn change_state(&self, peer: &Peer, change: &PeerChange, at_once: Option<&mut Sender>) {
         let mut state = peer.lock();
         let state = &mut *state;
         if let Some(preshared) = &change.preshared_key
@@ -184,15 +191,43 @@ impl Tunnel {
             state.endpoint = Some(Endpoint::new(remote));
         }
         if let Some(secs) = change.persistent_keepalive {
-            if secs != 0 && state.keepalive_secs != secs {
-                // Due at once, as in the kernel's device: it brings the handshake.
+            let before = std::mem::replace(&mut state.keepalive_secs, secs);
+            if secs != 0 && before != secs {
+                // Due at the next tick: it brings the handshake.
                 state.last_authentic = None;
             }
-            state.keepalive_secs = secs;
+            if let Some(sender) = at_once.filter(|_| secs != 0 && before == 0) {
+                self.send_keepalive(state, sender);
+            }
         }
         if state.keepalive_secs != 0 && !state.ticking && state.cipher.is_some() {
             state.ticking = true;
             self.wake_peer(peer.id);
+        }
+    }
+
+    fn send_keepalive(&self, state: &mut PeerState, sender: &mut Sender) {
+        let (Some(sockets), Some(to)) = (self.sockets(), state.endpoint) else { return };
+        let mut message = [0; MESSAGE_MAX];
+        // One that slept has to learn the time first.
+        let due = state.cipher.as_mut().filter(|_| !state.ticking).map(|cipher| cipher.tick(&mut message));
+        let len = match due {
+            Some(Due::Send(len)) => Some(len),
+            _ => state.keepalive(&mut message, Instant::now()),
+        };
+        if let Some(len) = len {
+            state.tx_bytes += len as u64;
+            sender.push(&message[..len], &to, &sockets, &self.counters);
+        }
+    }
+
+    fn send_rest(&self, sender: &mut Sender) {
+        if let Some(sockets) = self.sockets().filter(|_| !sender.is_empty())
+            && sender.flush(&sockets, &self.counters) == Flushed::Blocked
+        {
+            sender.wait(&sockets);
+            // What it does not take now is lost, as any packet may be.
+            sender.flush(&sockets, &self.counters);
         }
     }
 

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::cipher::Cipher;
+use super::cipher::{Cipher, Sealed};
 use super::tunnel::Tunnel;
 use super::udp::Endpoint;
 use crate::{PresharedKey, PublicKey};
@@ -73,6 +73,20 @@ impl PeerState {
         self.last_authentic = Some(now);
         if self.endpoint.as_ref() != Some(from) && !from.remote.ip().is_unspecified() {
             self.endpoint = Some(*from);
+        }
+    }
+
+    /// Writes a keepalive to `slot`, or what begins a session for it; gives its length. `None`: a handshake is under way, or
+    /// the device has no key.
+    pub(crate) fn keepalive(&mut self, slot: &mut [u8], now: Instant) -> Option<usize> {
+        let cipher = self.cipher.as_mut()?;
+        self.last_authentic = Some(now);
+        if !cipher.has_session() {
+            return cipher.start_handshake(slot, false);
+        }
+        match cipher.seal(&[], slot) {
+            Sealed::Data(len) | Sealed::Handshake(len) => Some(len),
+            Sealed::Waits => None,
         }
     }
 

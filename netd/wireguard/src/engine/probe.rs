@@ -95,11 +95,92 @@ impl Probe {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::arbitrary::change;
-    use crate::{DeviceConfig, PeerConfig, PublicKey};
+    use crate::engine::cipher::DATA_OVERHEAD;
+    use crate::{DeviceChange, DeviceConfig, PeerChange, PeerConfig, PeerState, PrivateKey, PublicKey};
+
+    /// A device that knows one peer, and where its packets to that one come out.
+    struct End {
+        probe: Probe,
+        peer: PublicKey,
+        out: UdpSocket,
+    }
+
+    impl End {
+        fn two() -> [Self; 2] {
+            let [a, b] = [1, 2].map(|n| PrivateKey::from([n; 32]));
+            [Self::new(a.clone(), b.public()), Self::new(b, a.public())]
+        }
+
+        fn new(private: PrivateKey, peer: PublicKey) -> Self {
+            let out = UdpSocket::bind("127.0.0.1:0").unwrap();
+            out.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+            let probe = Probe::new().unwrap();
+            let peers = vec![PeerChange { endpoint: out.local_addr().ok(), ..PeerChange::new(peer) }];
+            let private_key = Some(Some(private));
+            probe.device().set(DeviceChange { private_key, peers, ..DeviceChange::default() }).unwrap();
+            Self { probe, peer, out }
+        }
+
+        /// Keepalives on and off in one request.
+        fn speak(&self, each: [u16; 3]) {
+            let change = |secs| PeerChange { persistent_keepalive: Some(secs), ..PeerChange::new(self.peer) };
+            let peers = each.into_iter().map(change).collect();
+            self.probe.device().set(DeviceChange { peers, ..DeviceChange::default() }).unwrap();
+        }
+
+        fn next(&self) -> Vec<u8> {
+            let mut bytes = [0; 2_048];
+            let len = self.out.recv(&mut bytes).unwrap();
+            bytes[..len].to_vec()
+        }
+
+        fn is_quiet(&self) -> bool {
+            self.out.set_nonblocking(true).unwrap();
+            let error = self.out.recv(&mut [0; 2_048]).map_err(|error| error.kind());
+            self.out.set_nonblocking(false).unwrap();
+            error == Err(io::ErrorKind::WouldBlock)
+        }
+
+        /// From where this end's own packets come out: there is its peer.
+        fn take(&mut self, message: &[u8]) {
+            self.probe.receive(message, message.len(), self.out.local_addr().unwrap());
+            self.probe.turn();
+        }
+
+        fn state(&self) -> PeerState {
+            self.probe.device().read().state.peers[&self.peer].clone()
+        }
+    }
+
+    #[test]
+    fn a_keepalive_that_is_switched_on_goes_at_once_even_where_it_is_off_again() {
+        let [mut a, mut b] = End::two();
+        // Without a session it begins one. No turn is taken: what comes out was sent by the change.
+        a.speak([0, 1, 0]);
+        let initiation = a.next();
+        assert_eq!((initiation.len(), a.state().tx_bytes), (148, 148));
+        a.speak([0, 1, 0]);
+        assert!(a.is_quiet(), "the handshake is under way");
+        b.take(&initiation);
+        a.take(&b.next());
+        assert_eq!(a.next().len(), DATA_OVERHEAD, "a confirms the session");
+        assert!(a.state().last_handshake.is_some());
+        for each in [[0, 1, 0], [0, 25, 25]] {
+            let before = a.state().tx_bytes;
+            a.speak(each);
+            assert_eq!(a.next().len(), DATA_OVERHEAD);
+            assert!(a.is_quiet(), "one packet");
+            assert_eq!(a.state().tx_bytes, before + DATA_OVERHEAD as u64, "and the device shows it");
+            assert_eq!(a.state().config.persistent_keepalive, each[2]);
+        }
+    }
 
     proptest! {
         // Each case binds sockets.
@@ -117,7 +198,7 @@ mod tests {
             }
             let is = probe.device().read();
             prop_assert_eq!(is.private_key, meant.private_key);
-            let peer = |(key, peer): (&PublicKey, &crate::PeerState)| (*key, peer.config.clone());
+            let peer = |(key, peer): (&PublicKey, &PeerState)| (*key, peer.config.clone());
             let peers: std::collections::BTreeMap<PublicKey, PeerConfig> = is.state.peers.iter().map(peer).collect();
             prop_assert_eq!(peers, meant.peers);
         }

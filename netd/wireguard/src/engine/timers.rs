@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::cipher::{Due, MESSAGE_MAX, Sealed};
+use super::cipher::{Due, MESSAGE_MAX};
 use super::peer::{Peer, PeerId};
 use super::worker::Worker;
 
@@ -121,16 +121,7 @@ impl Worker {
             Due::Asleep => None,
         };
         if send.is_none() && state.keepalive_due(self.now) {
-            let Some(cipher) = &mut state.cipher else { return true };
-            state.last_authentic = Some(self.now);
-            send = if cipher.has_session() {
-                match cipher.seal(&[], &mut message) {
-                    Sealed::Data(len) | Sealed::Handshake(len) => Some(len),
-                    Sealed::Waits => None,
-                }
-            } else {
-                cipher.start_handshake(&mut message, false)
-            };
+            send = state.keepalive(&mut message, self.now);
         }
         if let (Some(len), Some(to)) = (send, state.endpoint) {
             state.tx_bytes += len as u64;
