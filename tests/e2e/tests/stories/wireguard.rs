@@ -330,13 +330,15 @@ fn part_1_a_dead_weft_wireguard_leaves_device_and_routes_and_comes_back() -> Res
         let shown =
             lab.exec("n1", &["ip", "route", "show", "table", "all", "proto", "157"])?.text("ip route");
         let lead = |shown: String| -> Vec<String> {
-            // Where probes went unanswered for a while, a smaller MTU may stand on a route.
-            shown
-                .lines()
-                .map(|line| {
-                    line.split(" mtu ").next().unwrap_or_default().replace(" linkdown", "").trim().to_owned()
-                })
-                .collect()
+            // Where probes went unanswered for a while, a smaller MTU may stand on a route; a pod's gets its source with the
+            // agent's next pass.
+            let way = |line: &str| {
+                line.split(" mtu ")
+                    .next()
+                    .and_then(|line| line.split(" src ").next())
+                    .map(|way| way.replace(" linkdown", ""))
+            };
+            shown.lines().filter_map(way).map(|way| way.trim().to_owned()).collect()
         };
         shown.map(lead)
     };

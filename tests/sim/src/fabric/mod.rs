@@ -328,6 +328,7 @@ impl Fabric {
             subnets: vec!["192.0.2.0/24".parse().unwrap()],
             peers: records.values().filter(|record| record.uuid != node.uuid).map(peer).collect(),
             told: in_touch && own.is_some() && offers == node.offers,
+            uptime_ms: self.now_ms,
         }
     }
 
