@@ -279,7 +279,7 @@ fn request(kind: u16, flags: u16, family: i32, attributes: &[u8]) -> Vec<u8> {
 }
 
 /// Type and payload of each message of a datagram; ends at the first that is cut off.
-fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(*datagram.first_chunk()?);
         let kind = u16::from_ne_bytes(*datagram.get(4..)?.first_chunk()?);

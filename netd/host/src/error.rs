@@ -110,6 +110,14 @@ pub enum HostError {
         /// Its name.
         device: String,
     },
+    /// The kernel has no such operation.
+    #[error("cannot {what}: this kernel lacks {needs}")]
+    NotSupported {
+        /// The operation.
+        what: String,
+        /// What provides it.
+        needs: &'static str,
+    },
     /// Thread, runtime or socket could not be set up.
     #[error("cannot {what}: {source}")]
     Setup {
@@ -140,6 +148,7 @@ impl HostError {
             | Self::NotMade { .. }
             | Self::TimedOut { .. } => Class::Retry,
             Self::NoUnderlay { .. } => Class::Retry,
+            Self::NotSupported { .. } => Class::Fatal,
             Self::Io { source, .. } | Self::Netlink { source, .. } | Self::Setup { source, .. } => {
                 match source.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP | Errno::EROFS) => Class::Fatal,

@@ -182,6 +182,10 @@ pub(crate) fn current_runtime() -> Result<runtime::Handle, HostError> {
         .map_err(|error| HostError::Setup { what: "use the async runtime", source: io::Error::other(error) })
 }
 
+pub(crate) fn setup_error(what: &'static str) -> impl Fn(io::Error) -> HostError {
+    move |source| HostError::Setup { what, source }
+}
+
 fn refused(what: &str, code: i32, echo: &[u8]) -> HostError {
     HostError::Netlink {
         what: what.to_owned(),

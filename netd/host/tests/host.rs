@@ -26,6 +26,8 @@ mod pod;
 mod ports;
 #[path = "host/settings.rs"]
 mod settings;
+#[path = "host/sockdiag.rs"]
+mod sockdiag;
 #[path = "host/talk.rs"]
 mod talk;
 #[path = "host/tunnels.rs"]
