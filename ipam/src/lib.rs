@@ -23,10 +23,13 @@ pub mod forecast;
 pub mod gc;
 mod hash;
 pub mod journal;
+pub mod node_port;
 pub mod owner;
 pub mod pool;
 pub mod reconcile;
 mod replay;
+pub mod service;
+pub mod service_family;
 pub mod service_ip;
 pub mod time;
 pub mod want;
@@ -40,10 +43,16 @@ pub use family::Family;
 pub use forecast::forecast;
 pub use gc::PendingWatch;
 pub use journal::{JournalEntry, JournalError};
+pub use node_port::{NodePortError, NodePortRange};
 pub use owner::{AttachmentKey, Owner, OwnerError};
 pub use pool::{Pool, PoolError, PoolState, default_block_prefix, validate_pools};
 pub use reconcile::{LostWatch, Sight};
 pub use replay::ReplayError;
+pub use service::{
+    ServiceAllocateError, ServiceHoldings, ServiceKind, ServicePortWish, ServiceRange, ServiceRanges,
+    ServiceWish,
+};
+pub use service_family::{FamilyError, FamilyPolicy, FamilyWish};
 pub use service_ip::ServiceIpError;
 pub use time::Timestamp;
 pub use want::{AddressRange, Want};

@@ -5,6 +5,7 @@
 mod check;
 mod families;
 mod model;
+mod services;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
