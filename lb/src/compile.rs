@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_abi::{BackendValue, ServiceKey, ServiceValue};
+use ebpf_abi::v1::{BackendValue, ServiceKey, ServiceValue};
 
 use crate::frontends::{self, Desired};
 use crate::ids::IdSpace;

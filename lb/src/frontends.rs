@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ebpf_abi::{BackendValue, ServiceKey};
+use ebpf_abi::v1::{BackendValue, ServiceKey};
 
 use crate::{Problem, Protocol, ServiceEntry, ServiceName, ServicePort, ServiceTable};
 

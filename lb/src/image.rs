@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use ebpf_abi::{BackendValue, ServiceKey, ServiceValue, limits};
+use ebpf_abi::{
+    limits,
+    v1::{BackendValue, ServiceKey, ServiceValue},
+};
 
 /// What the maps SERVICES, BACKENDS and SLOTS hold, or should hold.
 ///

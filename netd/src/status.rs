@@ -23,8 +23,8 @@ use crate::view::View;
 
 /// `netd --version`: version, commit, ABI of the pinned maps.
 pub(crate) const VERSION: &str =
-    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("WEFT_COMMIT"), ", abi 1)");
-const _: () = assert!(ebpf_abi::ABI_VERSION == 1, "VERSION above names the ABI");
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("WEFT_COMMIT"), ", abi 2)");
+const _: () = assert!(ebpf_abi::ABI_VERSION == 2, "VERSION above names the ABI");
 
 /// What the agent last did.
 #[derive(Clone, Debug, Default)]
@@ -341,7 +341,7 @@ fn frontends(node: &Node, entry: &ServiceEntry) -> Vec<FrontendInfo> {
     for address in &entry.cluster_ips {
         for port in &entry.ports {
             let (IpAddr::V4(ip), Some(protocol)) = (address, abi_protocol(port.protocol)) else { continue };
-            let key = ebpf_abi::ServiceKey::new(*ip, port.port, protocol);
+            let key = ebpf_abi::v1::ServiceKey::new(*ip, port.port, protocol);
             let Some(value) = image.services.get(&key) else { continue };
             let counted = counters.get(&value.service_id).copied().unwrap_or_default();
             found.push(FrontendInfo {

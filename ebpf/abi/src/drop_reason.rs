@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why a pod's packet was dropped.
+//! Why a packet was dropped.
 
 use core::fmt;
 
-/// Why the packet program dropped a packet; the number is the index in DROPS and never changes its meaning.
+/// Why a packet program dropped a packet; the number is the index in DROPS and never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum DropReason {
@@ -29,11 +29,31 @@ pub enum DropReason {
     ExtensionHeaders = 9,
     /// For 127.0.0.0/8: the node's own, whatever a sysctl lets through.
     LoopbackAddress = 10,
+    /// For a frontend of traffic policy Local without a backend on this node.
+    ServiceEmpty = 11,
+    /// From a client outside of the load balancer's source ranges.
+    SourceRange = 12,
+    /// For or from a service, with headers that cannot be translated: IP options, extension headers, a cut-off transport header.
+    ServiceHeaders = 13,
+    /// A fragment for or from a service whose first one was not seen.
+    ServiceFragment = 14,
+    /// Every source port of source NAT towards this backend is taken.
+    SnatPorts = 15,
+    /// No room for the flow in conntrack.
+    ConntrackFull = 16,
+    /// Translated, and the host has no route for it.
+    NoRoute = 17,
+    /// Too long for direct server return; the sender is told the MTU.
+    DsrTooBig = 18,
+    /// For direct server return, and not from a node, or for no backend of this one.
+    DsrSender = 19,
+    /// For a backend that is gone, or a flow whose service is.
+    NoBackend = 20,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 21] = [
         Self::UnknownLink,
         Self::Malformed,
         Self::SourceMac,
@@ -45,6 +65,16 @@ impl DropReason {
         Self::RouterMessage,
         Self::ExtensionHeaders,
         Self::LoopbackAddress,
+        Self::ServiceEmpty,
+        Self::SourceRange,
+        Self::ServiceHeaders,
+        Self::ServiceFragment,
+        Self::SnatPorts,
+        Self::ConntrackFull,
+        Self::NoRoute,
+        Self::DsrTooBig,
+        Self::DsrSender,
+        Self::NoBackend,
     ];
 
     /// The index in DROPS.
@@ -66,6 +96,16 @@ impl DropReason {
             Self::RouterMessage => "router-message",
             Self::ExtensionHeaders => "extension-headers",
             Self::LoopbackAddress => "loopback-address",
+            Self::ServiceEmpty => "service-empty",
+            Self::SourceRange => "source-range",
+            Self::ServiceHeaders => "service-headers",
+            Self::ServiceFragment => "service-fragment",
+            Self::SnatPorts => "snat-ports",
+            Self::ConntrackFull => "conntrack-full",
+            Self::NoRoute => "no-route",
+            Self::DsrTooBig => "dsr-too-big",
+            Self::DsrSender => "dsr-sender",
+            Self::NoBackend => "no-backend",
         }
     }
 }

@@ -1,16 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What maps and programs are called, in the object file and as pins (`<pin dir>/<map name>`).
 
-/// [`ServiceKey`](crate::ServiceKey) to [`ServiceValue`](crate::ServiceValue), hash.
+/// [`FrontendKey`](crate::FrontendKey) to [`ServiceValue`](crate::ServiceValue), hash.
 pub const SERVICES: &str = "SERVICES";
 /// Backend identifier to [`BackendValue`](crate::BackendValue), array.
 pub const BACKENDS: &str = "BACKENDS";
 /// Slot number to backend identifier (`u32`), array that user space maps into memory.
 pub const SLOTS: &str = "SLOTS";
-/// [`FlowKey`](crate::FlowKey) to [`FlowValue`](crate::FlowValue), LRU hash.
-pub const FLOWS: &str = "FLOWS";
+/// Backend identifier to its open connections (`u64`, kept by the programs by atomic additions), array.
+pub const BACKEND_LOAD: &str = "BACKEND_LOAD";
+/// [`EndpointKey`](crate::EndpointKey) to the number (`u32`) of backend identifiers there, hash.
+pub const BACKEND_ENDPOINTS: &str = "BACKEND_ENDPOINTS";
+/// [`SourceRangeKey`](crate::SourceRangeKey) to a reserved `u32` of zero, longest-prefix trie.
+pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
 /// Service identifier to [`ServiceCounters`](crate::ServiceCounters), per-CPU array.
 pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+/// Socket cookie (`u64`) to [`SocketValue`](crate::SocketValue), hash.
+pub const SOCKETS: &str = "SOCKETS";
+/// [`FlowKey`](crate::FlowKey) to [`FlowValue`](crate::FlowValue), LRU hash.
+pub const FLOWS: &str = "FLOWS";
+/// Netns cookie (`u64`) to [`NetnsValue`](crate::NetnsValue), hash.
+pub const NETNS: &str = "NETNS";
+/// [`AffinityKey`](crate::AffinityKey) to [`AffinityValue`](crate::AffinityValue), LRU hash.
+pub const AFFINITY: &str = "AFFINITY";
+/// [`AffinityBackendKey`](crate::AffinityBackendKey) to a reserved `u32` of zero, hash.
+pub const AFFINITY_BACKENDS: &str = "AFFINITY_BACKENDS";
+/// [`Address`](crate::Address) to flags (`u32`, `ADDRESS_*` of [`node`](crate::node)), hash.
+pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+/// Index of a node to [`NodeValue`](crate::NodeValue), array.
+pub const NODES: &str = "NODES";
+/// Array of one [`DatapathConfig`](crate::DatapathConfig).
+pub const CONFIG: &str = "CONFIG";
+/// [`CtKey`](crate::CtKey) to the state of a flow that has begun, LRU hash.
+pub const CT_LIVE: &str = "CT_LIVE";
+/// [`CtKey`](crate::CtKey) to the state of a flow without an answer yet, LRU hash.
+pub const CT_NEW: &str = "CT_NEW";
+/// [`FragmentKey`](crate::FragmentKey) to [`FragmentValue`](crate::FragmentValue), LRU hash.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// [`Counter`](crate::Counter) to a count (`u64`), per-CPU array.
+pub const COUNTERS: &str = "COUNTERS";
 /// [`PodKey`](crate::PodKey) to [`PodValue`](crate::PodValue), hash.
 pub const PODS: &str = "PODS";
 /// [`Pod6Key`](crate::Pod6Key) to [`PodValue`](crate::PodValue), hash.
@@ -41,13 +69,35 @@ pub const MAPS: [&str; 11] = [
 
 /// cgroup/connect4: translates a connection once, at the socket.
 pub const CONNECT4: &str = "weft_connect4";
+/// cgroup/connect6: the same for IPv6 sockets, which also speak IPv4.
+pub const CONNECT6: &str = "weft_connect6";
 /// cgroup/sendmsg4: translates each datagram of an unconnected UDP socket.
 pub const SENDMSG4: &str = "weft_sendmsg4";
-/// cgroup/recvmsg4: gives the ClusterIP back as the source of a received datagram.
+/// cgroup/sendmsg6: the same for IPv6.
+pub const SENDMSG6: &str = "weft_sendmsg6";
+/// cgroup/recvmsg4: gives the frontend back as the source of a received datagram.
 pub const RECVMSG4: &str = "weft_recvmsg4";
-/// cgroup/getpeername4: gives the ClusterIP back as the peer of a connected socket.
+/// cgroup/recvmsg6: the same for IPv6 sockets.
+pub const RECVMSG6: &str = "weft_recvmsg6";
+/// cgroup/getpeername4: gives the frontend back as the peer of a connected socket.
 pub const GETPEERNAME4: &str = "weft_getpeername4";
-/// TC ingress of a pod's host end: source checks and same-node delivery.
+/// cgroup/getpeername6: the same for IPv6 sockets.
+pub const GETPEERNAME6: &str = "weft_getpeername6";
+/// cgroup/sock_release: a closed socket is no connection any more.
+pub const SOCK_RELEASE: &str = "weft_sock_release";
+/// cgroup/post_bind4: a node port cannot be bound on the host.
+pub const POST_BIND4: &str = "weft_post_bind4";
+/// cgroup/post_bind6: the same for IPv6 sockets.
+pub const POST_BIND6: &str = "weft_post_bind6";
+/// TC ingress of a pod's host end: source checks, services and same-node delivery.
 pub const POD_INGRESS: &str = "weft_pod_ingress";
+/// TC egress of a pod's host end: answers that came through the host's stack get their frontend back.
+pub const POD_EGRESS: &str = "weft_pod_egress";
 /// TC program at the ingress of the overlay device: packets from other nodes' pods.
 pub const OVERLAY_INGRESS: &str = "weft_overlay_ingress";
+/// The same for devices without an Ethernet header.
+pub const TUNNEL_INGRESS: &str = "weft_tunnel_ingress";
+/// TC program at the ingress of an uplink: services asked from outside.
+pub const UPLINK_INGRESS: &str = "weft_uplink_ingress";
+/// TC program at the ingress of the device for direct server return.
+pub const DSR_INGRESS: &str = "weft_dsr_ingress";

@@ -17,6 +17,10 @@ pub const POD_IPV6: u32 = 2;
 /// kube-proxy, 8 to 11 and 16 up by others).
 pub const CHECKED_MARK: u32 = 0x1000;
 
+/// Bit of a packet's mark, together with [`CHECKED_MARK`]: for a frontend without backends, and the nft table refuses it (TCP
+/// reset, ICMP port unreachable). Bit 6: with bit 12 beside it no mark of others.
+pub const REFUSE_MARK: u32 = 0x0040;
+
 /// [`PodLink::addr`] of a link that may not send IPv4 or ARP.
 pub const NO_IPV4: [u8; 4] = [0; 4];
 

@@ -3,6 +3,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub use crate::address::mapped;
+use crate::address::{self, Address};
+
 /// A pod's IPv4 address. 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -53,29 +56,19 @@ pub struct PodAddressKey {
     /// Interface index of the link's host end.
     pub ifindex: u32,
     /// Address, network order.
-    pub addr: [u8; 16],
+    pub addr: Address,
 }
 
 impl PodAddressKey {
     /// The link with this host end, and one of its addresses.
     pub const fn new(ifindex: u32, address: IpAddr) -> Self {
-        let addr = match address {
-            IpAddr::V4(address) => mapped(address.octets()),
-            IpAddr::V6(address) => address.octets(),
-        };
-        Self { ifindex, addr }
+        Self { ifindex, addr: address::address(address) }
     }
 
     /// The address; IPv4 as IPv4.
     pub const fn address(&self) -> IpAddr {
-        Ipv6Addr::from_bits(u128::from_be_bytes(self.addr)).to_canonical()
+        address::ip(self.addr)
     }
-}
-
-/// An IPv4 address as IPv6 writes it (RFC 4291, section 2.5.5.2).
-#[inline(always)]
-pub const fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }
 
 /// The link-local address that a kernel gives an interface with this MAC (RFC 4291, appendix A: modified EUI-64).

@@ -4,29 +4,24 @@
 #![allow(unsafe_code, reason = "aya's Pod is an unsafe trait; the layouts are asserted beside the types")]
 
 use crate::{
-    BackendValue, FlowKey, FlowValue, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters,
-    ServiceKey, ServiceValue,
+    AffinityBackendKey, AffinityKey, AffinityValue, BackendValue, CtKey, DatapathConfig, EndpointKey,
+    FlowKey, FlowValue, FragmentKey, FragmentValue, FrontendKey, NetnsValue, NodeValue, Pod6Key,
+    PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters, ServiceValue, SocketValue, SourceRangeKey, v1,
 };
 
-// SAFETY: repr(C), integers only, no implicit padding (sizes asserted): every bit pattern is a value.
-unsafe impl aya::Pod for ServiceKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for ServiceValue {}
-// SAFETY: as above.
-unsafe impl aya::Pod for BackendValue {}
-// SAFETY: as above.
-unsafe impl aya::Pod for FlowKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for FlowValue {}
-// SAFETY: as above.
-unsafe impl aya::Pod for ServiceCounters {}
-// SAFETY: as above.
-unsafe impl aya::Pod for PodKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Pod6Key {}
-// SAFETY: as above.
-unsafe impl aya::Pod for PodAddressKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for PodValue {}
-// SAFETY: as above.
-unsafe impl aya::Pod for PodLink {}
+macro_rules! pods {
+    ($($kind:ty),* $(,)?) => {
+        $(
+            // SAFETY: repr(C), integers only, no implicit padding (sizes asserted): every bit pattern is a value.
+            unsafe impl aya::Pod for $kind {}
+        )*
+    };
+}
+
+pods!(FrontendKey, ServiceValue, BackendValue, EndpointKey, SourceRangeKey, ServiceCounters);
+pods!(SocketValue, FlowKey, FlowValue, NetnsValue);
+pods!(AffinityKey, AffinityValue, AffinityBackendKey);
+pods!(NodeValue, DatapathConfig);
+pods!(CtKey, FragmentKey, FragmentValue);
+pods!(PodKey, Pod6Key, PodAddressKey, PodValue, PodLink);
+pods!(v1::ServiceKey, v1::ServiceValue, v1::BackendValue, v1::FlowKey, v1::FlowValue);

@@ -15,8 +15,10 @@ use aya::{
     programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier},
 };
 use ebpf_abi::{
-    BackendValue, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters, ServiceKey,
-    ServiceValue, limits::SLOTS_MAX, names,
+    Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters,
+    limits::SLOTS_MAX,
+    names,
+    v1::{BackendValue, ServiceKey, ServiceValue},
 };
 use lb::Image;
 

@@ -12,9 +12,10 @@ use std::{
 
 use aya::maps::{MapError, PerCpuValues};
 use ebpf_abi::{
-    BackendValue, ServiceCounters, ServiceKey, ServiceValue,
+    ServiceCounters,
     limits::{BACKENDS_MAX, SERVICE_COUNTERS_MAX},
     names,
+    v1::{BackendValue, ServiceKey, ServiceValue},
 };
 use lb::Image;
 

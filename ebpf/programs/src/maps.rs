@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use ebpf_abi::{
-    BackendValue, DropReason, FlowKey, FlowValue, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue,
-    ServiceCounters, ServiceKey, ServiceValue,
+    DropReason, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters,
+    v1::{BackendValue, FlowKey, FlowValue, ServiceKey, ServiceValue},
     limits::{
         BACKENDS_MAX, DROPS_MAX, FLOWS_MAX, POD_ADDRESSES_MAX, POD_LINKS_MAX, PODS_MAX, SERVICE_COUNTERS_MAX,
         SERVICES_MAX, SLOTS_MAX,

@@ -10,7 +10,7 @@ use aya_ebpf::{
     },
     programs::{SockAddrContext, TcContext},
 };
-use ebpf_abi::{CHECKED_MARK, FlowKey, Protocol, ServiceKey};
+use ebpf_abi::{CHECKED_MARK, Protocol, v1::{FlowKey, ServiceKey}};
 
 /// TC_ACT_UNSPEC and TCX_NEXT (linux/pkt_cls.h, linux/bpf.h): the next program, then the host's stack.
 pub(crate) const TC_NEXT: i32 = -1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //! From a frontend to one of its backends.
 
-use ebpf_abi::{BackendValue, PROTO_WILDCARD, ServiceKey};
+use ebpf_abi::{PROTO_WILDCARD, v1::{BackendValue, ServiceKey}};
 
 use crate::{maps, packet};
 

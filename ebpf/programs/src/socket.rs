@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //! What the cgroup programs do to a socket's peer.
 
-use ebpf_abi::FlowValue;
+use ebpf_abi::v1::FlowValue;
 
 use crate::{
     maps,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_abi::{BackendValue, ServiceKey, ServiceValue};
+use ebpf_abi::v1::{BackendValue, ServiceKey, ServiceValue};
 use lb::{Compiler, GRACE_MS, Image, Limits, ServiceTable, parse_object};
 use proptest::prelude::*;
 use serde_json::Value;

@@ -13,7 +13,10 @@ use std::{
     thread,
 };
 
-use ebpf_abi::{BackendValue, Protocol, ServiceKey, ServiceValue};
+use ebpf_abi::{
+    Protocol,
+    v1::{BackendValue, ServiceKey, ServiceValue},
+};
 use ebpf_loader::{AttachMode, Datapath, DatapathConfig, Features};
 use lb::Image;
 use nix::{

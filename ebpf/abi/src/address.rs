@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one form of an address in maps: 16 bytes in network order, IPv4 as IPv6 writes it (`::ffff:a.b.c.d`, RFC 4291
+//! section 2.5.5.2). One map, one lookup and one conntrack hold both families, and an IPv4 connection of an IPv6 socket
+//! finds the same key.
+
+use core::net::{IpAddr, Ipv6Addr};
+
+/// An address in a map.
+pub type Address = [u8; 16];
+
+/// No address; in a [`FrontendKey`](crate::FrontendKey): any address that answers node ports.
+pub const UNSPECIFIED: Address = [0; 16];
+
+/// 127.0.0.1.
+pub const LOOPBACK4: Address = mapped([127, 0, 0, 1]);
+
+/// ::1.
+pub const LOOPBACK6: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// An address as it lies in a map.
+pub const fn address(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(address) => mapped(address.octets()),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// An address from a map; IPv4 as IPv4.
+pub const fn ip(address: Address) -> IpAddr {
+    Ipv6Addr::from_bits(u128::from_be_bytes(address)).to_canonical()
+}
+
+/// An IPv4 address in its mapped form.
+#[inline(always)]
+pub const fn mapped([a, b, c, d]: [u8; 4]) -> Address {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// The four bytes of an IPv4 address; `None` for IPv6.
+#[inline(always)]
+pub const fn ipv4(address: &Address) -> Option<[u8; 4]> {
+    if is_ipv4(address) { Some(tail(address)) } else { None }
+}
+
+/// Whether it is IPv4 in its mapped form.
+#[inline(always)]
+pub const fn is_ipv4(address: &Address) -> bool {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *address;
+    a | b | c | d | e | f | g | h | i | j == 0 && k & l == 0xff
+}
+
+/// The last four bytes: of an IPv4 address all it has.
+#[inline(always)]
+pub const fn tail(address: &Address) -> [u8; 4] {
+    let [.., a, b, c, d] = *address;
+    [a, b, c, d]
+}
+
+/// Whether only this host can answer there: 127.0.0.0/8 (RFC 1122) or ::1 (RFC 4291).
+#[inline(always)]
+pub const fn is_loopback(address: &Address) -> bool {
+    match ipv4(address) {
+        Some([first, ..]) => first == 127,
+        None => u128::from_be_bytes(*address) == 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn an_address_reads_back_in_its_own_family() {
+        for (text, is_v4) in [("10.96.0.1", true), ("fd00:10:96::1", false), ("::", false), ("::1", false)] {
+            let given: IpAddr = text.parse().unwrap();
+            let held = address(given);
+            assert_eq!((ip(held).to_string().as_str(), is_ipv4(&held)), (text, is_v4));
+            assert_eq!(ipv4(&held).is_some(), is_v4, "{text}");
+        }
+        assert_eq!(ipv4(&address("10.96.0.1".parse().unwrap())), Some([10, 96, 0, 1]));
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_ipv4_one() {
+        assert_eq!(address("::ffff:10.96.0.1".parse().unwrap()), address("10.96.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn loopback_is_of_both_families() {
+        for (text, expected) in [
+            ("127.0.0.1", true),
+            ("127.3.2.1", true),
+            ("::1", true),
+            ("::", false),
+            ("128.0.0.1", false),
+            ("fd00::1", false),
+        ] {
+            assert_eq!(is_loopback(&address(text.parse().unwrap())), expected, "{text}");
+        }
+        assert_eq!(
+            (ip(LOOPBACK4).to_string(), ip(LOOPBACK6).to_string()),
+            ("127.0.0.1".into(), "::1".into())
+        );
+    }
+}
