@@ -8,8 +8,11 @@ use core::net::{IpAddr, Ipv6Addr};
 /// An address in a map.
 pub type Address = [u8; 16];
 
-/// No address; in a [`FrontendKey`](crate::FrontendKey): any address that answers node ports.
+/// No address; in a [`FrontendKey`](crate::FrontendKey): any IPv6 address that answers node ports.
 pub const UNSPECIFIED: Address = [0; 16];
+
+/// 0.0.0.0; in a [`FrontendKey`](crate::FrontendKey): any IPv4 address that answers node ports.
+pub const UNSPECIFIED4: Address = mapped([0; 4]);
 
 /// 127.0.0.1.
 pub const LOOPBACK4: Address = mapped([127, 0, 0, 1]);
@@ -56,6 +59,21 @@ pub const fn tail(address: &Address) -> [u8; 4] {
     [a, b, c, d]
 }
 
+/// The unspecified address of its family.
+#[inline(always)]
+pub const fn any(address: &Address) -> Address {
+    if is_ipv4(address) { UNSPECIFIED4 } else { UNSPECIFIED }
+}
+
+/// Whether it is 0.0.0.0 or ::.
+#[inline(always)]
+pub const fn is_unspecified(address: &Address) -> bool {
+    match ipv4(address) {
+        Some(address) => u32::from_ne_bytes(address) == 0,
+        None => u128::from_ne_bytes(*address) == 0,
+    }
+}
+
 /// Whether only this host can answer there: 127.0.0.0/8 (RFC 1122) or ::1 (RFC 4291).
 #[inline(always)]
 pub const fn is_loopback(address: &Address) -> bool {
@@ -85,6 +103,15 @@ mod tests {
     #[test]
     fn a_mapped_address_is_the_ipv4_one() {
         assert_eq!(address("::ffff:10.96.0.1".parse().unwrap()), address("10.96.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn each_family_has_its_own_unspecified_address() {
+        for (text, any_of_it) in [("10.96.0.1", "0.0.0.0"), ("fd00::1", "::")] {
+            let held = address(text.parse().unwrap());
+            assert_eq!(ip(any(&held)).to_string(), any_of_it);
+            assert!(is_unspecified(&any(&held)) && !is_unspecified(&held), "{text}");
+        }
     }
 
     #[test]

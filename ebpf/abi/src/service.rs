@@ -9,12 +9,12 @@
 //! ```
 //!
 //! A lookup asks for the exact key first; then, for a port in the node-port range at an address that answers node ports,
-//! for the key with [`UNSPECIFIED`] as its address; then for the wildcard of the address.
+//! for the key with the family's unspecified address; then for the wildcard of the address.
 
 use core::fmt;
 use core::net::IpAddr;
 
-use crate::address::{self, Address, UNSPECIFIED};
+use crate::address::{self, Address, UNSPECIFIED, UNSPECIFIED4};
 use crate::protocol::{PROTO_WILDCARD, Protocol, protocol_name};
 
 /// [`FrontendKey::scope`]: asked by pods and processes of the cluster.
@@ -51,7 +51,8 @@ pub const BACKEND_LOCAL: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FrontendKey {
-    /// ClusterIP, external or load balancer address; [`UNSPECIFIED`] is any address that answers node ports.
+    /// ClusterIP, external or load balancer address; [`UNSPECIFIED`] or [`UNSPECIFIED4`] is any
+    /// address of the family that answers node ports.
     pub addr: Address,
     /// Port, network order; 0 in a wildcard.
     pub port: [u8; 2],
@@ -67,9 +68,10 @@ impl FrontendKey {
         Self { addr: address::address(address), port: port.to_be_bytes(), proto: protocol.number(), scope }
     }
 
-    /// The node port `port`/`protocol`, at every address that answers node ports.
-    pub const fn node_port(port: u16, protocol: Protocol, scope: u8) -> Self {
-        Self { addr: UNSPECIFIED, port: port.to_be_bytes(), proto: protocol.number(), scope }
+    /// The node port `port`/`protocol`, at every address of a family that answers node ports.
+    pub const fn node_port(ipv6: bool, port: u16, protocol: Protocol, scope: u8) -> Self {
+        let addr = if ipv6 { UNSPECIFIED } else { UNSPECIFIED4 };
+        Self { addr, port: port.to_be_bytes(), proto: protocol.number(), scope }
     }
 
     /// The entry that answers for every port of `address` that no other entry names.
@@ -99,14 +101,15 @@ impl FrontendKey {
 
     /// Whether this is a node port.
     pub fn is_node_port(&self) -> bool {
-        self.addr == UNSPECIFIED && !self.is_wildcard()
+        address::is_unspecified(&self.addr) && !self.is_wildcard()
     }
 }
 
 impl fmt::Display for FrontendKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address() {
-            _ if self.is_node_port() => f.write_str("node")?,
+            IpAddr::V4(_) if self.is_node_port() => f.write_str("node")?,
+            IpAddr::V6(_) if self.is_node_port() => f.write_str("[node]")?,
             IpAddr::V4(address) => write!(f, "{address}")?,
             IpAddr::V6(address) => write!(f, "[{address}]")?,
         }
@@ -327,9 +330,11 @@ mod tests {
     fn keys_name_themselves() {
         let key = FrontendKey::new(ip("fd00:10:96::a"), 80, Protocol::Sctp, SCOPE_EXTERNAL);
         assert_eq!(key.to_string(), "[fd00:10:96::a]:80/sctp external");
-        let key = FrontendKey::node_port(30_080, Protocol::Tcp, SCOPE_DSR);
+        let key = FrontendKey::node_port(false, 30_080, Protocol::Tcp, SCOPE_DSR);
         assert_eq!(key.to_string(), "node:30080/tcp dsr");
         assert!(key.is_node_port() && !key.is_wildcard());
+        let key = FrontendKey::node_port(true, 30_080, Protocol::Udp, SCOPE_INTERNAL);
+        assert_eq!((key.to_string().as_str(), key.is_node_port()), ("[node]:30080/udp", true));
         let key = FrontendKey::wildcard(ip("10.96.0.10"), SCOPE_INTERNAL);
         assert_eq!((key.protocol(), key.to_string().as_str()), (None, "10.96.0.10:*"));
         assert!(key.is_wildcard() && !key.is_node_port());
