@@ -50,6 +50,8 @@ pub enum Key {
     Member(String),
     /// `nodes/<uuid>`: [`crate::records::NodeRecord`].
     Node(Uuid),
+    /// `ipam/nodeports/<n>`: [`crate::records::NodePortRecord`].
+    NodePort(u16),
     /// `pods/<node uuid>/<attachment>`: [`crate::records::PodRecord`].
     Pod {
         /// The node it runs on.
@@ -200,6 +202,16 @@ impl Keys {
         self.key(format_args!("ipam/services/{ip}"))
     }
 
+    /// Prefix of the claimed node ports.
+    pub fn node_ports(&self) -> String {
+        self.key("ipam/nodeports/")
+    }
+
+    /// A claimed node port.
+    pub fn node_port(&self, port: u16) -> String {
+        self.key(format_args!("ipam/nodeports/{port}"))
+    }
+
     /// Prefix of all services.
     pub fn services(&self) -> String {
         self.key("services/")
@@ -245,6 +257,7 @@ impl Keys {
             ["ipam", "sticky", name] => Key::Sticky(unescape_part(name)?),
             ["tombstones", node] => Key::Tombstone(parse_uuid(node)?),
             ["ipam", "services", ip] => Key::ServiceIp(parse_ip(ip)?),
+            ["ipam", "nodeports", port] => Key::NodePort(parse_port(port)?),
             ["services", namespace, name] => Key::Service { namespace: namespace.into(), name: name.into() },
             ["endpoints", namespace, name, source] => {
                 Key::Endpoint { namespace: namespace.into(), name: name.into(), source: source.into() }
@@ -268,6 +281,12 @@ fn parse_uuid(text: &str) -> Option<Uuid> {
 fn parse_ip(text: &str) -> Option<IpAddr> {
     let ip: IpAddr = text.parse().ok()?;
     (ip.to_string() == text).then_some(ip)
+}
+
+/// Only the shortest spelling of 1 to 65535.
+fn parse_port(text: &str) -> Option<u16> {
+    let port: u16 = text.parse().ok()?;
+    (port != 0 && port.to_string() == text).then_some(port)
 }
 
 /// Only a network address with its length: one block must not stand under two keys.
@@ -316,6 +335,7 @@ mod tests {
             (keys.pool("default"), Key::Pool("default".into())),
             (keys.block(block), Key::Block(block)),
             (keys.service_ip(ip), Key::ServiceIp(ip)),
+            (keys.node_port(30_080), Key::NodePort(30_080)),
             (keys.address(ip), Key::Address(ip)),
             (keys.sticky("default/db-0.x"), Key::Sticky("default/db-0.x".into())),
             (keys.tombstone(node), Key::Tombstone(node)),
@@ -349,6 +369,9 @@ mod tests {
             "/weft/v1/weft/ipam/blocks/10.244.0.64-33",
             "/weft/v1/weft/ipam/services/fd00:0::1",
             "/weft/v1/weft/ipam/addresses/10.0.0.01",
+            "/weft/v1/weft/ipam/nodeports/030080",
+            "/weft/v1/weft/ipam/nodeports/0",
+            "/weft/v1/weft/ipam/nodeports/65536",
             "/weft/v1/weft/ipam/sticky/db.0",
             "/weft/v1/weft/tombstones/n1",
             "/weft/v1/weft/services//web",

@@ -5,10 +5,10 @@
 //! Services are [`lb::Service`], endpoint slices [`lb::EndpointSlice`], blocks [`ipam::BlockRecord`], pools [`ipam::Pool`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
-use ipam::{AttachmentKey, Owner, Pool};
+use ipam::{AttachmentKey, NodePortRange, Owner, Pool, ServiceRange, ServiceRanges};
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -41,8 +41,13 @@ pub struct ClusterConfig {
     pub schema: u32,
     /// Pools that exist from the start; more stand at `ipam/pools/`.
     pub pools: Vec<Pool>,
-    /// Where ClusterIPs come from.
+    /// Where ClusterIPs of the primary family come from.
     pub service_cidr: IpNet,
+    /// Where those of the other family come from; services may have addresses of both then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secondary_service_cidr: Option<IpNet>,
+    /// Where node ports come from.
+    pub node_port_range: NodePortRange,
     /// The cluster's DNS zone, without a final dot.
     pub dns_zone: String,
     /// The ClusterIP of DNS; in `service_cidr`.
@@ -72,6 +77,8 @@ impl Default for ClusterConfig {
             schema: SCHEMA,
             pools: vec![Pool::new("default", v4(10, 244, 16), None)],
             service_cidr: v4(10, 96, 16),
+            secondary_service_cidr: None,
+            node_port_range: NodePortRange::default(),
             dns_zone: "cluster.local".into(),
             dns_vip: Ipv4Addr::new(10, 96, 0, 10).into(),
             overlay: OverlayBackend::Vxlan,
@@ -83,6 +90,38 @@ impl Default for ClusterConfig {
             extra: Extra::new(),
         }
     }
+}
+
+impl ClusterConfig {
+    /// The service CIDRs, the primary one first; one of a family at most.
+    pub fn service_cidrs(&self) -> Vec<IpNet> {
+        let is_other = |cidr: &IpNet| cidr.addr().is_ipv4() != self.service_cidr.addr().is_ipv4();
+        [self.service_cidr].into_iter().chain(self.secondary_service_cidr.filter(is_other)).collect()
+    }
+
+    /// The ClusterIPs of DNS, one in each service CIDR: in the secondary one the tenth address.
+    pub fn dns_vips(&self) -> Vec<IpAddr> {
+        let others = self.service_cidrs().into_iter().skip(1);
+        [self.dns_vip].into_iter().chain(others.filter_map(tenth)).collect()
+    }
+
+    /// Where services get what is allocated to them.
+    pub fn service_ranges(&self) -> ServiceRanges {
+        let range = |(cidr, vip)| ServiceRange { cidr, reserved: vec![vip] };
+        ServiceRanges {
+            cidrs: self.service_cidrs().into_iter().zip(self.dns_vips()).map(range).collect(),
+            node_ports: self.node_port_range,
+        }
+    }
+}
+
+/// The tenth address of a CIDR, where Kubernetes' installers have DNS; `None` where it is too small.
+pub fn tenth(cidr: IpNet) -> Option<IpAddr> {
+    let ip = match cidr.network() {
+        IpAddr::V4(first) => IpAddr::from(Ipv4Addr::from(u32::from(first).checked_add(10)?)),
+        IpAddr::V6(first) => IpAddr::from(Ipv6Addr::from(u128::from(first).checked_add(10)?)),
+    };
+    (cidr.contains(&ip) && ip != cidr.broadcast()).then_some(ip)
 }
 
 fn v4(first: u8, second: u8, length: u8) -> IpNet {
@@ -338,6 +377,20 @@ pub struct ServiceIpRecord {
     pub extra: Extra,
 }
 
+/// Whose a node port is, at `ipam/nodeports/<n>`. Written together with the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePortRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The service's namespace.
+    pub namespace: String,
+    /// The service's name.
+    pub name: String,
+    /// Fields of newer versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// Reads a value.
 pub fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, BadRecord> {
     serde_json::from_slice(value)
@@ -375,6 +428,16 @@ mod tests {
         assert_eq!(config.service_cidr.to_string(), "10.96.0.0/16");
         assert_eq!(config.pools[0].cidr.to_string(), "10.244.0.0/16");
         assert_eq!(ipam::validate_pools(&config.pools), Ok(()));
+    }
+
+    #[test]
+    fn the_secondary_service_cidr_is_of_the_other_family() {
+        let read = |text: &str| -> ClusterConfig { decode("/config", text.as_bytes()).unwrap() };
+        let dual = read(r#"{"secondary_service_cidr":"fd00:10:96::/112"}"#);
+        assert_eq!(dual.dns_vips(), ["10.96.0.10", "fd00:10:96::a"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        let ranges = dual.service_ranges();
+        assert_eq!(ranges.cidrs[1].reserved, [dual.dns_vips()[1]]);
+        assert_eq!(read(r#"{"secondary_service_cidr":"10.97.0.0/16"}"#).service_cidrs().len(), 1);
     }
 
     #[test]

@@ -1,34 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A service and its ClusterIP are written, and deleted, together.
+//! A service is written, and deleted, together with what it holds: ClusterIPs, node ports, the port of its health check.
 //!
-//! Invariant: `ipam/services/<ip>` names a service exactly while that service holds the address.
+//! Invariant: `ipam/services/<ip>` and `ipam/nodeports/<n>` name a service exactly while that service has the address or
+//! the port.
+
+mod claims;
+mod fields;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::net::IpAddr;
 
-use ipam::{ServiceIpError, service_ip};
-use ipnet::IpNet;
+use bytes::Bytes;
+use ipam::service::{self, ServiceAllocateError};
+use ipam::{NodePortError, ServiceIpError, ServiceRanges};
 use lb::Service;
 
-use crate::records::{BadRecord, Extra, SCHEMA, ServiceIpRecord, decode, encode};
-use crate::{Class, Key, Keys, Store, StoreError, Transaction};
+pub use claims::ServiceClaims;
+
+use crate::records::{BadRecord, Extra, NodePortRecord, SCHEMA, ServiceIpRecord, encode};
+use crate::{Class, Keys, Store, StoreError, Transaction};
 
 /// Each round that fails means that another service took the address first; picks start far apart, so few are needed.
 const ROUNDS: usize = 16;
 
-/// Where ClusterIPs come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceRange {
-    /// The service CIDR.
-    pub cidr: IpNet,
-    /// Addresses that no service gets, such as the DNS VIP.
-    pub reserved: Vec<IpAddr>,
-}
-
 /// A service as it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredService {
-    /// With its ClusterIP, where it has one.
+    /// With everything that it was given.
     pub service: Service,
     /// The revision of the write.
     pub revision: u64,
@@ -37,14 +36,14 @@ pub struct StoredService {
 /// Why a service was not written.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ServiceClaimError {
-    /// The address cannot be had.
+    /// What it asks for cannot be had.
     #[error(transparent)]
-    Address(#[from] ServiceIpError),
+    Allocate(#[from] ServiceAllocateError),
     /// The record cannot be written.
     #[error(transparent)]
     BadRecord(#[from] BadRecord),
-    /// Others kept taking the addresses that were picked.
-    #[error("other services took the ClusterIP first, {0} times: try again")]
+    /// Others kept taking what was picked.
+    #[error("other services took the ClusterIP or node port first, {0} times: try again")]
     Contended(usize),
     /// Somebody else wrote or deleted the service meanwhile.
     #[error("Service {namespace}/{name} was changed by somebody else: read it again")]
@@ -62,76 +61,106 @@ pub enum ServiceClaimError {
 impl ServiceClaimError {
     /// What to do about it.
     pub fn class(&self) -> Class {
+        use ServiceAllocateError as E;
         match self {
-            Self::Address(ServiceIpError::Exhausted(_)) | Self::Contended(_) => Class::Retry,
-            Self::Address(ServiceIpError::Taken(_)) | Self::ServiceChanged { .. } => Class::Conflict,
-            Self::Address(_) | Self::BadRecord(_) => Class::Invalid,
+            Self::Allocate(E::Address(ServiceIpError::Exhausted(_))) | Self::Contended(_) => Class::Retry,
+            Self::Allocate(E::HealthPort(error) | E::NodePort { error, .. }) => match error {
+                NodePortError::Exhausted(_) => Class::Retry,
+                NodePortError::Taken(_) => Class::Conflict,
+                NodePortError::Outside { .. } => Class::Invalid,
+            },
+            Self::Allocate(E::Address(ServiceIpError::Taken(_))) | Self::ServiceChanged { .. } => {
+                Class::Conflict
+            }
+            Self::Allocate(_) | Self::BadRecord(_) => Class::Invalid,
             Self::Store(error) => error.class(),
         }
     }
 }
 
-/// Writes a service with its ClusterIP in one transaction: the one it asks for, else the one it holds, else a free one.
-/// Addresses that it holds and no longer has (headless now, or another asked for) are given back in the same transaction.
-///
-/// `mod_revision` is the service's last write that the caller saw; 0 when it must not exist yet.
-pub async fn claim_service_ip(
-    store: &dyn Store,
-    keys: &Keys,
-    range: &ServiceRange,
-    service: Service,
-    mod_revision: u64,
-) -> Result<StoredService, ServiceClaimError> {
-    let mut claims = ServiceClaims::read(store, keys).await?;
-    claim_service_ip_among(store, keys, range, &mut claims, service, mod_revision).await
+/// The service as it is going to be where nothing has to be allocated: what `before` was given stays where `wanted` says
+/// nothing of it. `None` where something has to be.
+pub fn carried_over(wanted: &Service, before: &Service) -> Option<Service> {
+    let mut wish = fields::read(wanted);
+    service::carry_over(&mut wish, &fields::read(before));
+    let mut service = wanted.clone();
+    fields::write(&mut service, &wish, "").ok()?;
+    service::is_complete(&wish).then_some(service)
 }
 
-/// As [`claim_service_ip`], for many services in a row: `claims` are read once and kept in step with what is written here;
-/// they are read again when they turn out to be old.
-pub async fn claim_service_ip_among(
+/// Whether a service has all that its kind is given. One that was written by something else than [`claim_service`] may not.
+pub fn is_complete(service: &Service) -> bool {
+    service::is_complete(&fields::read(service))
+}
+
+/// The node ports that a service's object names, its health check's among them.
+pub fn node_ports_of(service: &Service) -> BTreeSet<u16> {
+    service::ports_of(&fields::read(service))
+}
+
+/// Writes a service with all that it holds in one transaction: what it asks for, else what it held, else what is free. What it
+/// holds and no longer has (another type, or fewer ports) is given back in the same transaction.
+///
+/// `before` is the service as the caller saw it, with its last write; `None` when it must not exist yet.
+///
+/// # Errors
+/// It asks for what is not to be had, somebody was faster, or the store fails.
+pub async fn claim_service(
     store: &dyn Store,
     keys: &Keys,
-    range: &ServiceRange,
+    ranges: &ServiceRanges,
+    service: Service,
+    before: Option<(&Service, u64)>,
+) -> Result<StoredService, ServiceClaimError> {
+    let mut claims = ServiceClaims::read(store, keys).await?;
+    claim_service_among(store, keys, ranges, &mut claims, service, before).await
+}
+
+/// As [`claim_service`], for many services in a row: `claims` are read once and kept in step with what is written here;
+/// they are read again when they turn out to be old.
+///
+/// # Errors
+/// As [`claim_service`].
+pub async fn claim_service_among(
+    store: &dyn Store,
+    keys: &Keys,
+    ranges: &ServiceRanges,
     claims: &mut ServiceClaims,
     mut service: Service,
-    mod_revision: u64,
+    before: Option<(&Service, u64)>,
 ) -> Result<StoredService, ServiceClaimError> {
     let (namespace, name) = (service.metadata.namespace.clone(), service.metadata.name.clone());
     let key = keys.service(&namespace, &name);
-    let wants_any = service.needs_cluster_ip();
+    let mod_revision = before.map_or(0, |(_, revision)| revision);
+    let before = before.map(|(before, _)| fields::read(before));
+    let mut wish = fields::read(&service);
+    if let Some(before) = &before {
+        service::carry_over(&mut wish, before);
+    }
     for _ in 0..ROUNDS {
         let own = claims.of(&namespace, &name);
-        if wants_any {
-            let held = own.keys().find(|ip| range.cidr.contains(*ip)).copied();
-            let pick = || service_ip::pick(&range.cidr, &claims.taken, &range.reserved, &namespace, &name);
-            service.set_cluster_ip(held.map_or_else(pick, Ok)?);
-        }
-        let wanted = wanted(&service);
-        for ip in wanted.iter().filter(|ip| !own.contains_key(*ip)) {
-            service_ip::check_requested(&range.cidr, &claims.taken, &range.reserved, *ip)?;
-        }
+        let held = claims.holdings(&own);
+        let given = service::allocate(wish.clone(), before.as_ref(), &held, ranges, &namespace, &name)?;
+        fields::write(&mut service, &given, &key)?;
+        let addresses: BTreeSet<IpAddr> = given.addresses.iter().copied().collect();
+        let ports = service::ports_of(&given);
         let value = encode(&key, &service)?;
         let mut write = Transaction::new().unchanged(&key, mod_revision).put(&key, value.clone());
-        for ip in wanted.iter().filter(|ip| !own.contains_key(*ip)) {
-            let ip_key = keys.service_ip(*ip);
-            let record = ServiceIpRecord {
-                schema: SCHEMA,
-                namespace: namespace.clone(),
-                name: name.clone(),
-                extra: Extra::new(),
-            };
-            write = write.absent(&ip_key).put(&ip_key, encode(&ip_key, &record)?);
-        }
-        for (ip, ip_revision) in &own {
-            let ip_key = keys.service_ip(*ip);
-            write = write.unchanged(&ip_key, *ip_revision);
-            if !wanted.contains(ip) {
-                write = write.delete(ip_key);
-            }
-        }
+        write = exchange(write, &own.addresses, &addresses, |ip| {
+            let key = keys.service_ip(*ip);
+            let (namespace, name) = (namespace.clone(), name.clone());
+            let record = ServiceIpRecord { schema: SCHEMA, namespace, name, extra: Extra::new() };
+            encode(&key, &record).map(|value| (key, value))
+        })?;
+        write = exchange(write, &own.ports, &ports, |port| {
+            let key = keys.node_port(*port);
+            let (namespace, name) = (namespace.clone(), name.clone());
+            let record = NodePortRecord { schema: SCHEMA, namespace, name, extra: Extra::new() };
+            encode(&key, &record).map(|value| (key, value))
+        })?;
         match store.transact(write).await {
             Ok(done) if done.succeeded => {
-                claims.wrote(&namespace, &name, &wanted, done.revision);
+                claims.wrote(&namespace, &name, &addresses, &ports, done.revision);
                 return Ok(StoredService { service, revision: done.revision });
             }
             Ok(_) => {
@@ -145,7 +174,10 @@ pub async fn claim_service_ip_among(
                 // Written, if what is there is ours and newer than what we saw.
                 let found = store.get(&key).await?;
                 return match found.filter(|item| item.value == value && item.mod_revision > mod_revision) {
-                    Some(item) => Ok(StoredService { service, revision: item.mod_revision }),
+                    Some(item) => {
+                        *claims = ServiceClaims::read(store, keys).await?;
+                        Ok(StoredService { service, revision: item.mod_revision })
+                    }
                     None => Err(error.into()),
                 };
             }
@@ -155,8 +187,31 @@ pub async fn claim_service_ip_among(
     Err(ServiceClaimError::Contended(ROUNDS))
 }
 
-/// Deletes a service and its ClusterIPs in one transaction; returns the revision, `None` when it was
-/// not there.
+/// Claims of what is wanted and not held yet; those that are held must not have changed, and go where they are not wanted.
+fn exchange<T: Ord + Display>(
+    mut write: Transaction,
+    own: &BTreeMap<T, u64>,
+    wanted: &BTreeSet<T>,
+    record: impl Fn(&T) -> Result<(String, Bytes), BadRecord>,
+) -> Result<Transaction, BadRecord> {
+    for what in wanted.iter().filter(|what| !own.contains_key(*what)) {
+        let (key, value) = record(what)?;
+        write = write.absent(&key).put(&key, value);
+    }
+    for (what, revision) in own {
+        let (key, _) = record(what)?;
+        write = write.unchanged(&key, *revision);
+        if !wanted.contains(what) {
+            write = write.delete(key);
+        }
+    }
+    Ok(write)
+}
+
+/// Deletes a service and all that it holds in one transaction; returns the revision, `None` when it was not there.
+///
+/// # Errors
+/// Somebody kept changing it, or the store fails.
 pub async fn delete_service(
     store: &dyn Store,
     keys: &Keys,
@@ -168,9 +223,10 @@ pub async fn delete_service(
         let own = ServiceClaims::read(store, keys).await?.of(namespace, name);
         let Some(service) = store.get(&key).await? else { return Ok(None) };
         let mut delete = Transaction::new().unchanged(&key, service.mod_revision).delete(&key);
-        for (ip, revision) in &own {
-            let ip_key = keys.service_ip(*ip);
-            delete = delete.unchanged(&ip_key, *revision).delete(ip_key);
+        let addresses = own.addresses.iter().map(|(ip, revision)| (keys.service_ip(*ip), revision));
+        let ports = own.ports.iter().map(|(port, revision)| (keys.node_port(*port), revision));
+        for (key, revision) in addresses.chain(ports) {
+            delete = delete.unchanged(&key, *revision).delete(key);
         }
         let done = store.transact(delete).await?;
         if done.succeeded {
@@ -178,55 +234,4 @@ pub async fn delete_service(
         }
     }
     Err(ServiceClaimError::Contended(ROUNDS))
-}
-
-/// The addresses that the service shall hold.
-fn wanted(service: &Service) -> BTreeSet<IpAddr> {
-    if service.is_headless() || service.is_external_name() {
-        return BTreeSet::new();
-    }
-    service.cluster_ips().into_iter().collect()
-}
-
-/// All claimed ClusterIPs, as they were read and written since.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServiceClaims {
-    /// Every address that is claimed, by whomever.
-    taken: BTreeSet<IpAddr>,
-    /// By (namespace, name): addresses with the revision of the claim.
-    by_service: BTreeMap<(String, String), BTreeMap<IpAddr, u64>>,
-}
-
-impl ServiceClaims {
-    /// Reads them from the store.
-    pub async fn read(store: &dyn Store, keys: &Keys) -> Result<Self, StoreError> {
-        let mut claims = Self::default();
-        for item in store.list(&keys.service_ips()).await?.items {
-            let Some(Key::ServiceIp(ip)) = keys.parse(&item.key) else { continue };
-            // A claim whose value is bad is somebody's.
-            claims.taken.insert(ip);
-            if let Ok(record) = decode::<ServiceIpRecord>(&item.key, &item.value) {
-                let own = claims.by_service.entry((record.namespace, record.name)).or_default();
-                own.insert(ip, item.mod_revision);
-            }
-        }
-        Ok(claims)
-    }
-
-    fn of(&self, namespace: &str, name: &str) -> BTreeMap<IpAddr, u64> {
-        self.by_service.get(&(namespace.to_owned(), name.to_owned())).cloned().unwrap_or_default()
-    }
-
-    /// What a transaction of ours changed: new claims were written at `revision`, kept ones not.
-    fn wrote(&mut self, namespace: &str, name: &str, wanted: &BTreeSet<IpAddr>, revision: u64) {
-        let own = self.by_service.entry((namespace.to_owned(), name.to_owned())).or_default();
-        for ip in own.keys().filter(|ip| !wanted.contains(*ip)) {
-            self.taken.remove(ip);
-        }
-        own.retain(|ip, _| wanted.contains(ip));
-        for ip in wanted {
-            self.taken.insert(*ip);
-            own.entry(*ip).or_insert(revision);
-        }
-    }
 }

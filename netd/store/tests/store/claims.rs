@@ -3,16 +3,18 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::rc::Rc;
 
-use ipam::{BlockRecord, Family, Pool, ServiceIpError};
+use ipam::{
+    BlockRecord, Family, NodePortRange, Pool, ServiceAllocateError, ServiceIpError, ServiceRange,
+    ServiceRanges,
+};
 use ipnet::IpNet;
 use netd_store::claim::{
-    self, ClaimError, ServiceClaimError, ServiceRange, claim_service_ip, delete_service, ensure_config,
+    self, ClaimError, ServiceClaimError, claim_service, delete_service, ensure_config, node_ports_of,
     release_block,
 };
-use netd_store::records::{ClusterConfig, ServiceIpRecord, decode, decode_all};
+use netd_store::records::{ClusterConfig, NodePortRecord, ServiceIpRecord, decode, decode_all};
 use netd_store::{Class, Keys, Memory, Store};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -123,8 +125,15 @@ async fn the_first_config_stays() {
     assert!(error.to_string().contains("/weft/v1/weft/config"), "{error}");
 }
 
-fn range() -> ServiceRange {
-    ServiceRange { cidr: "10.96.0.0/24".parse().unwrap(), reserved: vec!["10.96.0.10".parse().unwrap()] }
+fn ranges() -> ServiceRanges {
+    let range = |cidr: &str, dns: &str| ServiceRange {
+        cidr: cidr.parse().unwrap(),
+        reserved: vec![dns.parse().unwrap()],
+    };
+    ServiceRanges {
+        cidrs: vec![range("10.96.0.0/24", "10.96.0.10"), range("fd00:10:96::/112", "fd00:10:96::a")],
+        node_ports: NodePortRange::default(),
+    }
 }
 
 fn service(name: &str, ip: &str) -> lb::Service {
@@ -135,54 +144,105 @@ fn service(name: &str, ip: &str) -> lb::Service {
     service
 }
 
-/// Who holds which ClusterIP, from the claims, after checking them against the services.
-async fn holders(memory: &Memory) -> BTreeMap<IpAddr, String> {
+/// Who holds which address and node port, from the claims, after checking them against the services.
+async fn holders(memory: &Memory) -> BTreeMap<String, String> {
     let (keys, mut held, mut wished) = (keys(), BTreeMap::new(), BTreeMap::new());
     for item in memory.list(&keys.service_ips()).await.unwrap().items {
         let Some(netd_store::Key::ServiceIp(ip)) = keys.parse(&item.key) else { panic!("{item:?}") };
-        held.insert(ip, decode::<ServiceIpRecord>(&item.key, &item.value).unwrap().name);
+        held.insert(ip.to_string(), decode::<ServiceIpRecord>(&item.key, &item.value).unwrap().name);
+    }
+    for item in memory.list(&keys.node_ports()).await.unwrap().items {
+        let Some(netd_store::Key::NodePort(port)) = keys.parse(&item.key) else { panic!("{item:?}") };
+        held.insert(port.to_string(), decode::<NodePortRecord>(&item.key, &item.value).unwrap().name);
     }
     for item in memory.list(&keys.services()).await.unwrap().items {
         let service: lb::Service = decode(&item.key, &item.value).unwrap();
-        wished.extend(service.cluster_ips().into_iter().map(|ip| (ip, service.metadata.name.clone())));
+        let ports = node_ports_of(&service).into_iter().map(|port| port.to_string());
+        let all = service.cluster_ips().into_iter().map(|ip| ip.to_string()).chain(ports);
+        wished.extend(all.map(|what| (what, service.metadata.name.clone())));
     }
     assert_eq!(held, wished, "claims and services agree");
     held
 }
 
 #[tokio::test]
-async fn a_service_keeps_its_address_until_it_gives_it_up() {
-    let (memory, keys, range) = (Memory::new(), keys(), range());
-    let claim = |service, revision| claim_service_ip(&memory, &keys, &range, service, revision);
+async fn a_service_keeps_its_address_until_it_is_deleted() {
+    let (memory, keys, ranges) = (Memory::new(), keys(), ranges());
+    let claim = |service, before| claim_service(&memory, &keys, &ranges, service, before);
 
-    let first = claim(service("web", ""), 0).await.unwrap();
+    let first = claim(service("web", ""), None).await.unwrap();
     let ip = first.service.cluster_ips()[0];
-    assert!(range.cidr.contains(&ip));
-    assert_eq!(holders(&memory).await, BTreeMap::from([(ip, "web".into())]));
+    assert!(ranges.cidrs[0].cidr.contains(&ip));
+    assert_eq!(holders(&memory).await, BTreeMap::from([(ip.to_string(), "web".into())]));
 
     // The manifest says nothing of the address, and is applied again.
-    let second = claim(service("web", ""), first.revision).await.unwrap();
+    let second = claim(service("web", ""), Some((&first.service, first.revision))).await.unwrap();
     assert_eq!(second.service.cluster_ips(), [ip]);
 
-    let error = claim(service("web", ""), first.revision).await.unwrap_err();
+    let error = claim(service("web", ""), Some((&first.service, first.revision))).await.unwrap_err();
     assert!(matches!(error, ServiceClaimError::ServiceChanged { .. }), "{error}");
     assert_eq!(error.class(), Class::Conflict);
 
-    let error = claim(service("other", &ip.to_string()), 0).await.unwrap_err();
-    assert_eq!(error, ServiceClaimError::Address(ServiceIpError::Taken(ip)));
+    let error = claim(service("other", &ip.to_string()), None).await.unwrap_err();
+    assert_eq!(error, ServiceAllocateError::from(ServiceIpError::Taken(ip)).into());
     for bad in ["10.97.0.1", "10.96.0.0", "10.96.0.10"] {
-        assert_eq!(claim(service("other", bad), 0).await.unwrap_err().class(), Class::Invalid, "{bad}");
+        assert_eq!(claim(service("other", bad), None).await.unwrap_err().class(), Class::Invalid, "{bad}");
     }
-
-    let third = claim(service("web", "10.96.0.7"), second.revision).await.unwrap();
-    assert_eq!(holders(&memory).await, BTreeMap::from([("10.96.0.7".parse().unwrap(), "web".into())]));
-    let fourth = claim(service("web", "None"), third.revision).await.unwrap();
-    assert_eq!(holders(&memory).await, BTreeMap::new());
-    claim(service("web", "10.96.0.7"), fourth.revision).await.unwrap();
+    for other in ["10.96.0.7", "None"] {
+        let before = Some((&second.service, second.revision));
+        let error = claim(service("web", other), before).await.unwrap_err();
+        assert!(
+            matches!(error, ServiceClaimError::Allocate(ServiceAllocateError::AddressChanged { .. })),
+            "{error}"
+        );
+    }
+    assert_eq!(holders(&memory).await.len(), 1);
 
     assert!(delete_service(&memory, &keys, "default", "web").await.unwrap().is_some());
     assert_eq!(delete_service(&memory, &keys, "default", "web").await.unwrap(), None);
     assert_eq!(holders(&memory).await, BTreeMap::new());
+}
+
+/// An object with this `spec`.
+fn object(name: &str, spec: serde_json::Value) -> lb::Service {
+    let json = serde_json::json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"}, "spec": spec,
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+#[tokio::test]
+async fn node_ports_and_families_come_and_go_with_their_service() {
+    let (memory, keys, ranges) = (Memory::new(), keys(), ranges());
+    let claim = |service, before| claim_service(&memory, &keys, &ranges, service, before);
+    let ports = serde_json::json!([{"name": "a", "port": 80}, {"name": "b", "port": 81, "nodePort": 30_001}]);
+    let balanced = object(
+        "web",
+        serde_json::json!({
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "ipFamilyPolicy": "PreferDualStack", "ports": ports,
+        }),
+    );
+    let first = claim(balanced.clone(), None).await.unwrap();
+    assert_eq!(holders(&memory).await.len(), 5, "two addresses, two node ports, one for the health check");
+    let again = claim(balanced, Some((&first.service, first.revision))).await.unwrap();
+    assert_eq!(again.service, first.service);
+
+    let taken =
+        object("other", serde_json::json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30_001}]}));
+    let error = claim(taken.clone(), None).await.unwrap_err();
+    assert_eq!(error.class(), Class::Conflict, "{error}");
+    assert!(error.to_string().contains("nodePort: node port 30001 belongs to another service"), "{error}");
+
+    let plain = object(
+        "web",
+        serde_json::json!({"ipFamilyPolicy": "SingleStack", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}),
+    );
+    let plain = claim(plain, Some((&again.service, again.revision))).await.unwrap();
+    assert_eq!(plain.service.cluster_ips(), first.service.cluster_ips()[..1]);
+    assert_eq!(holders(&memory).await.len(), 1);
+    claim(taken, None).await.unwrap();
+    delete_service(&memory, &keys, "default", "other").await.unwrap();
+    assert_eq!(holders(&memory).await.len(), 1);
 }
 
 /// What the nodes believe to own; a block that two believe in is the end of the test.

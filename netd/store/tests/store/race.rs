@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipam::{AttachmentKey, BlockRecord, Family, Owner, Pool};
+use ipam::{AttachmentKey, BlockRecord, Family, NodePortRange, Owner, Pool, ServiceRange, ServiceRanges};
 use netd_store::claim::{
-    AddressClaimError, ClaimError, Progress, ServiceClaimError, ServiceRange, StickyError, StickyHolder,
-    claim_block, claim_service_ip, confirm_fence, finish_removal, give_back_sticky, grant_address,
-    release_address, remove_node, request_address, take_sticky,
+    AddressClaimError, ClaimError, Progress, ServiceClaimError, StickyError, StickyHolder, claim_block,
+    claim_service, confirm_fence, finish_removal, give_back_sticky, grant_address, release_address,
+    remove_node, request_address, take_sticky,
 };
 use netd_store::records::decode_all;
 use netd_store::{Keys, Store};
@@ -64,9 +64,10 @@ async fn services_created_at_once_get_different_addresses_until_none_is_left() {
     let keys = Keys::new("race").unwrap();
     let range =
         ServiceRange { cidr: "10.96.0.0/28".parse().unwrap(), reserved: vec!["10.96.0.10".parse().unwrap()] };
+    let ranges = ServiceRanges { cidrs: vec![range], node_ports: NodePortRange::default() };
     let tasks: Vec<_> = (1..=WRITERS)
         .map(|number| {
-            let (config, keys, range) = (server.config(), keys.clone(), range.clone());
+            let (config, keys, ranges) = (server.config(), keys.clone(), ranges.clone());
             tokio::spawn(async move {
                 let etcd = crate::etcd_server::serving(config).await;
                 let mut ips = vec![];
@@ -74,9 +75,9 @@ async fn services_created_at_once_get_different_addresses_until_none_is_left() {
                     let mut service = lb::Service::default();
                     service.metadata.namespace = "default".into();
                     service.metadata.name = format!("web-{number}-{round}");
-                    match claim_service_ip(&etcd, &keys, &range, service, 0).await {
+                    match claim_service(&etcd, &keys, &ranges, service, None).await {
                         Ok(stored) => ips.extend(stored.service.cluster_ips()),
-                        Err(ServiceClaimError::Address(error)) => {
+                        Err(ServiceClaimError::Allocate(error)) => {
                             assert!(error.to_string().contains("10.96.0.0/28"), "{error}");
                             break;
                         }
