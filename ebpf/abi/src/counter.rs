@@ -30,11 +30,21 @@ pub enum Counter {
     Refused = 9,
     /// A host route that led nowhere for a translated packet.
     NoRoute = 10,
+    /// A translated packet too long for its next link, answered with that link's MTU.
+    TooBig = 11,
+    /// A flow that began: an entry of the packet path for each direction.
+    FlowBegun = 12,
+    /// A flow that moved to CT_LIVE: both sides have spoken, and the client again.
+    FlowEstablished = 13,
+    /// A packet wrapped for the backend's node, which answers directly.
+    DsrWrapped = 14,
+    /// A packet that came wrapped from another node.
+    DsrUnwrapped = 15,
 }
 
 impl Counter {
     /// Every counter, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::SocketsFull,
         Self::BindConflict,
         Self::CtFull,
@@ -46,6 +56,11 @@ impl Counter {
         Self::PortMoved,
         Self::Refused,
         Self::NoRoute,
+        Self::TooBig,
+        Self::FlowBegun,
+        Self::FlowEstablished,
+        Self::DsrWrapped,
+        Self::DsrUnwrapped,
     ];
 
     /// The index in COUNTERS.
@@ -67,6 +82,11 @@ impl Counter {
             Self::PortMoved => "port-moved",
             Self::Refused => "refused",
             Self::NoRoute => "no-route",
+            Self::TooBig => "too-big",
+            Self::FlowBegun => "flow-begun",
+            Self::FlowEstablished => "flow-established",
+            Self::DsrWrapped => "dsr-wrapped",
+            Self::DsrUnwrapped => "dsr-unwrapped",
         }
     }
 }

@@ -49,11 +49,13 @@ pub enum DropReason {
     DsrSender = 19,
     /// For a backend that is gone, or a flow whose service is.
     NoBackend = 20,
+    /// Translated, and too long for its next link; the sender is told the MTU.
+    TooBig = 21,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::UnknownLink,
         Self::Malformed,
         Self::SourceMac,
@@ -75,6 +77,7 @@ impl DropReason {
         Self::DsrTooBig,
         Self::DsrSender,
         Self::NoBackend,
+        Self::TooBig,
     ];
 
     /// The index in DROPS.
@@ -106,6 +109,7 @@ impl DropReason {
             Self::DsrTooBig => "dsr-too-big",
             Self::DsrSender => "dsr-sender",
             Self::NoBackend => "no-backend",
+            Self::TooBig => "too-big",
         }
     }
 }

@@ -45,7 +45,7 @@ pub mod v1;
 
 pub use address::Address;
 pub use affinity::{AffinityBackendKey, AffinityKey, AffinityValue};
-pub use conntrack::{CtKey, FragmentKey, FragmentValue};
+pub use conntrack::{CtKey, CtState, CtValue, FragmentKey, FragmentValue};
 pub use counter::Counter;
 pub use drop_reason::DropReason;
 pub use node::{DatapathConfig, NodeValue};

@@ -31,10 +31,12 @@ pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 pub const NODES: &str = "NODES";
 /// Array of one [`DatapathConfig`](crate::DatapathConfig).
 pub const CONFIG: &str = "CONFIG";
-/// [`CtKey`](crate::CtKey) to the state of a flow that has begun, LRU hash.
+/// [`CtKey`](crate::CtKey) to [`CtValue`](crate::CtValue), flows that go on, LRU hash.
 pub const CT_LIVE: &str = "CT_LIVE";
-/// [`CtKey`](crate::CtKey) to the state of a flow without an answer yet, LRU hash.
+/// [`CtKey`](crate::CtKey) to [`CtValue`](crate::CtValue), flows that have only begun, LRU hash.
 pub const CT_NEW: &str = "CT_NEW";
+/// Array of one `u32`: 1 as soon as there was a flow; before, packets are not looked up in CT_LIVE and CT_NEW.
+pub const CT_ACTIVE: &str = "CT_ACTIVE";
 /// [`FragmentKey`](crate::FragmentKey) to [`FragmentValue`](crate::FragmentValue), LRU hash.
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// [`Counter`](crate::Counter) to a count (`u64`), per-CPU array.
@@ -99,5 +101,7 @@ pub const OVERLAY_INGRESS: &str = "weft_overlay_ingress";
 pub const TUNNEL_INGRESS: &str = "weft_tunnel_ingress";
 /// TC program at the ingress of an uplink: services asked from outside.
 pub const UPLINK_INGRESS: &str = "weft_uplink_ingress";
+/// TC program at the egress of an uplink: answers of the host's own processes get their frontend back.
+pub const UPLINK_EGRESS: &str = "weft_uplink_egress";
 /// TC program at the ingress of the device for direct server return.
 pub const DSR_INGRESS: &str = "weft_dsr_ingress";

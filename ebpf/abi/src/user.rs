@@ -4,7 +4,7 @@
 #![allow(unsafe_code, reason = "aya's Pod is an unsafe trait; the layouts are asserted beside the types")]
 
 use crate::{
-    AffinityBackendKey, AffinityKey, AffinityValue, BackendValue, CtKey, DatapathConfig, EndpointKey,
+    AffinityBackendKey, AffinityKey, AffinityValue, BackendValue, CtKey, CtValue, DatapathConfig, EndpointKey,
     FlowKey, FlowValue, FragmentKey, FragmentValue, FrontendKey, NetnsValue, NodeValue, Pod6Key,
     PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters, ServiceValue, SocketValue, SourceRangeKey, v1,
 };
@@ -22,6 +22,6 @@ pods!(FrontendKey, ServiceValue, BackendValue, EndpointKey, SourceRangeKey, Serv
 pods!(SocketValue, FlowKey, FlowValue, NetnsValue);
 pods!(AffinityKey, AffinityValue, AffinityBackendKey);
 pods!(NodeValue, DatapathConfig);
-pods!(CtKey, FragmentKey, FragmentValue);
+pods!(CtKey, CtValue, FragmentKey, FragmentValue);
 pods!(PodKey, Pod6Key, PodAddressKey, PodValue, PodLink);
 pods!(v1::ServiceKey, v1::ServiceValue, v1::BackendValue, v1::FlowKey, v1::FlowValue);
