@@ -48,8 +48,7 @@ pub const fn ipv4(address: &Address) -> Option<[u8; 4]> {
 /// Whether it is IPv4 in its mapped form.
 #[inline(always)]
 pub const fn is_ipv4(address: &Address) -> bool {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *address;
-    a | b | c | d | e | f | g | h | i | j == 0 && k & l == 0xff
+    u128::from_be_bytes(*address) >> 32 == 0xffff
 }
 
 /// The last four bytes: of an IPv4 address all it has.

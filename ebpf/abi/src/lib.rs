@@ -3,7 +3,8 @@
 //!
 //! This crate is compiled twice: for the host and for `bpfel-unknown-none`. It is `no_std`, allocates nothing and
 //! depends on nothing (`aya::Pod` for the types is behind the feature `user`). Every type is `#[repr(C)]` without implicit
-//! padding, so that the bytes in a map are the bytes of the struct on either side.
+//! padding, so that the bytes in a map are the bytes of the struct on either side; those with addresses are aligned to 4, so
+//! that programs copy words.
 //!
 //! * [`address`]: the one form of an address, for both families;
 //! * [`service`]: frontends, backends, slots and counters; the picture of a lookup;

@@ -55,12 +55,23 @@ pub const DROPS: &str = "DROPS";
 pub const OVERLAY: &str = "OVERLAY";
 
 /// Every map of the datapath.
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 22] = [
     SERVICES,
     BACKENDS,
     SLOTS,
-    FLOWS,
+    BACKEND_LOAD,
+    BACKEND_ENDPOINTS,
+    SOURCE_RANGES,
     SERVICE_COUNTERS,
+    SOCKETS,
+    FLOWS,
+    NETNS,
+    AFFINITY,
+    AFFINITY_BACKENDS,
+    NODE_ADDRESSES,
+    NODES,
+    CONFIG,
+    COUNTERS,
     PODS,
     PODS6,
     POD_LINKS,

@@ -12,7 +12,7 @@ pub const ADDRESS_OWN: u32 = 2;
 
 /// A node, by its index in NODES; 0 is none. 32 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct NodeValue {
     /// Its IPv4 overlay address; zero without one.
     pub overlay4: Address,

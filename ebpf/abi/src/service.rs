@@ -49,7 +49,7 @@ pub const BACKEND_LOCAL: u8 = 1;
 
 /// A frontend: an address that a service answers at, port, protocol, and who asks. 20 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct FrontendKey {
     /// ClusterIP, external or load balancer address; [`UNSPECIFIED`] or [`UNSPECIFIED4`] is any
     /// address of the family that answers node ports.
@@ -229,7 +229,7 @@ impl fmt::Display for BackendValue {
 
 /// Key of BACKEND_ENDPOINTS: a direct connection to this goes to a backend. 20 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct EndpointKey {
     /// The backend's address.
     pub addr: Address,

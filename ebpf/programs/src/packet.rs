@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-//! The contexts the kernel hands to the programs, and the helpers called on them: safe functions around pointers.
+//! The packets the kernel hands to the TC programs, and the helpers called on them: safe functions around pointers.
 
 use aya_ebpf::{
     EbpfContext,
     bindings::bpf_fib_lookup as bpf_fib_lookup_params,
     helpers::generated::{
-        bpf_check_mtu, bpf_fib_lookup, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_redirect,
-        bpf_redirect_peer, bpf_set_retval,
+        bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_peer,
     },
-    programs::{SockAddrContext, TcContext},
+    programs::TcContext,
 };
-use ebpf_abi::{CHECKED_MARK, Protocol, v1::{FlowKey, ServiceKey}};
+use ebpf_abi::CHECKED_MARK;
 
 /// TC_ACT_UNSPEC and TCX_NEXT (linux/pkt_cls.h, linux/bpf.h): the next program, then the host's stack.
 pub(crate) const TC_NEXT: i32 = -1;
@@ -40,77 +39,6 @@ pub(crate) const ETHER_IPV6: [u8; 2] = [0x86, 0xdd];
 const IP_OFFSET: u32 = 14;
 /// Where next header and hop limit lie in a packet, together.
 const NEXT_AND_HOP_LIMIT_OFFSET: usize = 20;
-
-/// The address that a cgroup program may look at and change: the peer of a socket or datagram.
-pub(crate) struct Peer {
-    ctx: SockAddrContext,
-}
-
-impl Peer {
-    #[inline(always)]
-    pub(crate) fn new(ctx: SockAddrContext) -> Self {
-        Self { ctx }
-    }
-
-    /// TCP or UDP; `None` for sockets of another protocol (ping, SCTP).
-    #[inline(always)]
-    pub(crate) fn protocol(&self) -> Option<Protocol> {
-        // SAFETY: the kernel's context pointer; this field may be read in every sock_addr program.
-        let number = unsafe { (*self.ctx.sock_addr).protocol };
-        if number > u32::from(u8::MAX) {
-            return None;
-        }
-        Protocol::from_number(number as u8)
-    }
-
-    /// The peer as a frontend.
-    #[inline(always)]
-    pub(crate) fn service_key(&self, protocol: Protocol) -> ServiceKey {
-        let (addr, port) = self.address();
-        ServiceKey { addr, port, proto: protocol.number(), pad: 0 }
-    }
-
-    /// The peer as one of this socket's flows.
-    #[inline(always)]
-    pub(crate) fn flow_key(&self, addr: [u8; 4], port: [u8; 2], protocol: Protocol) -> FlowKey {
-        // SAFETY: the helper takes the context of a sock_addr program.
-        let cookie = unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) };
-        FlowKey { cookie, addr, port, proto: protocol.number(), pad: 0 }
-    }
-
-    /// Address and port, network order.
-    #[inline(always)]
-    pub(crate) fn address(&self) -> ([u8; 4], [u8; 2]) {
-        // SAFETY: the kernel's context pointer; these fields may be read in every sock_addr program for IPv4.
-        let (addr, port) = unsafe { ((*self.ctx.sock_addr).user_ip4, (*self.ctx.sock_addr).user_port) };
-        // user_port is a u32 that holds a port of network order in its first two bytes.
-        (addr.to_ne_bytes(), (port as u16).to_ne_bytes())
-    }
-
-    /// Replaces the peer.
-    #[inline(always)]
-    pub(crate) fn set_address(&self, addr: [u8; 4], port: [u8; 2]) {
-        // SAFETY: the kernel's context pointer; these fields may be written in the programs we have.
-        unsafe {
-            (*self.ctx.sock_addr).user_ip4 = u32::from_ne_bytes(addr);
-            (*self.ctx.sock_addr).user_port = u32::from(u16::from_ne_bytes(port));
-        }
-    }
-}
-
-/// Makes the system call fail with this errno (without it a refused call says EPERM).
-#[inline(always)]
-pub(crate) fn fail_with(errno: i32) {
-    // SAFETY: takes a number; in connect4 and sendmsg4 programs it is the result of the system call.
-    unsafe { bpf_set_retval(-errno) };
-}
-
-/// A pseudo-random number.
-#[inline(always)]
-pub(crate) fn random() -> u32 {
-    // SAFETY: no arguments, no requirements.
-    unsafe { bpf_get_prandom_u32() }
-}
 
 /// A packet at the TC ingress of a pod's host end or of the overlay device.
 pub(crate) struct Packet {

@@ -1,51 +1,182 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //! What the cgroup programs do to a socket's peer.
+//!
+//! A connection is translated once, when it is made, and its socket remembered until it is closed (SOCKETS). Datagrams of an
+//! unconnected UDP socket are translated one by one; FLOWS says what an answer's sender stands for. A connected UDP socket of
+//! a pod keeps the frontend as its peer where the program on the pod's veth translates its packets, so that each of them finds
+//! a live backend.
 
-use ebpf_abi::v1::FlowValue;
+use ebpf_abi::{
+    Address, FlowKey, FlowValue, FrontendKey, PROTO_UDP, SCOPE_INTERNAL, ServiceValue, SocketValue,
+    address::{UNSPECIFIED, is_ipv4},
+    hash::hash_number,
+    service::{SERVICE_AFFINITY, SERVICE_SOURCE_RANGES},
+    socket::{NETNS_PACKET_UDP, SOCKET_COUNTED},
+};
 
 use crate::{
     maps,
-    packet::{self, Peer},
-    service::{self, Choice},
+    peer::{self, Peer, Socket},
+    service::{self, Chance, Choice},
 };
 
 /// Let the system call go on.
-const ALLOW: i32 = 1;
+pub(crate) const ALLOW: i32 = 1;
 /// Let it fail.
-const REFUSE: i32 = 0;
+pub(crate) const REFUSE: i32 = 0;
 /// asm-generic/errno.h: what a closed port says, and what clients expect of a service without backends.
 const ECONNREFUSED: i32 = 111;
+/// asm-generic/errno.h: what a host says that does not answer. A packet would be dropped; a socket need not wait for that.
+const EHOSTUNREACH: i32 = 113;
+/// First bytes of a client's address where its netns is not (yet) known: no source begins like this (multicast, RFC 4291
+/// section 2.7). The netns cookie follows.
+const UNKNOWN_CLIENT: [u8; 8] = [0xff, 0, 0, 0, 0, 0, 0, 0];
 
-/// Towards the service: a ClusterIP becomes a backend.
+/// A socket connects: the frontend becomes a backend.
 #[inline(always)]
-pub(crate) fn translate(peer: &Peer) -> i32 {
-    let Some(protocol) = peer.protocol() else { return ALLOW };
-    let key = peer.service_key(protocol);
-    match service::choose(&key) {
-        Choice::Pass => ALLOW,
-        Choice::Refuse { service_id } => {
-            maps::count_refusal(service_id);
-            packet::fail_with(ECONNREFUSED);
-            REFUSE
-        }
-        Choice::Forward { service_id, backend_id, backend } => {
-            let flow = peer.flow_key(backend.addr, backend.port, protocol);
-            let value = FlowValue { addr: key.addr, port: key.port, pad: [0; 2], service_id, backend_id };
-            maps::remember_flow(&flow, &value);
-            peer.set_address(backend.addr, backend.port);
-            maps::count_connection(service_id);
+pub(crate) fn connect<const V6: bool>(peer: &Peer<V6>) -> i32 {
+    let Some(proto) = peer.protocol() else { return ALLOW };
+    let key = frontend(peer, proto);
+    let cookie = peer.cookie();
+    let Some(service) = service::find(&key, || is_host(peer)) else {
+        // It may have been elsewhere before: a connection that failed, or UDP.
+        maps::forget_connection(cookie);
+        return ALLOW;
+    };
+    let netns = peer.netns();
+    if proto == PROTO_UDP
+        && service.slot_count != 0
+        && maps::netns(netns).is_some_and(|known| known.flags & NETNS_PACKET_UDP != 0)
+    {
+        maps::forget_connection(cookie);
+        return ALLOW;
+    }
+    match service::pick(&service, &client(&service, &key, netns), Chance::Random) {
+        Choice::Refuse => fail(&service, ECONNREFUSED),
+        Choice::Drop(_) => fail(&service, EHOSTUNREACH),
+        Choice::Forward { backend_id, backend } => {
+            let value = SocketValue {
+                addr: key.addr,
+                port: key.port,
+                proto,
+                flags: SOCKET_COUNTED,
+                service_id: service.service_id,
+                backend_id,
+                since_secs: peer::now_secs(),
+                netns,
+            };
+            maps::remember_connection(cookie, &value);
+            peer.set_address(&backend.addr(), backend.port());
+            maps::count_connection(service.service_id);
             ALLOW
         }
     }
 }
 
-/// Towards the program: the backend becomes the ClusterIP it stands for. These hooks cannot refuse.
+/// A UDP socket sends one datagram to an address: the frontend becomes a backend, the same for each datagram of the socket as
+/// long as the service's backends are the same.
 #[inline(always)]
-pub(crate) fn translate_back(peer: &Peer) -> i32 {
-    let Some(protocol) = peer.protocol() else { return ALLOW };
+pub(crate) fn send<const V6: bool>(peer: &Peer<V6>) -> i32 {
+    let Some(proto) = peer.protocol() else { return ALLOW };
+    let key = frontend(peer, proto);
+    let Some(service) = service::find(&key, || is_host(peer)) else { return ALLOW };
+    let cookie = peer.cookie();
+    let chance = Chance::Hash(hash_number(cookie, service.service_id));
+    let netns = if needs_client(&service) { peer.netns() } else { 0 };
+    match service::pick(&service, &client(&service, &key, netns), chance) {
+        Choice::Refuse => fail(&service, ECONNREFUSED),
+        Choice::Drop(_) => fail(&service, EHOSTUNREACH),
+        Choice::Forward { backend_id, backend } => {
+            let flow = FlowKey { cookie, addr: backend.addr(), port: backend.port(), proto, pad: [0; 5] };
+            let value = FlowValue {
+                addr: key.addr,
+                port: key.port,
+                pad: [0; 2],
+                service_id: service.service_id,
+                backend_id,
+                pad2: 0,
+            };
+            maps::remember_flow(&flow, &value);
+            peer.set_address(&backend.addr(), backend.port());
+            maps::count_connection(service.service_id);
+            ALLOW
+        }
+    }
+}
+
+/// A UDP socket's program reads a datagram: its sender is the frontend. This hook cannot refuse.
+#[inline(always)]
+pub(crate) fn receive<const V6: bool>(peer: &Peer<V6>) -> i32 {
+    if peer.is_connected() {
+        return name_peer(peer);
+    }
     let (addr, port) = peer.address();
-    if let Some(flow) = maps::flow(&peer.flow_key(addr, port, protocol)) {
-        peer.set_address(flow.addr, flow.port);
+    let flow = FlowKey { cookie: peer.cookie(), addr, port, proto: PROTO_UDP, pad: [0; 5] };
+    if let Some((addr, port)) = maps::flow(&flow) {
+        peer.set_address(&addr, port);
     }
     ALLOW
+}
+
+/// A program asks for its socket's peer: it is the frontend. This hook cannot refuse.
+#[inline(always)]
+pub(crate) fn name_peer<const V6: bool>(peer: &Peer<V6>) -> i32 {
+    if peer.protocol().is_some()
+        && let Some((addr, port)) = maps::peer_of_connection(peer.cookie())
+    {
+        peer.set_address(&addr, port);
+    }
+    ALLOW
+}
+
+/// A socket is closed.
+#[inline(always)]
+pub(crate) fn release(socket: &Socket) -> i32 {
+    if socket.protocol().is_some() {
+        maps::forget_connection(socket.cookie());
+    }
+    ALLOW
+}
+
+/// The peer as a frontend that pods and the host ask for.
+#[inline(always)]
+fn frontend<const V6: bool>(peer: &Peer<V6>, proto: u8) -> FrontendKey {
+    let (addr, port) = peer.address();
+    FrontendKey { addr, port, proto, scope: SCOPE_INTERNAL }
+}
+
+#[inline(always)]
+fn is_host<const V6: bool>(peer: &Peer<V6>) -> bool {
+    maps::config().is_some_and(|config| config.is_host_netns(peer.netns()))
+}
+
+#[inline(always)]
+fn fail(service: &ServiceValue, errno: i32) -> i32 {
+    maps::count_refusal(service.service_id);
+    peer::fail_with(errno);
+    REFUSE
+}
+
+/// Whether it matters who asks.
+#[inline(always)]
+fn needs_client(service: &ServiceValue) -> bool {
+    service.flags & (SERVICE_AFFINITY | SERVICE_SOURCE_RANGES) != 0
+}
+
+/// Who asks, as the packet path would see it: the address of the pod or host in the frontend's family. It has not chosen a
+/// source address yet.
+#[inline(always)]
+fn client(service: &ServiceValue, key: &FrontendKey, netns: u64) -> Address {
+    if !needs_client(service) {
+        return UNSPECIFIED;
+    }
+    let known = maps::netns(netns).map(|known| if is_ipv4(&key.addr) { known.addr4 } else { known.addr6 });
+    match known {
+        Some(address) if address != UNSPECIFIED => address,
+        _ => {
+            let [a, b, c, d, e, f, g, h] = UNKNOWN_CLIENT;
+            let [i, j, k, l, m, n, o, p] = netns.to_be_bytes();
+            [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+        }
+    }
 }

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//! The maps, and a safe function for each thing the programs do with one. Here: what is counted, and what is configured.
+
+mod pod;
+mod service;
+mod socket;
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use ebpf_abi::{
+    Address, Counter, DatapathConfig, DropReason, NodeValue,
+    limits::{COUNTERS_MAX, DROPS_MAX, NODE_ADDRESSES_MAX, NODES_MAX},
+    node::ADDRESS_NODE_PORT,
+};
+
+pub(crate) use pod::{may_send_from, overlay, pod, pod_link, pod6};
+pub(crate) use service::{
+    Backend, affinity, backend, begin_affinity, client_may_ask, count_connection, count_refusal, is_affine,
+    load, service, slot,
+};
+pub(crate) use socket::{
+    flow, forget_connection, netns, peer_of_connection, remember_connection, remember_flow,
+};
+
+/// BPF_ANY (linux/bpf.h): create or replace.
+const ANY: u64 = 0;
+/// BPF_NOEXIST (linux/bpf.h): create only.
+const NOEXIST: u64 = 1;
+/// BPF_F_NO_PREALLOC (linux/bpf.h): memory by use.
+const NO_PREALLOC: u32 = 1;
+
+#[map]
+static CONFIG: Array<DatapathConfig> = Array::with_max_entries(1, 0);
+#[map]
+static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(NODE_ADDRESSES_MAX, NO_PREALLOC);
+#[map]
+static NODES: Array<NodeValue> = Array::with_max_entries(NODES_MAX, 0);
+#[map]
+static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROPS_MAX, 0);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
+
+/// One more dropped packet.
+#[inline(always)]
+pub(crate) fn count_drop(reason: DropReason) {
+    if let Some(counter) = DROPS.get_ptr_mut(reason.index()) {
+        add_one(counter);
+    }
+}
+
+/// One more of something.
+#[inline(always)]
+pub(crate) fn count(what: Counter) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(what.index()) {
+        add_one(counter);
+    }
+}
+
+/// What user space says of this node; it may change at any time, so each field is read when it is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Config(*const DatapathConfig);
+
+/// The configuration.
+#[inline(always)]
+pub(crate) fn config() -> Option<Config> {
+    CONFIG.get_ptr(0).map(Config)
+}
+
+impl Config {
+    /// Seed of the hashes.
+    #[inline(always)]
+    pub(crate) fn hash_seed(self) -> u32 {
+        // SAFETY: the pointer is to the live, aligned entry of CONFIG; user space changes a field by one store.
+        unsafe { (&raw const (*self.0).hash_seed).read_volatile() }
+    }
+
+    /// Whether this is the cookie of the host's netns.
+    #[inline(always)]
+    pub(crate) fn is_host_netns(self, cookie: u64) -> bool {
+        // SAFETY: as above.
+        cookie != 0 && cookie == unsafe { (&raw const (*self.0).host_netns).read_volatile() }
+    }
+
+    /// Whether a port (network order) is in the range of node ports.
+    #[inline(always)]
+    pub(crate) fn is_node_port(self, port: [u8; 2]) -> bool {
+        // SAFETY: as above.
+        let first = unsafe { (&raw const (*self.0).node_port_min).read_volatile() };
+        // SAFETY: as above.
+        let last = unsafe { (&raw const (*self.0).node_port_max).read_volatile() };
+        let port = u16::from_be_bytes(port);
+        first != 0 && first <= port && port <= last
+    }
+}
+
+/// The flags of an address of this host or another node; 0 for all others.
+#[inline(always)]
+pub(crate) fn node_address(address: &Address) -> u32 {
+    // SAFETY: the pointer is to a live map value of this type; it is copied before anything else happens.
+    NODE_ADDRESSES.get_ptr(address).map_or(0, |flags| unsafe { flags.read_volatile() })
+}
+
+/// Whether node ports answer at this address.
+#[inline(always)]
+pub(crate) fn answers_node_ports(address: &Address) -> bool {
+    node_address(address) & ADDRESS_NODE_PORT != 0
+}
+
+/// A node of the cluster; index 0 is none.
+#[inline(always)]
+#[allow(dead_code, reason = "direct server return asks")]
+pub(crate) fn node(index: u32) -> Option<NodeValue> {
+    if index == 0 {
+        return None;
+    }
+    // SAFETY: as above.
+    NODES.get_ptr(index).map(|node| unsafe { node.read_volatile() })
+}
+
+/// For counters per CPU.
+#[inline(always)]
+fn add_one(counter: *mut u64) {
+    // Not atomic: per CPU, so that only a socket program preempted between the two steps by another on the same CPU
+    // loses a count.
+    // SAFETY: callers pass a pointer into a live map value; map values are aligned to 8.
+    unsafe { counter.write(counter.read().wrapping_add(1)) };
+}
