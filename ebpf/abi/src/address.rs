@@ -14,6 +14,9 @@ pub const UNSPECIFIED: Address = [0; 16];
 /// 0.0.0.0; in a [`FrontendKey`](crate::FrontendKey): any IPv4 address that answers node ports.
 pub const UNSPECIFIED4: Address = mapped([0; 4]);
 
+/// ::ffff:0:0 as a number.
+const MAPPED: u128 = 0xffff_0000_0000;
+
 /// 127.0.0.1.
 pub const LOOPBACK4: Address = mapped([127, 0, 0, 1]);
 
@@ -35,8 +38,9 @@ pub const fn ip(address: Address) -> IpAddr {
 
 /// An IPv4 address in its mapped form.
 #[inline(always)]
-pub const fn mapped([a, b, c, d]: [u8; 4]) -> Address {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+pub const fn mapped(octets: [u8; 4]) -> Address {
+    // Numbers, here and below: programs hold them in registers, where arrays would be copied byte by byte.
+    (MAPPED | u32::from_be_bytes(octets) as u128).to_be_bytes()
 }
 
 /// The four bytes of an IPv4 address; `None` for IPv6.
@@ -48,38 +52,34 @@ pub const fn ipv4(address: &Address) -> Option<[u8; 4]> {
 /// Whether it is IPv4 in its mapped form.
 #[inline(always)]
 pub const fn is_ipv4(address: &Address) -> bool {
-    u128::from_be_bytes(*address) >> 32 == 0xffff
+    u128::from_be_bytes(*address) >> 32 == MAPPED >> 32
 }
 
 /// The last four bytes: of an IPv4 address all it has.
 #[inline(always)]
 pub const fn tail(address: &Address) -> [u8; 4] {
-    let [.., a, b, c, d] = *address;
-    [a, b, c, d]
+    (u128::from_be_bytes(*address) as u32).to_be_bytes()
 }
 
 /// The unspecified address of its family.
 #[inline(always)]
 pub const fn any(address: &Address) -> Address {
-    if is_ipv4(address) { UNSPECIFIED4 } else { UNSPECIFIED }
+    let number: u128 = if is_ipv4(address) { MAPPED } else { 0 };
+    number.to_be_bytes()
 }
 
 /// Whether it is 0.0.0.0 or ::.
 #[inline(always)]
 pub const fn is_unspecified(address: &Address) -> bool {
-    match ipv4(address) {
-        Some(address) => u32::from_ne_bytes(address) == 0,
-        None => u128::from_ne_bytes(*address) == 0,
-    }
+    let number = u128::from_be_bytes(*address);
+    number == 0 || number == MAPPED
 }
 
 /// Whether only this host can answer there: 127.0.0.0/8 (RFC 1122) or ::1 (RFC 4291).
 #[inline(always)]
 pub const fn is_loopback(address: &Address) -> bool {
-    match ipv4(address) {
-        Some([first, ..]) => first == 127,
-        None => u128::from_be_bytes(*address) == 1,
-    }
+    let number = u128::from_be_bytes(*address);
+    number == 1 || number >> 24 == (MAPPED >> 24) | 127
 }
 
 #[cfg(test)]

@@ -59,8 +59,8 @@ const fn fold(state: u64) -> u32 {
 
 #[inline(always)]
 const fn halves(address: &Address) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
-    [u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes([i, j, k, l, m, n, o, p])]
+    let number = u128::from_be_bytes(*address);
+    [(number >> 64) as u64, number as u64]
 }
 
 #[cfg(test)]

@@ -198,16 +198,16 @@ fn transport(number: u32) -> Option<u8> {
     }
 }
 
-/// An address from the words of a context.
+/// An address from the words of a context. By numbers: arrays would be copied byte by byte.
 #[inline(always)]
-fn from_words(words: [u32; 4]) -> Address {
-    let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = words.map(u32::to_ne_bytes);
-    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+fn from_words([a, b, c, d]: [u32; 4]) -> Address {
+    let number = u128::from(a) | u128::from(b) << 32 | u128::from(c) << 64 | u128::from(d) << 96;
+    number.to_le_bytes()
 }
 
 /// An address as a context takes it.
 #[inline(always)]
 fn to_words(address: &Address) -> [u32; 4] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
-    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+    let number = u128::from_le_bytes(*address);
+    [number as u32, (number >> 32) as u32, (number >> 64) as u32, (number >> 96) as u32]
 }

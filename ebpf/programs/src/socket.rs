@@ -28,9 +28,9 @@ pub(crate) const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 /// asm-generic/errno.h: what a host says that does not answer. A packet would be dropped; a socket need not wait for that.
 const EHOSTUNREACH: i32 = 113;
-/// First bytes of a client's address where its netns is not (yet) known: no source begins like this (multicast, RFC 4291
-/// section 2.7). The netns cookie follows.
-const UNKNOWN_CLIENT: [u8; 8] = [0xff, 0, 0, 0, 0, 0, 0, 0];
+/// A client's address where its netns is not (yet) known, with the netns cookie in the lower half: no source is like this
+/// (multicast, RFC 4291 section 2.7).
+const UNKNOWN_CLIENT: u128 = 0xff00 << 112;
 
 /// A socket connects: the frontend becomes a backend.
 #[inline(always)]
@@ -173,10 +173,6 @@ fn client(service: &ServiceValue, key: &FrontendKey, netns: u64) -> Address {
     let known = maps::netns(netns).map(|known| if is_ipv4(&key.addr) { known.addr4 } else { known.addr6 });
     match known {
         Some(address) if address != UNSPECIFIED => address,
-        _ => {
-            let [a, b, c, d, e, f, g, h] = UNKNOWN_CLIENT;
-            let [i, j, k, l, m, n, o, p] = netns.to_be_bytes();
-            [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
-        }
+        _ => (UNKNOWN_CLIENT | u128::from(netns)).to_be_bytes(),
     }
 }
