@@ -396,8 +396,8 @@ impl Agent {
         if (last.revision, last.in_sync, last.listings) == (state.revision, state.in_sync, state.listings) {
             return last;
         }
-        let server = self.node.config.dns_addresses.iter().find(|ip| ip.is_ipv4()).copied();
-        let own = |config: &ClusterConfig| Some(desired::dns_service(config.dns_vip, server?));
+        let servers = &self.node.config.dns_addresses;
+        let own = |config: &ClusterConfig| Some(desired::dns_service(&config.dns_vips(), servers));
         let view = Arc::new(View::parse(state, &self.node.keys, &self.node.initial, own, &mut self.known));
         for bad in view.bad_values.iter().filter(|bad| !last.bad_values.contains(bad)) {
             tracing::warn!(key = bad.key, reason = bad.reason, "a value in the store is skipped");

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `POST /v1/apply` and `/v1/delete`: objects in Kubernetes' shapes into the store, a Service with its ClusterIP in one
-//! transaction.
+//! `POST /v1/apply` and `/v1/delete`: objects in Kubernetes' shapes into the store, a Service with what it holds (ClusterIPs,
+//! node ports) in one transaction.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use lb::{EndpointSlice, Object, Service, parse_object};
 use netd_api::{
     ApiError, ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest, ErrorClass,
+    NodePortInfo,
 };
 use netd_store::claim::{
-    ServiceClaimError, ServiceClaims, ServiceRange, claim_service_ip_among, delete_service,
+    ServiceClaimError, ServiceClaims, carried_over, claim_service_among, delete_service, node_ports,
 };
 use netd_store::records::{decode, encode};
 use netd_store::{Class, Key, KeyValue, StoreError, Transaction};
@@ -47,19 +47,39 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
             Object::EndpointSlice(slice) => slice.display_name(),
             Object::Service(service) => service.display_name(),
         };
-        let (action, revision, cluster_ip) = match object {
+        let (action, revision, given) = match object {
             Object::EndpointSlice(slice) => put_slice(node, &slice).await?,
             Object::Service(service) => put_service(node, service, &mut claims).await?,
         };
         reply.revision = reply.revision.max(revision);
         let ignored = ignored.into_iter().map(|field| field.path).collect();
-        reply.results.push(ApplyResult { object: name, action, ignored, cluster_ip });
+        reply.results.push(result(name, action, ignored, given.as_ref()));
     }
     node.wait_seen(reply.revision, SEEN_WAIT).await;
     Ok(reply)
 }
 
-type Written = (ApplyAction, u64, Option<IpAddr>);
+/// With what a Service was given.
+fn result(object: String, action: ApplyAction, ignored: Vec<String>, given: Option<&Service>) -> ApplyResult {
+    let cluster_ips = given.map(Service::cluster_ips).unwrap_or_default();
+    let (ports, health_check_node_port) = given.map(node_ports).unwrap_or_default();
+    let port = |(port, protocol, node_port): (u16, lb::Protocol, u16)| NodePortInfo {
+        port,
+        protocol: protocol.to_string(),
+        node_port,
+    };
+    ApplyResult {
+        object,
+        action,
+        ignored,
+        cluster_ip: cluster_ips.first().copied(),
+        cluster_ips,
+        node_ports: ports.into_iter().map(port).collect(),
+        health_check_node_port,
+    }
+}
+
+type Written = (ApplyAction, u64, Option<Service>);
 
 /// `claims` are read at the first service of a request and serve the others too.
 async fn put_service(
@@ -71,38 +91,33 @@ async fn put_service(
     if !view.configured {
         return Err(ApiError::retry("the cluster has no configuration yet; try again"));
     }
-    let range = ServiceRange { cidr: view.config.service_cidr, reserved: vec![view.config.dns_vip] };
+    let ranges = view.config.service_ranges();
     let key = node.keys.service(&wanted.metadata.namespace, &wanted.metadata.name);
     for attempt in 0..TRIES {
         let known = known(node, &key, attempt).await?;
-        let mut service = wanted.clone();
-        let before = known.as_ref().and_then(|item| decode::<Service>(&item.key, &item.value).ok());
-        if let Some(before) = &before
-            && service.needs_cluster_ip()
-            && before.spec.cluster_ip != lb::CLUSTER_IP_NONE
+        // One that does not read had nothing that could be taken over; its write is compared all the same.
+        let before = known
+            .as_ref()
+            .map(|item| (decode::<Service>(&item.key, &item.value).unwrap_or_default(), item.mod_revision));
+        if let Some((before, revision)) = &before
+            && carried_over(&wanted, before).is_some_and(|carried| carried == *before)
         {
-            // As in Kubernetes: what was allocated stays when the manifest does not name one.
-            service.spec.cluster_ip.clone_from(&before.spec.cluster_ip);
-            service.spec.cluster_ips.clone_from(&before.spec.cluster_ips);
-        }
-        if before.as_ref() == Some(&service) {
             if attempt == 0 {
                 // "Unchanged" writes nothing, so nothing would notice a mirror that is behind: ask the store.
                 continue;
             }
-            let revision = known.map_or(0, |item| item.mod_revision);
-            return Ok((ApplyAction::Unchanged, revision, service.cluster_ips().first().copied()));
+            return Ok((ApplyAction::Unchanged, *revision, Some(before.clone())));
         }
-        let seen = known.as_ref().map_or(0, |item| item.mod_revision);
         let claims = match claims {
             Some(claims) => claims,
             None => claims
                 .insert(ServiceClaims::read(node.store.as_ref(), &node.keys).await.map_err(store_error)?),
         };
-        match claim_service_ip_among(node.store.as_ref(), &node.keys, &range, claims, service, seen).await {
+        let (store, seen) = (node.store.as_ref(), before.as_ref().map(|(before, at)| (before, *at)));
+        match claim_service_among(store, &node.keys, &ranges, claims, wanted.clone(), seen).await {
             Ok(stored) => {
-                let action = if seen == 0 { ApplyAction::Created } else { ApplyAction::Configured };
-                return Ok((action, stored.revision, stored.service.cluster_ips().first().copied()));
+                let action = if seen.is_none() { ApplyAction::Created } else { ApplyAction::Configured };
+                return Ok((action, stored.revision, Some(stored.service)));
             }
             Err(ServiceClaimError::ServiceChanged { .. }) => {}
             Err(error) => return Err(claim_error(&wanted.display_name(), &error)),

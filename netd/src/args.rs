@@ -113,9 +113,42 @@ pub(crate) struct Options {
     #[arg(long, env = "WEFT_POD_CIDR", value_delimiter = ',', value_name = "CIDR", global = true)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub pod_cidr: Option<Vec<ipnet::IpNet>>,
-    /// Service CIDR, used when the cluster has no configuration in the store yet [default: 10.96.0.0/16].
-    #[arg(long, env = "WEFT_SERVICE_CIDR", value_name = "CIDR", global = true)]
-    pub service_cidr: Option<ipnet::IpNet>,
+    /// Service CIDRs, one of each family at most, the primary one first, comma-separated. Used when the cluster has
+    /// no configuration in the store yet [default: 10.96.0.0/16 and fd00:10:96::/112, as far as pods have the family].
+    #[arg(long, env = "WEFT_SERVICE_CIDR", value_delimiter = ',', value_name = "CIDR", global = true)]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub service_cidr: Option<Vec<ipnet::IpNet>>,
+    /// Ports that services of type NodePort and LoadBalancer get on every node. Used when the cluster has no
+    /// configuration in the store yet [default: 30000-32767].
+    #[arg(long, env = "WEFT_NODE_PORT_RANGE", value_name = "FIRST-LAST", global = true)]
+    pub node_port_range: Option<String>,
+    /// This node's addresses that answer node ports, as prefixes, comma-separated [default: all of its addresses].
+    #[arg(long, env = "WEFT_NODE_PORT_ADDRESSES", value_delimiter = ',', value_name = "CIDR", global = true)]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub node_port_addresses: Option<Vec<ipnet::IpNet>>,
+    /// Devices by which the world reaches this node's services (node ports, load balancers' and external
+    /// addresses), comma-separated; `none` for no device [default: the underlay's device].
+    #[arg(long, env = "WEFT_SERVICE_DEVICES", value_delimiter = ',', value_name = "DEVICE", global = true)]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub service_devices: Option<Vec<String>>,
+    /// Whether services' spec.externalIPs are served: whoever may write a service can draw such an address's
+    /// traffic to its pods [default: false].
+    #[arg(long, env = "WEFT_EXTERNAL_IPS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", global = true)]
+    pub external_ips: Option<bool>,
+    /// Frontends (address, port, protocol) that fit into the maps of this node [default: 131072].
+    #[arg(long, env = "WEFT_SERVICE_FRONTENDS_MAX", value_name = "NUMBER", global = true)]
+    pub service_frontends_max: Option<u32>,
+    /// Backends (address, port, protocol) that fit into the maps of this node [default: 262144].
+    #[arg(long, env = "WEFT_SERVICE_BACKENDS_MAX", value_name = "NUMBER", global = true)]
+    pub service_backends_max: Option<u32>,
+    /// Places that frontends choose their backends from; a service that hashes needs about a hundred for each of
+    /// its backends [default: 1048576].
+    #[arg(long, env = "WEFT_SERVICE_SLOTS_MAX", value_name = "NUMBER", global = true)]
+    pub service_slots_max: Option<u32>,
+    /// Connections through services that are remembered, by their client's socket and by packets each; the oldest
+    /// go first [default: by memory, 32768 to 524288].
+    #[arg(long, env = "WEFT_SERVICE_CONNECTIONS_MAX", value_name = "NUMBER", global = true)]
+    pub service_connections_max: Option<u32>,
     /// Destinations outside the pod and service CIDRs that pods reach with their own address, comma-separated.
     #[arg(long, env = "WEFT_NO_MASQUERADE_CIDRS", value_delimiter = ',', value_name = "CIDR", global = true)]
     pub no_masquerade_cidrs: Option<Vec<ipnet::IpNet>>,

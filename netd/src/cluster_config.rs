@@ -98,6 +98,8 @@ fn reply(config: &ClusterConfig, view: &View) -> ConfigReply {
         key_rotation_secs: config.key_rotation_secs,
         trusted_cidrs: config.trusted_cidrs.clone(),
         service_cidr: config.service_cidr,
+        service_cidrs: config.service_cidrs(),
+        node_port_range: config.node_port_range.to_string(),
         dns_zone: config.dns_zone.clone(),
         vxlan_port: config.vxlan_port,
         wireguard_port: config.wireguard_port,

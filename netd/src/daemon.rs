@@ -297,7 +297,7 @@ async fn store_address(config: &StoreConfig) -> Option<IpAddr> {
 fn bind_dns(node: &Node) -> Result<DnsServer> {
     let config = &node.config;
     let cluster = desired::initial_config(config);
-    let own: Vec<IpAddr> = config.dns_addresses.iter().copied().chain([cluster.dns_vip]).collect();
+    let own: Vec<IpAddr> = config.dns_addresses.iter().copied().chain(cluster.dns_vips()).collect();
     let upstreams = match &config.dns_upstreams {
         Some(upstreams) => upstreams.clone(),
         None => {

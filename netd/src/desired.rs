@@ -14,7 +14,7 @@ use netd_plan::{
     BackendKind, GateEnds, HostObjects, NftConfig, PodWiring, gate_objects, gate_sources, node_dns_objects,
     overlay_objects, pod_objects, shape_objects,
 };
-use netd_store::records::{ClusterConfig, OverlayBackend};
+use netd_store::records::{ClusterConfig, OverlayBackend, tenth};
 
 use crate::args::OverlayKind;
 use crate::attach;
@@ -37,10 +37,13 @@ pub(crate) const DNS_PORT: u16 = 53;
 /// The configuration that this node gives a cluster that has none.
 pub(crate) fn initial_config(config: &Config) -> ClusterConfig {
     let defaults = ClusterConfig::default();
+    let primary = config.service_cidrs.first().copied().unwrap_or(defaults.service_cidr);
     ClusterConfig {
         pools: initial_pools(&config.pod_cidrs),
-        service_cidr: config.service_cidr,
-        dns_vip: dns_vip(config.service_cidr).unwrap_or(defaults.dns_vip),
+        service_cidr: primary,
+        secondary_service_cidr: config.service_cidrs.get(1).copied(),
+        node_port_range: config.services.node_port_range,
+        dns_vip: tenth(primary).unwrap_or(defaults.dns_vip),
         overlay: match config.overlay {
             OverlayKind::Auto => OverlayBackend::Auto,
             OverlayKind::Native => OverlayBackend::Native,
@@ -83,10 +86,11 @@ pub(crate) fn not_in_force(config: &Config, cluster: &ClusterConfig, pools: &[Ip
             list(pools)
         ));
     }
-    if config.given.service_cidr && config.service_cidr != cluster.service_cidr {
+    if config.given.service_cidr && config.service_cidrs != cluster.service_cidrs() {
         told.push(format!(
             "service-cidr is {}, which is not in force: the cluster has {} and keeps it",
-            config.service_cidr, cluster.service_cidr
+            list(&config.service_cidrs),
+            list(&cluster.service_cidrs())
         ));
     }
     if let Some(port) = config.wireguard_port.filter(|port| *port != cluster.wireguard_port) {
@@ -99,11 +103,6 @@ pub(crate) fn not_in_force(config: &Config, cluster: &ClusterConfig, pools: &[Ip
     told
 }
 
-/// The tenth address of the service CIDR, as Kubernetes' installers have it.
-fn dns_vip(service_cidr: IpNet) -> Option<IpAddr> {
-    service_cidr.hosts().nth(9)
-}
-
 /// Links, addresses, routes, neighbours and FDB.
 pub(crate) fn host_objects(
     node: &Node,
@@ -114,7 +113,7 @@ pub(crate) fn host_objects(
     let own = node.facts();
     let now = node.overlay.load();
     let peers = overlay::peer_paths(node, view, &now);
-    let services = [view.config.service_cidr];
+    let services = view.config.service_cidrs();
     let mut objects = overlay_objects(&now.backends, &own, &peers, &view.pod_cidrs(), &services);
     objects.merge(members::routes(node, view, &own));
     objects.merge(node_dns_objects(&node.config.dns_addresses));
@@ -169,7 +168,7 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>
     let now = node.overlay.load();
     NftConfig {
         pod_cidrs: view.pod_cidrs(),
-        service_cidrs: vec![view.config.service_cidr],
+        service_cidrs: view.config.service_cidrs(),
         // Who reaches pods under its own address is answered, and spoken to, under theirs.
         no_masquerade_cidrs: [&node.config.no_masquerade_cidrs[..], &view.config.trusted_cidrs].concat(),
         node_dns: node.config.dns_addresses.clone(),
@@ -203,13 +202,14 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>
     }
 }
 
-/// Cluster DNS as a service like any other, and its one backend: this node's own server. That is a link-local address, which
-/// no slice in the store may name; here it is meant.
-pub(crate) fn dns_service(vip: IpAddr, dns_address: IpAddr) -> (Service, lb::Backend) {
+/// Cluster DNS as a service like any other, and its backends: this node's own servers, one of a family. Those are
+/// link-local addresses, which no slice in the store may name; here they are meant.
+pub(crate) fn dns_service(vips: &[IpAddr], servers: &[IpAddr]) -> (Service, Vec<lb::Backend>) {
     let metadata =
         Metadata { name: "kube-dns".into(), namespace: "kube-system".into(), ..Metadata::default() };
     let mut service = Service { metadata, ..Service::default() };
-    service.set_cluster_ip(vip);
+    service.spec.cluster_ip = vips.first().map(IpAddr::to_string).unwrap_or_default();
+    service.spec.cluster_ips = vips.iter().map(IpAddr::to_string).collect();
     let ports = [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)];
     service.spec.ports = ports
         .iter()
@@ -220,8 +220,8 @@ pub(crate) fn dns_service(vip: IpAddr, dns_address: IpAddr) -> (Service, lb::Bac
             ..Port::default()
         })
         .collect();
-    let backend = lb::Backend {
-        address: dns_address,
+    let backend = |address: &IpAddr| lb::Backend {
+        address: *address,
         ports: ports
             .iter()
             .map(|(name, protocol)| lb::BackendPort {
@@ -235,7 +235,7 @@ pub(crate) fn dns_service(vip: IpAddr, dns_address: IpAddr) -> (Service, lb::Bac
         pod: None,
         verdict: lb::Verdict { state: lb::VerdictState::Up, source: OWN_SERVER },
     };
-    (service, backend)
+    (service, servers.iter().map(backend).collect())
 }
 
 /// Who may ask this node's DNS: pods of the cluster, and the node from any of its addresses.
@@ -253,7 +253,7 @@ pub(crate) fn dns_clients(node: &Node, view: &View) -> Vec<IpNet> {
 /// The cluster's zone name is not a domain name.
 pub(crate) fn zone(view: &View) -> Result<Zone, ZoneError> {
     let table = &view.table;
-    let reverse: Vec<IpNet> = view.pod_cidrs().into_iter().chain([view.config.service_cidr]).collect();
+    let reverse: Vec<IpNet> = view.pod_cidrs().into_iter().chain(view.config.service_cidrs()).collect();
     let services = table.services.iter().map(|(name, entry)| ZoneService {
         namespace: name.namespace.clone(),
         name: name.name.clone(),

@@ -12,8 +12,8 @@ use lb::{Backend, EndpointSlice, Service, ServiceName, ServiceTable};
 use netd_api::BadValue;
 use netd_plan::NodeFacts;
 use netd_store::records::{
-    AddressRecord, ClusterConfig, MemberRecord, NodeRecord, PodRecord, ServiceIpRecord, StickyRecord,
-    Tombstone, decode,
+    AddressRecord, ClusterConfig, MemberRecord, NodePortRecord, NodeRecord, PodRecord, ServiceIpRecord,
+    StickyRecord, Tombstone, decode,
 };
 use netd_store::{Key, KeyValue, Keys, MirrorState};
 use serde::de::DeserializeOwned;
@@ -46,6 +46,7 @@ pub(crate) struct View {
     /// Nodes that an operator removed.
     pub tombstones: BTreeMap<Uuid, Tombstone>,
     pub service_ips: BTreeMap<IpAddr, ServiceIpRecord>,
+    pub node_ports: BTreeMap<u16, NodePortRecord>,
     pub services: Vec<Arc<Service>>,
     /// By store key: two sources may carry slices of one name.
     pub slices: BTreeMap<String, Arc<EndpointSlice>>,
@@ -60,7 +61,7 @@ impl View {
         state: &MirrorState,
         keys: &Keys,
         initial: &ClusterConfig,
-        own: impl Fn(&ClusterConfig) -> Option<(Service, Backend)>,
+        own: impl Fn(&ClusterConfig) -> Option<(Service, Vec<Backend>)>,
         known: &mut Known,
     ) -> Self {
         let mut view = Self {
@@ -90,11 +91,11 @@ impl View {
         let services = view.services.iter().map(Arc::as_ref).chain(own.as_ref().map(|own| &own.0));
         let (mut table, problems) =
             ServiceTable::build(state.revision, services, view.slices.values().map(Arc::as_ref));
-        if let Some((service, backend)) = own
+        if let Some((service, backends)) = own
             && let Some(entry) =
                 table.services.get_mut(&ServiceName::new(service.metadata.namespace, service.metadata.name))
         {
-            entry.backends.push(backend);
+            entry.backends.extend(backends);
         }
         known.pods.forget_unseen();
         known.services.forget_unseen();
@@ -151,6 +152,7 @@ impl View {
                 same("uuid", &record.uuid, &uuid)?;
                 self.nodes.insert(uuid, record);
             }
+            Key::NodePort(port) => drop(self.node_ports.insert(port, decode(key, value).map_err(reason)?)),
             Key::Pod { node, .. } => self.pods.push((node, known.pods.get(key, &item.value)?)),
             Key::Pool(name) => {
                 let pool: Pool = decode(key, value).map_err(reason)?;
@@ -222,8 +224,8 @@ impl View {
         if let Some(other) = self.pools.values().find(|other| overlaps(&other.cidr)) {
             return Some(format!("overlaps pool {} ({})", other.name, other.cidr));
         }
-        if overlaps(&self.config.service_cidr) {
-            return Some(format!("overlaps the service CIDR {}", self.config.service_cidr));
+        if let Some(services) = self.config.service_cidrs().iter().find(|cidr| overlaps(cidr)) {
+            return Some(format!("overlaps the service CIDR {services}"));
         }
         let node = self.nodes.values().find(|node| pool.cidr.contains(&node.underlay))?;
         Some(format!("covers the underlay address {} of node {}", node.underlay, node.name))

@@ -53,7 +53,9 @@ pub use doctor::{DoctorCheck, DoctorReply, Verdict};
 pub use error::ApiError;
 pub use ipam::{AddressInfo, BlockInfo, IpamInfo, PoolInfo, StickyInfo};
 pub use member::{MemberAddRequest, MemberInfo, MemberReply, MemberRequest};
-pub use object::{ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest};
+pub use object::{
+    ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest, NodePortInfo,
+};
 pub use overlay::{ConfigReply, ConfigRequest, KeyRotateReply, KeyRotateRequest};
 pub use service::{BackendInfo, FrontendInfo, PortInfo, ServiceDetail, ServiceInfo};
 pub use status::{BadValue, NodeInfo, OverlayStatus, PeerInfo, PeerTunnel, PendingItem, Status, StoreStatus};

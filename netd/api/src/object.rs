@@ -32,9 +32,29 @@ pub struct ApplyResult {
     /// Paths of the fields that Weft does not serve, such as `spec.sessionAffinityConfig`.
     #[serde(default)]
     pub ignored: Vec<String>,
-    /// The Service's ClusterIP, where it has one.
+    /// The Service's first ClusterIP, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_ip: Option<IpAddr>,
+    /// All of its ClusterIPs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its ports that every node answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_ports: Vec<NodePortInfo>,
+    /// Where a load balancer asks each node whether it has ready backends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_node_port: Option<u16>,
+}
+
+/// A port of a Service that every node answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePortInfo {
+    /// The Service's port.
+    pub port: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// The nodes' port.
+    pub node_port: u16,
 }
 
 /// What apply did to an object.

@@ -15,8 +15,14 @@ pub struct ConfigReply {
     /// Hosts outside the cluster that may open connections to pods, under their own addresses.
     #[serde(default)]
     pub trusted_cidrs: Vec<IpNet>,
-    /// Where ClusterIPs come from. Set once.
+    /// Where ClusterIPs of the primary family come from. Set once.
     pub service_cidr: IpNet,
+    /// Where ClusterIPs come from, the primary family first. Set once.
+    #[serde(default)]
+    pub service_cidrs: Vec<IpNet>,
+    /// Where node ports come from: `30000-32767`. Set once.
+    #[serde(default)]
+    pub node_port_range: String,
     /// The cluster's DNS zone. Fixed.
     pub dns_zone: String,
     /// VXLAN's UDP port. Fixed.

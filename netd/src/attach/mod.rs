@@ -29,6 +29,8 @@ pub(crate) use release::{release, release_when};
 use crate::attachments::Attachment;
 use crate::node::{Node, lock};
 
+/// Resolvers read no more (`MAXNS` in resolv.h).
+const NAMESERVERS_MAX: usize = 3;
 /// The pods' IPv4 gateway: no address of any host, only a neighbour entry that leads to the host veth.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The pods' IPv6 gateway: link-local, on the host end of every veth.
@@ -54,9 +56,9 @@ fn pod_dns(node: &Node, attachment: &Attachment) -> DnsReply {
     let (zone, namespace) = (&view.config.dns_zone, &attachment.namespace);
     // A server that the pod has no address to ask from would cost it a time-out for each name.
     let reaches = |server: &IpAddr| attachment.ips.iter().any(|ip| ip.is_ipv4() == server.is_ipv4());
-    let servers = node.config.dns_addresses.iter().copied().chain([view.config.dns_vip]);
+    let servers = node.config.dns_addresses.iter().copied().chain(view.config.dns_vips());
     DnsReply {
-        nameservers: servers.filter(reaches).collect(),
+        nameservers: servers.filter(reaches).take(NAMESERVERS_MAX).collect(),
         domain: Some(zone.clone()),
         search: vec![format!("{namespace}.svc.{zone}"), format!("svc.{zone}"), zone.clone()],
         options: vec!["ndots:5".to_owned()],

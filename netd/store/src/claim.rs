@@ -19,6 +19,6 @@ pub use member::{MemberError, add_member, remove_member};
 pub use removal::{Progress, acknowledge_removal, confirm_fence, finish_removal, remove_node};
 pub use service::{
     ServiceClaimError, ServiceClaims, StoredService, carried_over, claim_service, claim_service_among,
-    delete_service, is_complete, node_ports_of,
+    delete_service, is_complete, node_ports, node_ports_of,
 };
 pub use sticky::{StickyError, StickyHolder, give_back_sticky, remove_sticky, take_sticky};

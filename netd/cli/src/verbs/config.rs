@@ -77,7 +77,15 @@ fn text(settings: &ConfigReply) -> String {
     let trusted =
         if settings.trusted_cidrs.is_empty() { "none".to_owned() } else { list(&settings.trusted_cidrs) };
     line("trusted-cidrs", trusted);
-    line("service-cidr", format!("{} (set once)", settings.service_cidr));
+    let services = match settings.service_cidrs.is_empty() {
+        // Of a netd that knew one.
+        true => settings.service_cidr.to_string(),
+        false => list(&settings.service_cidrs),
+    };
+    line("service-cidr", format!("{services} (set once)"));
+    if !settings.node_port_range.is_empty() {
+        line("node-ports", format!("{} (set once)", settings.node_port_range));
+    }
     line("dns-zone", format!("{} (fixed)", settings.dns_zone));
     line("vxlan-port", format!("{} (fixed)", settings.vxlan_port));
     let next = settings.wireguard_port.saturating_add(1);
@@ -95,6 +103,8 @@ mod tests {
             key_rotation_secs: Some(86_400),
             trusted_cidrs: Vec::new(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
+            node_port_range: "30000-32767".into(),
             dns_zone: "cluster.local".into(),
             vxlan_port: 4789,
             wireguard_port: 51820,
@@ -127,7 +137,8 @@ mod tests {
             "overlay        wireguard\n\
              key-rotation   1d\n\
              trusted-cidrs  none\n\
-             service-cidr   10.96.0.0/16 (set once)\n\
+             service-cidr   10.96.0.0/16,fd00:10:96::/112 (set once)\n\
+             node-ports     30000-32767 (set once)\n\
              dns-zone       cluster.local (fixed)\n\
              vxlan-port     4789 (fixed)\n\
              wireguard-port 51820, 51821 (set once)\n"

@@ -5,13 +5,14 @@
 use std::path::Path;
 
 use anyhow::Context;
-use netd_api::{ApplyReply, ApplyRequest, Client, DeleteReply, DeleteRequest};
+use netd_api::{ApplyReply, ApplyRequest, ApplyResult, Client, DeleteReply, DeleteRequest, NodePortInfo};
 use serde_json::Value;
 
 use super::explain;
 use crate::args::DeleteArgs;
 use crate::manifest::{self, Document};
 use crate::output::Shown;
+use crate::table::list;
 
 /// Objects of one request: each is some transactions of the store, and all must fit into the client's time-out.
 const BATCH_OBJECTS: usize = 500;
@@ -107,7 +108,25 @@ fn named(document: &Document) -> DeleteRequest {
 }
 
 fn applied(reply: &ApplyReply) -> String {
-    reply.results.iter().map(|result| format!("{} {}\n", result.object, result.action)).collect()
+    reply
+        .results
+        .iter()
+        .map(|result| format!("{} {}{}\n", result.object, result.action, given(result)))
+        .collect()
+}
+
+/// What was given to it: ` (10.96.3.4; node ports 80/TCP=30080; health check at 30090)`.
+fn given(result: &ApplyResult) -> String {
+    let mut parts = Vec::new();
+    if !result.cluster_ips.is_empty() {
+        parts.push(list(&result.cluster_ips));
+    }
+    if !result.node_ports.is_empty() {
+        let port = |port: &NodePortInfo| format!("{}/{}={}", port.port, port.protocol, port.node_port);
+        parts.push(format!("node ports {}", list(&result.node_ports.iter().map(port).collect::<Vec<_>>())));
+    }
+    parts.extend(result.health_check_node_port.map(|port| format!("health check at {port}")));
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join("; ")) }
 }
 
 fn deleted(object: &str, reply: &DeleteReply) -> String {
@@ -164,11 +183,17 @@ spec:
             "results": [
                 {"object": "Service default/web", "action": "created", "ignored": ["spec.sessionAffinity"]},
                 {"object": "Service shop/db", "action": "unchanged"},
+                {"object": "Service shop/www", "action": "configured", "cluster_ips": ["10.96.0.7", "fd00:10:96::7"],
+                 "node_ports": [{"port": 80, "protocol": "TCP", "node_port": 30080}], "health_check_node_port": 30090},
             ],
             "revision": 7,
         }))
         .unwrap();
-        assert_eq!(applied(&reply), "Service default/web created\nService shop/db unchanged\n");
+        assert_eq!(
+            applied(&reply),
+            "Service default/web created\nService shop/db unchanged\n\
+             Service shop/www configured (10.96.0.7,fd00:10:96::7; node ports 80/TCP=30080; health check at 30090)\n"
+        );
         assert_eq!(
             ignored(&documents, &reply),
             ["note: web.yaml:7: spec.sessionAffinity: ignored (Service default/web)"]

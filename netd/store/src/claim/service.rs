@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use ipam::service::{self, ServiceAllocateError};
 use ipam::{NodePortError, ServiceIpError, ServiceRanges};
-use lb::Service;
+use lb::{Protocol, Service};
 
 pub use claims::ServiceClaims;
 
@@ -91,6 +91,14 @@ pub fn carried_over(wanted: &Service, before: &Service) -> Option<Service> {
 /// Whether a service has all that its kind is given. One that was written by something else than [`claim_service`] may not.
 pub fn is_complete(service: &Service) -> bool {
     service::is_complete(&fields::read(service))
+}
+
+/// Port, protocol and node port of each port of the service that has one; and the port of its health check.
+pub fn node_ports(service: &Service) -> (Vec<(u16, Protocol, u16)>, Option<u16>) {
+    let wish = fields::read(service);
+    let ports = service.spec.ports.iter().zip(&wish.ports).filter(|(_, wish)| wish.node_port != 0);
+    let ports = ports.map(|(port, wish)| (port.port, port.protocol, wish.node_port)).collect();
+    (ports, Some(wish.health_port).filter(|port| *port != 0))
 }
 
 /// The node ports that a service's object names, its health check's among them.
