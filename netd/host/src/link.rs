@@ -63,6 +63,11 @@ pub enum LinkKind {
         /// Whether it learns or floods: neither is ours.
         is_learning: bool,
     },
+    /// A VXLAN device whose packets say each where they go.
+    VxlanExternal {
+        /// UDP destination port.
+        port: u16,
+    },
     /// A WireGuard device of the kernel.
     Wireguard,
 }
@@ -76,7 +81,11 @@ impl Link {
     /// Whether it is of a kind that netd or `weft-wireguard` makes, with our prefix.
     fn is_own_device(&self) -> bool {
         let is_of_kind = match self.kind {
-            LinkKind::Ifb | LinkKind::Tun | LinkKind::Vxlan { .. } | LinkKind::Wireguard => true,
+            LinkKind::Ifb
+            | LinkKind::Tun
+            | LinkKind::Vxlan { .. }
+            | LinkKind::VxlanExternal { .. }
+            | LinkKind::Wireguard => true,
             LinkKind::Other(_) | LinkKind::Veth => false,
         };
         self.is_own() && is_of_kind
@@ -92,6 +101,7 @@ impl Link {
             (&LinkKind::Vxlan { vni, port, local: Some(local), is_learning: false }, Some(mac)) => {
                 Some(LinkSpec::Vxlan { vni, port, local, mac, mtu })
             }
+            (&LinkKind::VxlanExternal { port }, _) => Some(LinkSpec::VxlanExternal { port, mtu }),
             (LinkKind::Wireguard, _) => Some(LinkSpec::Wireguard { mtu }),
             _ => None,
         }
@@ -198,7 +208,10 @@ impl Host {
         // Before it comes up, so that it never has a link-local address of the kernel's.
         match spec {
             LinkSpec::Ifb => sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
-            LinkSpec::Tun { .. } | LinkSpec::Vxlan { .. } | LinkSpec::Wireguard { .. } => {
+            LinkSpec::Tun { .. }
+            | LinkSpec::Vxlan { .. }
+            | LinkSpec::VxlanExternal { .. }
+            | LinkSpec::Wireguard { .. } => {
                 sysctl::open_for_ipv6(name).and_then(|()| sysctl::take_any_way_in(name))
             }
         }
@@ -275,6 +288,21 @@ impl Host {
                 ]);
                 format!("create VXLAN device {name} (VNI {vni}, port {port}, local {local})")
             }
+            LinkSpec::VxlanExternal { port, mtu } => {
+                let data = vec![
+                    InfoVxlan::CollectMetadata(true),
+                    InfoVxlan::Port(*port),
+                    InfoVxlan::Learning(false),
+                ];
+                message.attributes.extend([
+                    LinkAttribute::Mtu(*mtu),
+                    LinkAttribute::LinkInfo(vec![
+                        LinkInfo::Kind(InfoKind::Vxlan),
+                        LinkInfo::Data(InfoData::Vxlan(data)),
+                    ]),
+                ]);
+                format!("create VXLAN device {name} (external, port {port})")
+            }
         };
         let request = RouteNetlinkMessage::NewLink(message);
         match (self.socket.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await, spec) {
@@ -292,7 +320,9 @@ impl Host {
 fn changes(link: &Link, spec: &LinkSpec) -> Vec<LinkAttribute> {
     let (mtu, mac) = match spec {
         LinkSpec::Ifb => (None, None),
-        LinkSpec::Tun { mtu } | LinkSpec::Wireguard { mtu } => (Some(*mtu), None),
+        LinkSpec::Tun { mtu } | LinkSpec::VxlanExternal { mtu, .. } | LinkSpec::Wireguard { mtu } => {
+            (Some(*mtu), None)
+        }
         LinkSpec::Vxlan { mac, mtu, .. } => (Some(*mtu), Some(*mac)),
     };
     let mtu = mtu.filter(|mtu| *mtu != link.mtu).map(LinkAttribute::Mtu);
@@ -307,6 +337,7 @@ fn kind_of(spec: &LinkSpec) -> LinkKind {
         LinkSpec::Vxlan { vni, port, local, .. } => {
             LinkKind::Vxlan { vni: *vni, port: *port, local: Some(*local), is_learning: false }
         }
+        LinkSpec::VxlanExternal { port, .. } => LinkKind::VxlanExternal { port: *port },
         LinkSpec::Wireguard { .. } => LinkKind::Wireguard,
     }
 }
@@ -404,10 +435,11 @@ fn parse_kind(infos: &[LinkInfo]) -> LinkKind {
 }
 
 fn parse_vxlan(data: &[InfoVxlan]) -> LinkKind {
-    let (mut id, mut udp_port, mut source, mut learns) = (0, 0, None, false);
+    let (mut id, mut udp_port, mut source, mut learns, mut external) = (0, 0, None, false, false);
     for info in data {
         match info {
-            InfoVxlan::CollectMetadata(on) | InfoVxlan::Learning(on) => learns |= on,
+            InfoVxlan::CollectMetadata(on) => external = *on,
+            InfoVxlan::Learning(on) => learns |= on,
             InfoVxlan::Group(_) | InfoVxlan::Group6(_) => learns = true,
             InfoVxlan::Id(value) => id = *value,
             InfoVxlan::Local(address) => source = Some(IpAddr::V4(*address)),
@@ -415,6 +447,9 @@ fn parse_vxlan(data: &[InfoVxlan]) -> LinkKind {
             InfoVxlan::Port(value) => udp_port = *value,
             _ => {}
         }
+    }
+    if external {
+        return LinkKind::VxlanExternal { port: udp_port };
     }
     LinkKind::Vxlan { vni: id, port: udp_port, local: source, is_learning: learns }
 }

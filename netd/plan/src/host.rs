@@ -72,6 +72,14 @@ pub enum LinkSpec {
         /// Device MTU in bytes, without the outer headers.
         mtu: u32,
     },
+    /// A VXLAN device whose packets each say where they go and came from (collect metadata): programs fill it and empty it, it
+    /// has no destination of its own. It listens in both families.
+    VxlanExternal {
+        /// UDP destination port.
+        port: u16,
+        /// Device MTU in bytes, without the outer headers.
+        mtu: u32,
+    },
     /// A WireGuard device of the kernel (`drivers/net/wireguard`). Keys and peers are set by generic netlink and are no
     /// part of it.
     Wireguard {
@@ -258,8 +266,15 @@ impl LinkSpec {
                 LinkSpec::Vxlan { vni, port, local, .. },
                 LinkSpec::Vxlan { vni: to_vni, port: to_port, local: to_local, .. },
             ) => vni == to_vni && port == to_port && local == to_local,
+            (LinkSpec::VxlanExternal { port, .. }, LinkSpec::VxlanExternal { port: to_port, .. }) => {
+                port == to_port
+            }
             (
-                LinkSpec::Ifb | LinkSpec::Tun { .. } | LinkSpec::Vxlan { .. } | LinkSpec::Wireguard { .. },
+                LinkSpec::Ifb
+                | LinkSpec::Tun { .. }
+                | LinkSpec::Vxlan { .. }
+                | LinkSpec::VxlanExternal { .. }
+                | LinkSpec::Wireguard { .. },
                 _,
             ) => false,
         }

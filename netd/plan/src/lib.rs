@@ -15,6 +15,7 @@
 
 pub mod backoff;
 pub mod delta;
+pub mod dsr;
 pub mod gate;
 pub mod generation;
 pub mod host;
@@ -32,6 +33,7 @@ pub mod shape;
 
 pub use backoff::Backoff;
 pub use delta::DeltaTracker;
+pub use dsr::{dsr_mtus, dsr_objects};
 pub use gate::{GateConfig, gate_objects, gate_sources};
 pub use generation::{
     GenerationInput, GenerationPlan, Generations, PeerGenerationPlan, PeerGenerations, RotationRefused,
@@ -40,7 +42,9 @@ pub use host::{
     AddressSpec, FdbKey, FdbSpec, HostObject, HostObjects, HostOp, LinkSpec, NeighbourKey, NeighbourSpec,
     ObjectKey, RouteKey, RouteKind, RouteSpec, RuleSpec,
 };
-pub use links::{gate_port, host_veth_name, ifb_name, wireguard_device, wireguard_port, wireguard_ports};
+pub use links::{
+    dsr_port, gate_port, host_veth_name, ifb_name, wireguard_device, wireguard_port, wireguard_ports,
+};
 pub use mac::{Mac, MacError};
 pub use members::{MemberFacts, member_objects};
 pub use mtu::{MtuProbe, MtuProber};

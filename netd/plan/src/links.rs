@@ -16,6 +16,9 @@ pub const WIREGUARD_DEVICES: [&str; 2] = ["weft.wg0", "weft.wg1"];
 /// Name of the VXLAN device inside WireGuard, by which trusted hosts' packets reach the pods of other nodes.
 pub const GATE_DEVICE: &str = "weft.gate";
 
+/// Name of the VXLAN device by which a node hands packets for direct server return to the backend's node.
+pub const DSR_DEVICE: &str = "weft.dsr";
+
 /// UDP port of the first WireGuard device where nothing else is configured; the second has the next one.
 pub const WIREGUARD_PORT: u16 = 51820;
 
@@ -59,6 +62,12 @@ pub fn gate_port(base: u16) -> u16 {
     base.checked_add(2).unwrap_or_else(|| base.saturating_sub(1))
 }
 
+/// UDP port of the device for direct server return, spoken to on overlay addresses only: the one behind the gate's, or before
+/// it where none is.
+pub fn dsr_port(base: u16) -> u16 {
+    base.checked_add(3).unwrap_or_else(|| base.saturating_sub(2))
+}
+
 /// Name of the IFB device through which what a pod sends passes: `weftq` and the first 10 digits of the hash in its host
 /// veth's name, so that people find one from the other.
 pub fn ifb_name(host_ifname: &str) -> String {
@@ -97,6 +106,10 @@ mod tests {
         assert_eq!(wireguard_ports(u16::MAX), [u16::MAX; 2]);
         for base in [1, WIREGUARD_PORT, u16::MAX - 2, u16::MAX - 1, u16::MAX] {
             assert!(!wireguard_ports(base).contains(&gate_port(base)), "{base}");
+        }
+        for base in [3, WIREGUARD_PORT, u16::MAX - 3, u16::MAX - 2, u16::MAX - 1, u16::MAX] {
+            assert!(!wireguard_ports(base).contains(&dsr_port(base)), "{base}");
+            assert_ne!(gate_port(base), dsr_port(base), "{base}");
         }
     }
 

@@ -4,8 +4,8 @@
 //! The rules hold while netd is dead. Named counters say what was dropped: `clear_out` (pod to pod in the clear),
 //! `loopback_in` (a pod that speaks to or as the host's loopback), `outside_in` (a connection from outside to a pod),
 //! `overlay_port` (a pod that speaks to the overlay's port or to that of the nodes' MTU probes, or anybody but a node to the
-//! gate's), `spoofed_in` (a packet from an uplink with a pod's source address) and `unchecked_in` (a packet from a pod's link
-//! that no program of ours has checked).
+//! gate's or to that of direct server return), `spoofed_in` (a packet from an uplink with a pod's source address) and
+//! `unchecked_in` (a packet from a pod's link that no program of ours has checked); `refused` says what was refused.
 //!
 //! Tunnels' inner packets come from our own devices, whose names have our prefix, and pass. A VXLAN packet that comes while
 //! VXLAN is not up finds no socket of ours.
@@ -58,6 +58,11 @@ pub struct NftConfig {
     /// Bit of a packet's mark that the pods' programs set on what they have checked; without it nothing comes in from a
     /// pod's link. 0 where no program sets any.
     pub checked_mark: u32,
+    /// Bit of the mark, together with that one, of packets to services that have nobody to answer: they are refused (TCP
+    /// reset, ICMP port unreachable). 0 where no program sets it.
+    pub refuse_mark: u32,
+    /// UDP port on the nodes' overlay addresses where they hand packets for direct server return over; 0 where they do not.
+    pub dsr_port: u16,
     /// Pods whose traffic with this node crosses uplinks in the clear by choice: those of nodes that the overlay `native`
     /// or `auto` reaches over the link. All others' is dropped there.
     pub clear_cidrs: Vec<IpNet>,
@@ -89,6 +94,8 @@ impl Default for NftConfig {
             node_overlays: Vec::new(),
             own_link_prefix: LINK_PREFIX.to_owned(),
             checked_mark: 0,
+            refuse_mark: 0,
+            dsr_port: 0,
             clear_cidrs: Vec::new(),
             gate: None,
         }
@@ -103,7 +110,9 @@ pub fn render(config: &NftConfig) -> String {
     let mut text = String::new();
     // Declared first, so that deleting it never fails.
     let _ = writeln!(text, "table {TABLE} {{}}\ndelete table {TABLE}\n\ntable {TABLE} {{");
-    for counter in ["clear_out", "loopback_in", "outside_in", "overlay_port", "spoofed_in", "unchecked_in"] {
+    for counter in
+        ["clear_out", "loopback_in", "outside_in", "overlay_port", "refused", "spoofed_in", "unchecked_in"]
+    {
         let _ = writeln!(text, "\tcounter {counter} {{}}");
     }
     set(&mut text, "pods", &config.pod_cidrs);
@@ -135,7 +144,8 @@ pub fn render(config: &NftConfig) -> String {
 /// but not on veths that were opened for mapped ports (route_localnet). Answers to translated connections
 /// still have the address that they were translated to here.
 fn prerouting(text: &mut String, config: &NftConfig, prefix: &str, links: &str) {
-    let mut rules = checked(prefix, config.checked_mark);
+    let mut rules = refused(config.checked_mark, config.refuse_mark);
+    rules.extend(checked(prefix, config.checked_mark));
     rules.extend(notrack(&config.node_dns));
     rules.extend(
         ["saddr", "daddr"]
@@ -151,6 +161,7 @@ fn prerouting(text: &mut String, config: &NftConfig, prefix: &str, links: &str) 
     // What a pod sends there is not the tunnel's, and has to be translated.
     rules.extend(tunnel(&config.overlay_ports).map(|rule| format!("iifname != {links} {rule}")));
     rules.extend(config.gate.iter().flat_map(|gate| gate.of_nodes("notrack")));
+    rules.extend(dsr(config.dsr_port, "saddr @", "notrack"));
     chain(text, "prerouting", "type filter hook prerouting priority raw", &rules);
 }
 
@@ -165,6 +176,7 @@ fn output(text: &mut String, config: &NftConfig) {
             |Family { ip, suffix, .. }| format!("{ip} daddr @gates_{suffix} udp dport {} notrack", gate.port);
         rules.extend(FAMILIES.map(to_nodes));
     }
+    rules.extend(dsr(config.dsr_port, "daddr @", "notrack"));
     chain(text, "output", "type filter hook output priority raw", &rules);
 }
 
@@ -189,6 +201,8 @@ fn input(text: &mut String, config: &NftConfig, links: &str) {
             )
         }));
     }
+    // What it brings is as good as what an uplink brings.
+    rules.extend(dsr(config.dsr_port, "saddr != @", "counter name overlay_port drop"));
     if !rules.is_empty() {
         chain(text, "input", "type filter hook input priority filter", &rules);
     }
@@ -338,6 +352,26 @@ fn ports(ports: &[u16]) -> Option<String> {
     let ports: BTreeSet<u16> = ports.iter().copied().collect();
     let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
     (!ports.is_empty()).then(|| format!("{{ {} }}", ports.join(", ")))
+}
+
+/// Packets of nodes, or not of nodes, at the port of direct server return.
+fn dsr(port: u16, whose: &str, verdict: &str) -> Vec<String> {
+    let rule = |Family { ip, suffix, .. }| format!("udp dport {port} {ip} {whose}nodes_{suffix} {verdict}");
+    if port == 0 { Vec::new() } else { FAMILIES.map(rule).to_vec() }
+}
+
+/// What a program found nobody to answer for, on whatever link it came. In this hook, because the packet's destination may be
+/// an address that leads nowhere. A program sets both bits; what the links of pods bring has lost other marks.
+fn refused(checked: u32, refuse: u32) -> Vec<String> {
+    if refuse == 0 {
+        return Vec::new();
+    }
+    let both = checked | refuse;
+    let marked = format!("meta mark & {both:#010x} == {both:#010x}");
+    vec![
+        format!("{marked} meta l4proto tcp counter name refused reject with tcp reset"),
+        format!("{marked} counter name refused reject"),
+    ]
 }
 
 /// A pod's link lets nothing out before its program is at work, nor after somebody removed it: the program marks what it

@@ -159,8 +159,16 @@ fn same_tunnel(new: &LinkSpec, old: &LinkSpec) -> bool {
         (LinkSpec::Vxlan { vni, port, .. }, LinkSpec::Vxlan { vni: old_vni, port: old_port, .. }) => {
             vni == old_vni && port == old_port
         }
-        (LinkSpec::Ifb | LinkSpec::Tun { .. } | LinkSpec::Vxlan { .. } | LinkSpec::Wireguard { .. }, _) => {
-            false
+        (LinkSpec::VxlanExternal { port, .. }, LinkSpec::VxlanExternal { port: old_port, .. }) => {
+            port == old_port
         }
+        (
+            LinkSpec::Ifb
+            | LinkSpec::Tun { .. }
+            | LinkSpec::Vxlan { .. }
+            | LinkSpec::VxlanExternal { .. }
+            | LinkSpec::Wireguard { .. },
+            _,
+        ) => false,
     }
 }

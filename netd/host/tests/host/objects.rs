@@ -200,6 +200,26 @@ fn mtu_and_mac_change_in_place_and_the_rest_by_a_new_device() {
 }
 
 #[test]
+fn an_external_vxlan_device_stands_beside_the_overlay_s() {
+    in_fresh_netns(|| async {
+        uplink("up0", "172.30.0.1/24");
+        let host = Host::open().unwrap();
+        let set = async |name: &str, spec: LinkSpec| {
+            host.apply(&HostOp::Replace(HostObject::Link(name.to_owned(), spec.clone()))).await.unwrap();
+            assert_eq!(host.observe().await.unwrap().links[name], spec);
+            host.link_index(name).await.unwrap()
+        };
+        let external = |port, mtu| LinkSpec::VxlanExternal { port, mtu };
+        set(DEVICE, vxlan(4242, 1400)).await;
+        let first = set("weft.dsr", external(51_823, 65_000)).await;
+        assert!(ip("-d link show weft.dsr").contains("external"));
+        assert_eq!(set("weft.dsr", external(51_823, 9_000)).await, first, "another MTU");
+        assert_ne!(set("weft.dsr", external(51_824, 9_000)).await, first, "another port");
+        assert_eq!(host.observe().await.unwrap().links.len(), 2);
+    });
+}
+
+#[test]
 fn a_block_goes_over_another_backend_in_place() {
     in_fresh_netns(|| async {
         uplink("up0", "172.30.0.1/24");

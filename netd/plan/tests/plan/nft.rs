@@ -19,6 +19,8 @@ fn config() -> NftConfig {
         probe_port: 51819,
         node_overlays: vec!["10.244.0.1".parse().unwrap(), "fd00:10:244::1".parse().unwrap()],
         checked_mark: 0x1000,
+        refuse_mark: 0x40,
+        dsr_port: 51823,
         ..NftConfig::default()
     }
 }
@@ -127,6 +129,11 @@ fn text_reads_so() {
         "udp dport 51819 ip saddr @pods_v4 ip saddr != @nodes_v4 counter name overlay_port drop",
         "elements = { 10.244.0.1/32 }",
         "ip daddr != @inside_v4 meta l4proto udp masquerade to :4790-51819 fully-random",
+        "chain prerouting {\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t\tmeta mark & 0x00001040 == 0x00001040 meta l4proto tcp counter name refused reject with tcp reset\n\t\tmeta mark & 0x00001040 == 0x00001040 counter name refused reject\n",
+        "udp dport 51823 ip saddr != @nodes_v4 counter name overlay_port drop",
+        "udp dport 51823 ip6 saddr != @nodes_v6 counter name overlay_port drop",
+        "udp dport 51823 ip saddr @nodes_v4 notrack",
+        "udp dport 51823 ip daddr @nodes_v4 notrack",
         "iifname \"weft*\" iifname != \"weft.*\" iifname != \"weftq*\" meta mark & 0x00001000 == 0 counter name unchecked_in drop",
         "iifname \"weft*\" iifname != \"weft.*\" iifname != \"weftq*\" meta mark set meta mark & 0xffffefff",
         "oifname != \"lo\" oifname != \"weft*\" ip saddr @pods_v4 ip daddr @pods_v4 ip daddr != @clear_v4 counter name clear_out drop",

@@ -73,7 +73,10 @@ impl Kernel {
         }
         let LinkSpec::Vxlan { vni, port, .. } = spec else { return };
         let twin = self.objects.links.iter().any(|(other, known)| match known {
-            LinkSpec::Ifb | LinkSpec::Tun { .. } | LinkSpec::Wireguard { .. } => false,
+            LinkSpec::Ifb
+            | LinkSpec::Tun { .. }
+            | LinkSpec::VxlanExternal { .. }
+            | LinkSpec::Wireguard { .. } => false,
             LinkSpec::Vxlan { vni: known_vni, port: known_port, .. } => {
                 other != name && (known_vni, known_port) == (vni, port)
             }
