@@ -3,6 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext,
+    bindings::bpf_sock,
     helpers::generated::{
         bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
     },
@@ -46,14 +47,44 @@ impl<const V6: bool> Peer<V6> {
         unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
     }
 
-    /// Whether the socket has a peer (this is not the hook that gives it one).
+    /// The port of the peer that the socket has already (this is not the hook that gives it one), network order; `None` for
+    /// an unconnected one.
     #[inline(always)]
-    pub(crate) fn is_connected(&self) -> bool {
-        // SAFETY: as above; the kernel lets a program read these fields of the context's socket, when it has one.
-        unsafe {
-            let socket = (*self.ctx.sock_addr).__bindgen_anon_1.sk;
-            !socket.is_null() && (*socket).dst_port != 0
+    pub(crate) fn connected_port(&self) -> Option<[u8; 2]> {
+        let socket = self.socket()?;
+        // SAFETY: the kernel lets a program read this field of the context's socket.
+        let port = unsafe { (*socket).dst_port };
+        if port == 0 { None } else { Some(port.to_ne_bytes()) }
+    }
+
+    /// Whether the socket is connected to this address.
+    #[inline(always)]
+    pub(crate) fn is_connected_to(&self, addr: &Address, port: [u8; 2]) -> bool {
+        if self.connected_port() != Some(port) {
+            return false;
         }
+        let Some(socket) = self.socket() else { return false };
+        let [a, b, c, d] = to_words(addr);
+        // SAFETY: as above.
+        unsafe {
+            if V6 {
+                let words = &raw const (*socket).dst_ip6;
+                let word = words.cast::<u32>();
+                word.read_volatile() == a
+                    && word.add(1).read_volatile() == b
+                    && word.add(2).read_volatile() == c
+                    && word.add(3).read_volatile() == d
+            } else {
+                (*socket).dst_ip4 == d
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn socket(&self) -> Option<*const bpf_sock> {
+        // SAFETY: the kernel's context pointer; this field may be read in every sock_addr program.
+        let socket = unsafe { (*self.ctx.sock_addr).__bindgen_anon_1.sk };
+        if socket.is_null() { None } else { Some(socket) }
     }
 
     /// Address and port (network order).

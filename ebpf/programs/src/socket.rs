@@ -79,8 +79,11 @@ pub(crate) fn connect<const V6: bool>(peer: &Peer<V6>) -> i32 {
 pub(crate) fn send<const V6: bool>(peer: &Peer<V6>) -> i32 {
     let Some(proto) = peer.protocol() else { return ALLOW };
     let key = frontend(peer, proto);
-    let Some(service) = service::find(&key, || is_host(peer)) else { return ALLOW };
     let cookie = peer.cookie();
+    if peer.connected_port().is_some() && send_connected(peer, &key, cookie) {
+        return ALLOW;
+    }
+    let Some(service) = service::find(&key, || is_host(peer)) else { return ALLOW };
     let chance = Chance::Hash(hash_number(cookie, service.service_id));
     let netns = if needs_client(&service) { peer.netns() } else { 0 };
     match service::pick(&service, &client(&service, &key, netns), chance) {
@@ -104,26 +107,48 @@ pub(crate) fn send<const V6: bool>(peer: &Peer<V6>) -> i32 {
     }
 }
 
+/// A connected socket that sends to its peer, by name: it hears answers from there only. IPv6 sockets connected to an IPv4
+/// address come by here with every datagram, named or not. `false` when it sends elsewhere.
+#[inline(always)]
+fn send_connected<const V6: bool>(peer: &Peer<V6>, key: &FrontendKey, cookie: u64) -> bool {
+    if peer.is_connected_to(&key.addr, key.port) {
+        return true;
+    }
+    let Some(known) = maps::connection(cookie) else { return false };
+    if known.addr != key.addr || known.port != key.port {
+        return false;
+    }
+    let Some(backend) = maps::backend(known.backend_id) else { return false };
+    peer.set_address(&backend.addr(), backend.port());
+    true
+}
+
 /// A UDP socket's program reads a datagram: its sender is the frontend. This hook cannot refuse.
 #[inline(always)]
 pub(crate) fn receive<const V6: bool>(peer: &Peer<V6>) -> i32 {
-    if peer.is_connected() {
+    if peer.connected_port().is_some() {
         return name_peer(peer);
     }
-    let (addr, port) = peer.address();
-    let flow = FlowKey { cookie: peer.cookie(), addr, port, proto: PROTO_UDP, pad: [0; 5] };
-    if let Some((addr, port)) = maps::flow(&flow) {
-        peer.set_address(&addr, port);
-    }
-    ALLOW
+    name_sender(peer, PROTO_UDP, peer.cookie())
 }
 
 /// A program asks for its socket's peer: it is the frontend. This hook cannot refuse.
 #[inline(always)]
 pub(crate) fn name_peer<const V6: bool>(peer: &Peer<V6>) -> i32 {
-    if peer.protocol().is_some()
-        && let Some((addr, port)) = maps::peer_of_connection(peer.cookie())
-    {
+    let Some(proto) = peer.protocol() else { return ALLOW };
+    let cookie = peer.cookie();
+    if let Some(known) = maps::connection(cookie) {
+        peer.set_address(&known.addr, known.port);
+        return ALLOW;
+    }
+    // Connections of ABI version 1 were carried over to FLOWS, for it did not notice when one was closed.
+    name_sender(peer, proto, cookie)
+}
+
+#[inline(always)]
+fn name_sender<const V6: bool>(peer: &Peer<V6>, proto: u8, cookie: u64) -> i32 {
+    let (addr, port) = peer.address();
+    if let Some((addr, port)) = maps::flow(&FlowKey { cookie, addr, port, proto, pad: [0; 5] }) {
         peer.set_address(&addr, port);
     }
     ALLOW

@@ -16,4 +16,5 @@ mod pods;
 mod qdisc;
 mod raw;
 mod services;
+mod sockets;
 mod upgrade;

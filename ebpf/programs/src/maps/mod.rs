@@ -21,7 +21,7 @@ pub(crate) use service::{
     load, service, slot,
 };
 pub(crate) use socket::{
-    flow, forget_connection, netns, peer_of_connection, remember_connection, remember_flow,
+    connection, flow, forget_connection, netns, remember_connection, remember_flow,
 };
 
 /// BPF_ANY (linux/bpf.h): create or replace.

@@ -46,11 +46,22 @@ pub(crate) fn remember_flow(key: &FlowKey, value: &FlowValue) {
     }
 }
 
-/// What a connected socket's program asked for.
+/// A connected socket that goes to a backend.
+pub(crate) struct Connection {
+    /// The address that its program asked for.
+    pub(crate) addr: Address,
+    /// The port, network order.
+    pub(crate) port: [u8; 2],
+    /// Identifier of the backend.
+    pub(crate) backend_id: u32,
+}
+
+/// What a connected socket's program asked for, and what it was given.
 #[inline(always)]
-pub(crate) fn peer_of_connection(cookie: u64) -> Option<(Address, [u8; 2])> {
+pub(crate) fn connection(cookie: u64) -> Option<Connection> {
+    let value = SOCKETS.get_ptr(cookie)?;
     // SAFETY: as above.
-    SOCKETS.get_ptr(cookie).map(|value| unsafe { ((*value).addr, (*value).port) })
+    Some(unsafe { Connection { addr: (*value).addr, port: (*value).port, backend_id: (*value).backend_id } })
 }
 
 /// A socket connects to a backend: it is one of its open connections until it is closed or connects again.

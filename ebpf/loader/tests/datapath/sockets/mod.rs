@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services through the programs at the cgroup root: real sockets of processes in the cgroup, entries written to the maps by
+//! hand.
+
+mod affinity;
+mod agent;
+mod bind;
+mod connections;
+mod datagrams;
+mod load;
+mod node_ports;
+mod world;
