@@ -18,7 +18,7 @@ use ebpf_abi::{
 pub(crate) use pod::{may_send_from, overlay, pod, pod_link, pod6};
 pub(crate) use service::{
     Backend, affinity, backend, begin_affinity, client_may_ask, count_connection, count_refusal, is_affine,
-    load, service, slot,
+    is_backend, load, service, slot,
 };
 pub(crate) use socket::{
     connection, flow, forget_connection, netns, remember_connection, remember_flow,
@@ -68,30 +68,64 @@ pub(crate) fn config() -> Option<Config> {
     CONFIG.get_ptr(0).map(Config)
 }
 
-impl Config {
-    /// Seed of the hashes.
-    #[inline(always)]
-    pub(crate) fn hash_seed(self) -> u32 {
-        // SAFETY: the pointer is to the live, aligned entry of CONFIG; user space changes a field by one store.
-        unsafe { (&raw const (*self.0).hash_seed).read_volatile() }
-    }
+/// A field of the configuration, read once.
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
+        #[allow(dead_code, reason = "each field for whoever needs it")]
+        impl Config {
+            $(
+                $(#[$doc])*
+                #[inline(always)]
+                pub(crate) fn $name(self) -> $kind {
+                    // SAFETY: the pointer is to the live, aligned entry of CONFIG, of this type.
+                    unsafe { (&raw const (*self.0).$name).read() }
+                }
+            )*
+        }
+    };
+}
 
+fields! {
+    /// Cookie of the host's netns; 0 is none.
+    host_netns: u64,
+    /// This node's IPv4 overlay address, or zero.
+    overlay4: Address,
+    /// This node's IPv6 overlay address, or zero.
+    overlay6: Address,
+    /// Device for direct server return, or 0.
+    dsr_ifindex: u32,
+    /// Reserved.
+    uplink_flags: u32,
+    /// First node port, or 0.
+    node_port_min: u16,
+    /// Last node port.
+    node_port_max: u16,
+    /// First source port of source NAT.
+    snat_port_min: u16,
+    /// Last source port of source NAT.
+    snat_port_max: u16,
+    /// Longest IPv4 packet for direct server return.
+    dsr_mtu4: u16,
+    /// Longest IPv6 packet for direct server return.
+    dsr_mtu6: u16,
+    /// Seed of the hashes.
+    hash_seed: u32,
+    /// Reserved.
+    flags: u32,
+}
+
+impl Config {
     /// Whether this is the cookie of the host's netns.
     #[inline(always)]
     pub(crate) fn is_host_netns(self, cookie: u64) -> bool {
-        // SAFETY: as above.
-        cookie != 0 && cookie == unsafe { (&raw const (*self.0).host_netns).read_volatile() }
+        cookie != 0 && cookie == self.host_netns()
     }
 
     /// Whether a port (network order) is in the range of node ports.
     #[inline(always)]
     pub(crate) fn is_node_port(self, port: [u8; 2]) -> bool {
-        // SAFETY: as above.
-        let first = unsafe { (&raw const (*self.0).node_port_min).read_volatile() };
-        // SAFETY: as above.
-        let last = unsafe { (&raw const (*self.0).node_port_max).read_volatile() };
-        let port = u16::from_be_bytes(port);
-        first != 0 && first <= port && port <= last
+        let (first, port) = (self.node_port_min(), u16::from_be_bytes(port));
+        first != 0 && first <= port && port <= self.node_port_max()
     }
 }
 
