@@ -1,88 +1,114 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the service table to the content of the maps, step by step, without disturbing what is in use.
+//! From the service table to the content of the maps, change by change, without disturbing what is in use.
 //!
-//! A frontend whose backends changed gets a fresh range of slots; the writer fills it and then flips the service
-//! entry, so a program sees either the old set or the new one. What the old entry pointed at (slots, backends,
-//! identifiers) is *retired*: it stays in the image and is given out again [`GRACE_MS`] after the writer said
-//! ([`Compiler::written`]) that the kernel no longer points at it, and in no other way.
+//! The frontends of a Service that choose among the same backends share a *set*: a range of slots. A set whose backends
+//! changed gets a fresh range; the writer fills it and then flips the service entries, so a program sees either the old
+//! set or the new one. What the old entries pointed at (slots, backends, identifiers) *rests*: it stays in the maps and
+//! is given out again [`GRACE_MS`] after the writer said ([`Compiler::written`]) that the kernel no longer points at it,
+//! and in no other way (`holdings.rs`).
 //!
-//! ```text
-//!            taken by compile                  no frontend needs it            written(now)
-//!   free ───────────────────────► live ──────────────────────────► retired ───────────────► retired, due now + GRACE_MS
-//!    ▲                             ▲                                  │                              │
-//!    │                             └──── needed again (identifiers) ──┘                              │
-//!    └──────────────────────────────────── compile, once due ────────────────────────────────────────┘
-//! ```
+//! Only Services that changed are looked at, with those that depend on them by weights or want the same frontend. The
+//! result is what all of them from scratch would give, but for identifiers and the place of slots.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use ebpf_abi::v1::{BackendValue, ServiceKey, ServiceValue};
+use ebpf_abi::{AffinityBackendKey, BackendValue, FrontendKey, ServiceValue, SourceRangeKey};
 
-use crate::frontends::{self, Desired};
-use crate::ids::IdSpace;
-use crate::slots::{Range, SlotSpace};
-use crate::{CapacityError, Image, Limit, Limits, Problem, ServiceTable};
+use crate::adopt::Adopted;
+use crate::frontends::{self, Recipe, SetKey, Wishes};
+use crate::holdings::Holdings;
+use crate::slots::Range;
+use crate::warmth::Warmth;
+use crate::{
+    CapacityError, Image, Limit, Limits, NodeView, Problem, ServiceEntry, ServiceName, ServiceTable,
+    VerdictState, Writes,
+};
 
 /// How long retired slots and identifiers rest: far longer than a BPF program runs between reading a service entry
 /// and its slot, short enough that churn does not pile up.
 pub const GRACE_MS: u64 = 1_000;
 
-/// What [`Compiler::compile`] gives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompileOutcome {
-    /// What the maps should hold.
-    pub image: Image,
-    /// What the maps cannot express and the image leaves out; sorted.
-    pub problems: Vec<Problem>,
-    /// Frontends that did not fit; in order of frontend.
-    pub capacity: Vec<CapacityError>,
-}
-
-impl CompileOutcome {
-    /// Something did not fit, and may fit after the next grace period: compile again then.
-    #[must_use]
-    pub fn is_worth_retrying(&self) -> bool {
-        self.capacity.iter().any(|error| error.waiting > 0)
-    }
-}
-
 /// Gives out slots and identifiers. One for each set of maps; its state is what the maps hold.
 #[derive(Clone, Debug)]
 pub struct Compiler {
-    limits: Limits,
-    service_ids: IdSpace,
-    backend_ids: IdSpace,
-    slot_space: SlotSpace,
-    frontends: BTreeMap<ServiceKey, Frontend>,
-    /// Every backend with an identifier, live or retired; `id_of` is its inverse (an adopted image may name one
-    /// backend twice: then one of the identifiers is found by value, and the other is used up).
-    backends: BTreeMap<u32, BackendValue>,
-    id_of: BTreeMap<BackendValue, u32>,
-    retired_backends: BTreeMap<u32, Due>,
-    /// A frontend that comes back in time finds its identifier, and its counters, again.
-    retired_services: BTreeMap<ServiceKey, (u32, Due)>,
-    retired_slots: Vec<(RetiredSlots, Due)>,
+    pub(crate) limits: Limits,
+    pub(crate) holdings: Holdings,
+    pub(crate) services: BTreeMap<ServiceName, Compiled>,
+    pub(crate) frontends: BTreeMap<FrontendKey, Frontend>,
+    pub(crate) by_id: BTreeMap<u32, FrontendKey>,
+    /// Who wants a frontend that another Service has; the first by name gets it next.
+    pub(crate) waiting: BTreeMap<FrontendKey, BTreeSet<ServiceName>>,
+    pub(crate) affinity: BTreeSet<AffinityBackendKey>,
+    pub(crate) ranges: BTreeSet<SourceRangeKey>,
+    /// Services of which something did not fit.
+    pub(crate) starved: BTreeSet<ServiceName>,
+    /// Services with problems or something that did not fit.
+    troubled: BTreeSet<ServiceName>,
+    /// Who is to be looked at when a Service changes, because of weights.
+    dependents: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
+    warming: BTreeSet<(u64, ServiceName)>,
+    view: Option<NodeView>,
+    /// What was found in the maps and is not claimed yet.
+    pub(crate) adopted: Adopted,
+}
+
+/// A Service as it is in the maps.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Compiled {
+    pub(crate) sets: BTreeMap<SetKey, Set>,
+    /// Its frontends.
+    pub(crate) keys: BTreeSet<FrontendKey>,
+    /// Frontends that another Service has.
+    pub(crate) waits_for: BTreeSet<FrontendKey>,
+    /// Identifiers of all backends that it names, as far as they have one.
+    pub(crate) listed: BTreeMap<u32, VerdictState>,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) capacity: Vec<CapacityError>,
+    depends: BTreeSet<ServiceName>,
+    warmth: Warmth,
+}
+
+/// Slots that frontends of one Service share.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Set {
+    pub(crate) range: Range,
+    /// What the slots were made of; unknown when adopted.
+    pub(crate) recipe: Option<Recipe>,
+    /// The backends in it, each once, in order.
+    pub(crate) ids: Arc<[u32]>,
+    /// 0 without affinity.
+    pub(crate) affinity_id: u32,
+    /// Those of `ids` that clients may stay with.
+    pub(crate) members: Arc<[u32]>,
+    /// Without slots: drop instead of refuse.
+    pub(crate) drops: bool,
 }
 
 /// A frontend as it is in the maps.
 #[derive(Clone, Debug)]
-struct Frontend {
-    service_id: u32,
-    /// Name of the last wish; unknown when adopted.
-    name: Option<String>,
-    range: Range,
-    /// Identifiers in slot order, as many as the range is long.
-    backends: Vec<u32>,
+pub(crate) struct Frontend {
+    pub(crate) owner: Arc<ServiceName>,
+    pub(crate) set: Option<SetKey>,
+    pub(crate) value: ServiceValue,
+    pub(crate) ranges: BTreeSet<SourceRangeKey>,
 }
 
-#[derive(Clone, Debug)]
-struct RetiredSlots {
-    range: Range,
-    content: Vec<u32>,
+/// What became of a backend that a connection went to by a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is used, or could be: it is up.
+    Current,
+    /// It terminates and still serves: connections may finish, datagrams go elsewhere.
+    Draining,
+    /// It is not among the Service's backends any more.
+    Removed,
+    /// The frontend is gone.
+    ServiceGone,
+    /// It is not ready: connections may live through it, datagrams go elsewhere.
+    Unready,
 }
-
-/// When a retired thing is free: `None` until the kernel is known not to point at it.
-type Due = Option<u64>;
 
 impl Compiler {
     /// For empty maps of these sizes.
@@ -90,281 +116,261 @@ impl Compiler {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            service_ids: IdSpace::new(limits.services),
-            backend_ids: IdSpace::new(limits.backends),
-            slot_space: SlotSpace::new(limits.slots),
+            holdings: Holdings::new(limits),
+            services: BTreeMap::new(),
             frontends: BTreeMap::new(),
-            backends: BTreeMap::new(),
-            id_of: BTreeMap::new(),
-            retired_backends: BTreeMap::new(),
-            retired_services: BTreeMap::new(),
-            retired_slots: Vec::new(),
+            by_id: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            affinity: BTreeSet::new(),
+            ranges: BTreeSet::new(),
+            starved: BTreeSet::new(),
+            troubled: BTreeSet::new(),
+            dependents: BTreeMap::new(),
+            warming: BTreeSet::new(),
+            view: None,
+            adopted: Adopted::default(),
         }
     }
 
-    /// Starts over from what the maps hold, so that identifiers and ranges stay as they are. Whatever in the image
-    /// is not consistent (a slot without a backend, a range shared by two frontends, an identifier out of range) is
-    /// left untouched as long as the kernel may use it, and written anew by the next image.
-    pub fn adopt(&mut self, image: &Image) {
-        *self = Self::new(self.limits);
-        for (&id, &value) in image.backends.iter().filter(|(_, value)| !value.is_unused()) {
-            if self.backend_ids.reserve(id) {
-                self.backends.insert(id, value);
-                self.id_of.entry(value).or_insert(id);
-            }
-        }
-        for &id in image.slots.values() {
-            // Some program may still follow the slot: nobody else gets the identifier before the grace is over.
-            if self.backend_ids.reserve(id) {
-                self.retired_backends.insert(id, None);
-            }
-        }
-        let mut foreign = Vec::new();
-        for (key, value) in &image.services {
-            match self.adopt_frontend(value, image) {
-                Some(frontend) => drop(self.frontends.insert(*key, frontend)),
-                None => foreign.push((*key, *value)),
-            }
-        }
-        for (key, value) in foreign {
-            if self.service_ids.reserve(value.service_id) {
-                self.retired_services.insert(key, (value.service_id, None));
-            }
-            let end = value.slot_offset.saturating_add(value.slot_count).min(self.limits.slots);
-            self.retire_free(value.slot_offset.min(end), end, image);
-        }
-        for run in runs(image.slots.range(..self.limits.slots).map(|(slot, _)| *slot)) {
-            self.retire_free(run.offset, run.end(), image);
-        }
-        self.retire_unused_backends();
-    }
-
-    /// Computes what the maps should hold for `table`. Frontends that did not change keep slots and identifiers.
+    /// What the maps lack of what they should hold for `table` on the node of `view`, together with all that was
+    /// returned since the last [`Self::written`]: a failed write is made up for by the next one.
     ///
-    /// A frontend that does not fit keeps its last good backends; a new one is left out, so that its ClusterIP's
-    /// entry for other ports, if there is one, refuses it. `now_ms`: any monotonic milliseconds.
-    pub fn compile(&mut self, table: &ServiceTable, now_ms: u64) -> CompileOutcome {
-        self.release_due(now_ms);
-        let mut problems = Vec::new();
-        let desired = frontends::desired(table, &mut problems);
-        problems.sort();
-
-        let gone: Vec<ServiceKey> =
-            self.frontends.keys().filter(|key| !desired.contains_key(key)).copied().collect();
-        for key in gone {
-            if let Some(frontend) = self.frontends.remove(&key) {
-                self.retired_services.insert(key, (frontend.service_id, None));
-                self.retire_slots(frontend.range, frontend.backends);
-            }
+    /// `changed` names the Services that differ from the table of the last call; `None`: any may. After [`Self::new`],
+    /// [`Self::adopt`] and where `view` differs, all are looked at anyhow. `now_ms`: any monotonic milliseconds.
+    ///
+    /// A set that does not fit keeps its last good backends; a new frontend is left out, so that its ClusterIP's entry for
+    /// other ports, if there is one, refuses it.
+    pub fn update(
+        &mut self,
+        table: &ServiceTable,
+        view: &NodeView,
+        changed: Option<&BTreeSet<ServiceName>>,
+        now_ms: u64,
+    ) -> Writes {
+        self.holdings.release_due(now_ms);
+        let same_view = self.view.as_ref() == Some(view);
+        let mut work = match changed {
+            Some(changed) if same_view => changed.clone(),
+            _ => table.services.keys().chain(self.services.keys()).cloned().collect(),
+        };
+        if !same_view {
+            self.view = Some(view.clone());
         }
-        let mut capacity = Vec::new();
-        for (key, wish) in &desired {
-            if let Err(error) = self.place(*key, wish) {
-                self.drop_if_anothers(*key, wish);
-                capacity.push(error);
-            }
+        for name in work.clone() {
+            work.extend(self.dependents.get(&name).into_iter().flatten().cloned());
         }
-        self.retire_unused_backends();
-        for error in &mut capacity {
-            error.waiting = self.waiting(error.limit);
+        work.extend(self.warming.iter().take_while(|(at, _)| *at <= now_ms).map(|(_, name)| name.clone()));
+        self.run(work, table, view, now_ms);
+        self.disown_adopted();
+        // What became free may be enough for those who got too little.
+        if std::mem::take(&mut self.holdings.freed) {
+            let starved = self.starved.clone();
+            self.run(starved, table, view, now_ms);
         }
-        CompileOutcome { image: self.image(), problems, capacity }
+        self.holdings.writes.clone()
     }
 
-    /// The last compiled image is in the kernel, all of it, since `now_ms`: what it retired is free [`GRACE_MS`]
-    /// later. Without this call nothing retired is ever given out again.
+    /// All of the last [`Self::update`] is in the kernel since `now_ms`: what it retired is free [`GRACE_MS`] later.
+    /// Without this call nothing retired is ever given out again.
     pub fn written(&mut self, now_ms: u64) {
-        let due = now_ms.saturating_add(GRACE_MS);
-        let backends = self.retired_backends.values_mut();
-        let services = self.retired_services.values_mut().map(|(_, due)| due);
-        let slots = self.retired_slots.iter_mut().map(|(_, due)| due);
-        for waiting in backends.chain(services).chain(slots) {
-            waiting.get_or_insert(due);
-        }
+        self.holdings.written(now_ms);
     }
 
-    /// Something retired is still in the image: compile (and write) again after the grace period, then it goes.
+    /// When there is something to do without any change: a grace period ends, or a backend warms up. Then
+    /// [`Self::update`] with no changed Service does it.
     #[must_use]
-    pub fn has_retired(&self) -> bool {
-        !(self.retired_backends.is_empty()
-            && self.retired_services.is_empty()
-            && self.retired_slots.is_empty())
+    pub fn next_deadline(&self) -> Option<u64> {
+        let warming = self.warming.first().map(|(at, _)| *at);
+        self.holdings.next_due().into_iter().chain(warming).min()
     }
 
-    /// Gives `key` the backends of `wish`, or changes nothing.
-    fn place(&mut self, key: ServiceKey, wish: &Desired) -> Result<(), CapacityError> {
-        if let Some(frontend) = self.frontends.get_mut(&key) {
-            let current = frontend.backends.iter().map(|id| self.backends.get(id));
-            if current.eq(wish.backends.iter().map(Some)) {
-                frontend.name = Some(wish.name.clone());
-                return Ok(());
-            }
+    /// What the maps cannot express and is left out; sorted.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let troubled = self.troubled.iter().filter_map(|name| self.services.get(name));
+        let mut problems: Vec<Problem> = troubled.flat_map(|compiled| compiled.problems.clone()).collect();
+        problems.sort();
+        problems
+    }
+
+    /// What did not fit, by Service. It is tried again when something becomes free.
+    #[must_use]
+    pub fn capacity(&self) -> Vec<CapacityError> {
+        let troubled = self.troubled.iter().filter_map(|name| self.services.get(name));
+        let mut errors: Vec<CapacityError> =
+            troubled.flat_map(|compiled| compiled.capacity.clone()).collect();
+        for error in &mut errors {
+            error.waiting = self.waiting_for(error.limit);
         }
-        let known_id = match self.frontends.get(&key) {
-            Some(frontend) => Some(frontend.service_id),
-            None => self.retired_services.get(&key).map(|(id, _)| *id),
+        errors
+    }
+
+    /// Names of frontends by service identifier: `default/web:80/tcp`, `default/web:*`.
+    #[must_use]
+    pub fn names(&self) -> BTreeMap<u32, String> {
+        self.frontends.values().map(|frontend| (frontend.value.service_id, frontend.name())).collect()
+    }
+
+    /// The frontend with this service identifier, and whose it is.
+    #[must_use]
+    pub fn frontend(&self, service_id: u32) -> Option<(&ServiceName, FrontendKey)> {
+        let key = self.by_id.get(&service_id)?;
+        Some((&self.frontends.get(key)?.owner, *key))
+    }
+
+    /// The entry of a frontend.
+    #[must_use]
+    pub fn service(&self, key: &FrontendKey) -> Option<&ServiceValue> {
+        self.frontends.get(key).map(|frontend| &frontend.value)
+    }
+
+    /// The backend with this identifier, in use or resting.
+    #[must_use]
+    pub fn backend(&self, id: u32) -> Option<BackendValue> {
+        self.holdings.backend(id)
+    }
+
+    /// What became of a backend that a connection went to by a frontend.
+    #[must_use]
+    pub fn standing(&self, service_id: u32, backend_id: u32) -> Standing {
+        let Some(frontend) = self.by_id.get(&service_id).and_then(|key| self.frontends.get(key)) else {
+            return Standing::ServiceGone;
         };
-        let refuse = |limit, wanted: usize, free| CapacityError {
-            frontend: wish.name.clone(),
-            limit,
-            max: self.limits.max(limit),
-            wanted: u32::try_from(wanted).unwrap_or(u32::MAX),
-            free,
-            waiting: 0,
+        let Some(compiled) = self.services.get(&*frontend.owner) else { return Standing::ServiceGone };
+        let set = frontend.set.and_then(|set| compiled.sets.get(&set));
+        if set.is_some_and(|set| set.ids.binary_search(&backend_id).is_ok()) {
+            return Standing::Current;
+        }
+        match compiled.listed.get(&backend_id) {
+            None => Standing::Removed,
+            Some(VerdictState::Up) => Standing::Current,
+            Some(VerdictState::Draining) => Standing::Draining,
+            Some(VerdictState::Down) => Standing::Unready,
+        }
+    }
+
+    /// What the maps should hold, without what rests.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        let mut image = Image {
+            backends: self.holdings.backends().collect(),
+            endpoints: self.holdings.endpoints().clone(),
+            affinity: self.affinity.clone(),
+            ranges: self.ranges.clone(),
+            names: self.names(),
+            ..Image::default()
         };
-        if known_id.is_none() && self.service_ids.free() == 0 {
-            return Err(refuse(Limit::Services, 1, 0));
-        }
-        let new_backends = wish.backends.iter().filter(|value| !self.id_of.contains_key(value)).count();
-        if new_backends > self.backend_ids.free() as usize {
-            return Err(refuse(Limit::Backends, new_backends, self.backend_ids.free()));
-        }
-        let range = u32::try_from(wish.backends.len()).ok().and_then(|length| self.slot_space.take(length));
-        let Some(range) = range else {
-            return Err(refuse(Limit::Slots, wish.backends.len(), self.slot_space.longest()));
-        };
-
-        // Everything fits: from here on nothing fails.
-        let Some(service_id) = known_id.or_else(|| self.service_ids.take()) else { return Ok(()) };
-        self.retired_services.remove(&key);
-        let backends = wish.backends.iter().filter_map(|value| self.backend_id(*value)).collect();
-        let frontend = Frontend { service_id, name: Some(wish.name.clone()), range, backends };
-        if let Some(old) = self.frontends.insert(key, frontend) {
-            self.retire_slots(old.range, old.backends);
-        }
-        Ok(())
-    }
-
-    /// The last good value of a frontend is good only for the Service that it was made for.
-    fn drop_if_anothers(&mut self, key: ServiceKey, wish: &Desired) {
-        let Some(frontend) = self.frontends.get_mut(&key) else { return };
-        if frontend.name.as_ref().is_some_and(|name| *name != wish.name) {
-            frontend.name = Some(wish.name.clone());
-            let (range, backends) =
-                (std::mem::take(&mut frontend.range), std::mem::take(&mut frontend.backends));
-            self.retire_slots(range, backends);
-        }
-    }
-
-    fn backend_id(&mut self, value: BackendValue) -> Option<u32> {
-        if let Some(id) = self.id_of.get(&value) {
-            return Some(*id);
-        }
-        let id = self.backend_ids.take()?;
-        self.backends.insert(id, value);
-        self.id_of.insert(value, id);
-        Some(id)
-    }
-
-    fn adopt_frontend(&mut self, value: &ServiceValue, image: &Image) -> Option<Frontend> {
-        let range = Range { offset: value.slot_offset, length: value.slot_count };
-        let end = value.slot_offset.checked_add(value.slot_count).filter(|end| *end <= self.limits.slots)?;
-        let slots = (range.offset..end).map(|slot| image.slots.get(&slot).copied());
-        let backends: Vec<u32> = slots.collect::<Option<_>>()?;
-        if !backends.iter().all(|id| self.backends.contains_key(id))
-            || !self.service_ids.reserve(value.service_id)
-        {
-            return None;
-        }
-        let taken = if range.length == 0 { Vec::new() } else { self.slot_space.reserve(range) };
-        if range.length == 0 || taken == [range] {
-            let range = if range.length == 0 { Range::default() } else { range };
-            return Some(Frontend { service_id: value.service_id, name: None, range, backends });
-        }
-        // Shared with another frontend: neither part is ours to change.
-        taken.into_iter().for_each(|piece| self.slot_space.release(piece));
-        self.service_ids.release(value.service_id);
-        None
-    }
-
-    /// Retires what is free of `start..end`, as far as the image says something about it.
-    fn retire_free(&mut self, start: u32, end: u32, image: &Image) {
-        for range in self.slot_space.reserve(Range { offset: start, length: end - start }) {
-            let content =
-                (range.offset..range.end()).map(|slot| image.slots.get(&slot).copied().unwrap_or(0));
-            self.retire_slots(range, content.collect());
-        }
-    }
-
-    fn retire_slots(&mut self, range: Range, content: Vec<u32>) {
-        if range.length > 0 {
-            self.retired_slots.push((RetiredSlots { range, content }, None));
-        }
-    }
-
-    fn retire_unused_backends(&mut self) {
-        let used: BTreeSet<u32> =
-            self.frontends.values().flat_map(|frontend| &frontend.backends).copied().collect();
-        self.retired_backends.retain(|id, _| !used.contains(id));
-        for id in self.backends.keys().filter(|id| !used.contains(id)) {
-            self.retired_backends.entry(*id).or_insert(None);
-        }
-    }
-
-    fn release_due(&mut self, now_ms: u64) {
-        let is_due = |due: &Due| due.is_some_and(|due| due <= now_ms);
-        for (retired, _) in self.retired_slots.extract_if(.., |(_, due)| is_due(due)) {
-            self.slot_space.release(retired.range);
-        }
-        for (_, (id, _)) in self.retired_services.extract_if(.., |_, (_, due)| is_due(due)) {
-            self.service_ids.release(id);
-        }
-        for (id, _) in self.retired_backends.extract_if(.., |_, due| is_due(due)) {
-            self.backend_ids.release(id);
-            let value = self.backends.remove(&id);
-            if let Some(value) = value.filter(|value| self.id_of.get(value) == Some(&id)) {
-                self.id_of.remove(&value);
-            }
-        }
-    }
-
-    fn waiting(&self, limit: Limit) -> u32 {
-        match limit {
-            Limit::Backends => self.retired_backends.len() as u32,
-            Limit::Services => self.retired_services.len() as u32,
-            Limit::Slots => self.retired_slots.iter().map(|(retired, _)| retired.range.length).sum(),
-        }
-    }
-
-    fn image(&self) -> Image {
-        let mut image = Image { backends: self.backends.clone(), ..Image::default() };
-        for (retired, _) in &self.retired_slots {
-            let filled = (retired.range.offset..).zip(retired.content.iter().copied());
-            image.slots.extend(filled.filter(|(_, id)| *id != 0));
-        }
         for (key, frontend) in &self.frontends {
-            let value = ServiceValue {
-                service_id: frontend.service_id,
-                slot_offset: frontend.range.offset,
-                slot_count: frontend.range.length,
-                flags: 0,
-            };
-            image.services.insert(*key, value);
-            image.slots.extend((frontend.range.offset..).zip(frontend.backends.iter().copied()));
-            image.names.extend(frontend.name.clone().map(|name| (frontend.service_id, name)));
+            image.services.insert(*key, frontend.value);
+        }
+        for set in self.services.values().flat_map(|compiled| compiled.sets.values()) {
+            let slots = set.recipe.as_ref().map(Recipe::slots).unwrap_or_default();
+            let members = set.recipe.iter().flat_map(|recipe| &recipe.members);
+            let ids: Vec<u32> = members.filter_map(|(value, _)| self.holdings.id_of(value)).collect();
+            let filled = (set.range.offset..).zip(slots.iter().filter_map(|index| ids.get(*index as usize)));
+            image.slots.extend(filled.map(|(slot, id)| (slot, *id)));
         }
         image
     }
-}
 
-/// Neighbouring slots, joined.
-fn runs(slots: impl Iterator<Item = u32>) -> Vec<Range> {
-    let mut runs: Vec<Range> = Vec::new();
-    for slot in slots {
-        match runs.last_mut() {
-            Some(run) if run.end() == slot => run.length += 1,
-            _ => runs.push(Range { offset: slot, length: 1 }),
+    fn run(&mut self, mut work: BTreeSet<ServiceName>, table: &ServiceTable, view: &NodeView, now_ms: u64) {
+        while let Some(name) = work.pop_first() {
+            let entry = table.services.get(&name).map(Arc::as_ref);
+            let next = self.compile(&name, entry, table, view, now_ms);
+            work.extend(next);
         }
     }
-    runs
+
+    /// One Service; returns the names of others that are to be looked at for it.
+    fn compile(
+        &mut self,
+        name: &ServiceName,
+        entry: Option<&ServiceEntry>,
+        table: &ServiceTable,
+        view: &NodeView,
+        now_ms: u64,
+    ) -> BTreeSet<ServiceName> {
+        let known = self.services.remove(name);
+        let mut compiled = match (known, entry) {
+            (None, None) => return BTreeSet::new(),
+            (known, _) => known.unwrap_or_default(),
+        };
+        if let Some(at) = compiled.warmth.next_step() {
+            self.warming.remove(&(at, name.clone()));
+        }
+        let mut wishes = Wishes::default();
+        if let Some(entry) = entry {
+            // Who is up is seen only by looking, and warmth goes by who is up.
+            let slow = entry.extras.slow_start;
+            let up = |wishes: &Wishes| wishes.up.iter().copied().collect::<Vec<IpAddr>>();
+            if slow.is_some() {
+                let cold = frontends::wishes(name, entry, table, view, |_| 10);
+                compiled.warmth.see(up(&cold), slow, now_ms);
+            } else {
+                compiled.warmth = Warmth::default();
+            }
+            let warmth = &compiled.warmth;
+            wishes = frontends::wishes(name, entry, table, view, |address| warmth.tenths(address, now_ms));
+        }
+        if let Some(at) = compiled.warmth.next_step() {
+            self.warming.insert((at, name.clone()));
+        }
+        for other in compiled.depends.difference(&wishes.depends) {
+            if let Some(dependents) = self.dependents.get_mut(other) {
+                dependents.remove(name);
+                if dependents.is_empty() {
+                    self.dependents.remove(other);
+                }
+            }
+        }
+        for other in wishes.depends.difference(&compiled.depends) {
+            self.dependents.entry(other.clone()).or_default().insert(name.clone());
+        }
+        compiled.depends = std::mem::take(&mut wishes.depends);
+        compiled.problems = std::mem::take(&mut wishes.problems);
+        compiled.capacity.clear();
+
+        let affinity_secs = entry.and_then(|entry| entry.affinity_secs);
+        let algorithm = entry.map(|entry| entry.extras.algorithm).unwrap_or_default();
+        let next = self.place(name, &mut compiled, &wishes, affinity_secs, algorithm);
+
+        set_member(&mut self.starved, name, !compiled.capacity.is_empty());
+        let troubled = !compiled.capacity.is_empty() || !compiled.problems.is_empty();
+        set_member(&mut self.troubled, name, troubled);
+        if entry.is_some() {
+            self.services.insert(name.clone(), compiled);
+        }
+        next
+    }
+}
+
+impl Frontend {
+    fn name(&self) -> String {
+        match &self.set {
+            None => format!("{}:*", self.owner),
+            Some(set) => format!("{}:{}/{}", self.owner, set.port, set.protocol.as_lower()),
+        }
+    }
+}
+
+fn set_member(names: &mut BTreeSet<ServiceName>, name: &ServiceName, is_member: bool) {
+    if is_member {
+        if !names.contains(name) {
+            names.insert(name.clone());
+        }
+    } else {
+        names.remove(name);
+    }
 }
 
 impl Limits {
-    fn max(&self, limit: Limit) -> u32 {
+    pub(crate) fn max(&self, limit: Limit) -> u32 {
         match limit {
+            Limit::AffinityBackends => self.affinity_backends,
             Limit::Backends => self.backends,
             Limit::Services => self.services,
             Limit::Slots => self.slots,
+            Limit::SourceRanges => self.source_ranges,
         }
     }
 }

@@ -57,29 +57,36 @@ impl fmt::Display for IgnoredField {
 /// Which of the map sizes is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
+    /// Backends of services with affinity: one for each (frontends with the same backends, backend).
+    AffinityBackends,
     /// Distinct (address, port, protocol) of backends.
     Backends,
-    /// Frontends: one for each (ClusterIP, port, protocol), and one for each ClusterIP.
+    /// Frontends: one for each (address, port, protocol, who asks), and one for each ClusterIP.
     Services,
-    /// Slots: one for each (frontend, backend).
+    /// Slots: one for each backend of a Service's port, and thousands where they are a table.
     Slots,
+    /// Prefixes of load balancers' source ranges: one for each (frontend, prefix).
+    SourceRanges,
 }
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::AffinityBackends => "backends with affinity",
             Self::Backends => "backends",
             Self::Services => "frontends",
             Self::Slots => "slots",
+            Self::SourceRanges => "source ranges",
         })
     }
 }
 
-/// A frontend did not fit into the maps. Its last good value stays; a new one is not reachable.
+/// A frontend did not fit into the maps. Its last good value stays; a new one is not reachable. Where source ranges do
+/// not fit, nobody is let in; where affinity does not, clients go anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
 #[error(
     "Service {frontend}: needs {wanted} {limit}, {free} of {max} are free and {waiting} become free after the grace \
-     period; the last good value stays: remove services or endpoints that are not needed"
+     period; the last good value stays: make the map larger, or remove services or endpoints that are not needed"
 )]
 pub struct CapacityError {
     /// The frontend, as in [`crate::Image::names`]: `default/web:80/tcp`.

@@ -1,84 +1,266 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the service table to the frontends that the maps should hold: names and values, no identifiers yet.
+//! From one Service to the frontends that the maps should hold: names and values, no identifiers yet.
+//!
+//! | Frontend | asked by | backends |
+//! | --- | --- | --- |
+//! | ClusterIP | pods and nodes | by `internalTrafficPolicy` |
+//! | ClusterIP, any other port | pods and nodes | none: refused |
+//! | node port, load balancer (`ipMode: VIP`), externalIP | pods and nodes | as with policy `Cluster` |
+//! | the same | the world | by `externalTrafficPolicy` |
+//! | the same, with DSR | another node that sends on | this node's |
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpf_abi::v1::{BackendValue, ServiceKey};
+use ebpf_abi::service::{SERVICE_DSR, SERVICE_KEEP_SOURCE, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES};
+use ebpf_abi::{BackendValue, FrontendKey, SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL};
+use ipnet::IpNet;
 
-use crate::{Problem, Protocol, ServiceEntry, ServiceName, ServicePort, ServiceTable};
+use crate::choose::{self, Empty, Group, Member, Variant};
+use crate::maglev::{self, Candidate, Fill, mix};
+use crate::{
+    Algorithm, Backend, Family, Forwarding, IpMode, NodeView, Problem, Protocol, ServiceEntry, ServiceName,
+    ServicePort, ServiceTable, TrafficPolicy, VerdictState,
+};
+
+/// All that the maps should hold of one Service.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) frontends: BTreeMap<FrontendKey, FrontendWish>,
+    pub(crate) sets: BTreeMap<SetKey, SetWish>,
+    /// Every backend that the Service names, whatever its state.
+    pub(crate) listed: BTreeMap<BackendValue, VerdictState>,
+    /// Addresses of backends that are up.
+    pub(crate) up: BTreeSet<IpAddr>,
+    /// Other Services that this depends upon.
+    pub(crate) depends: BTreeSet<ServiceName>,
+    pub(crate) problems: Vec<Problem>,
+}
 
 /// A frontend as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Desired {
-    /// `default/web:80/tcp`, `default/web:*`.
-    pub(crate) name: String,
-    /// Sorted, each once; empty means: refuse.
-    pub(crate) backends: Vec<BackendValue>,
+pub(crate) struct FrontendWish {
+    /// Where its backends come from; `None` refuses: a wildcard.
+    pub(crate) set: Option<SetKey>,
+    /// `SERVICE_*`, as far as they do not depend on the backends.
+    pub(crate) flags: u32,
+    /// Who may ask, with SERVICE_SOURCE_RANGES.
+    pub(crate) ranges: Vec<IpNet>,
 }
 
-/// All frontends of the table. Families and protocols that the maps cannot hold are problems.
-pub(crate) fn desired(table: &ServiceTable, problems: &mut Vec<Problem>) -> BTreeMap<ServiceKey, Desired> {
-    let mut frontends = BTreeMap::new();
-    for (name, entry) in &table.services {
-        if entry.headless || entry.external_name.is_some() || entry.foreign_proxy {
-            continue;
+/// What several frontends of a Service share: the slots, and which backend a client stays with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SetKey {
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+    pub(crate) family: Family,
+    pub(crate) variant: Variant,
+}
+
+/// Backends and how often each is to be chosen.
+#[derive(Debug)]
+pub(crate) struct SetWish {
+    pub(crate) recipe: Recipe,
+    pub(crate) empty: Empty,
+    pub(crate) reason: &'static str,
+}
+
+/// What slots are made of: equal recipes give equal slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Recipe {
+    /// `None`: one slot for each.
+    fill: Option<Fill>,
+    /// In order, each once, with its weight.
+    pub(crate) members: Vec<(BackendValue, u32)>,
+}
+
+impl Recipe {
+    fn new(members: BTreeMap<BackendValue, u64>, algorithm: Algorithm) -> Self {
+        let divisor = members.values().copied().fold(0, gcd).max(1);
+        let reduced = |weight: u64| u32::try_from(weight / divisor).unwrap_or(u32::MAX).max(1);
+        let members: Vec<(BackendValue, u32)> =
+            members.into_iter().map(|(value, weight)| (value, reduced(weight))).collect();
+        let equal = members.iter().all(|(_, weight)| *weight == 1);
+        let fill = match algorithm {
+            _ if members.len() < 2 => None,
+            Algorithm::Maglev => Some(Fill::Stable),
+            Algorithm::LeastConnections | Algorithm::Random if equal => None,
+            Algorithm::LeastConnections | Algorithm::Random => Some(Fill::Exact),
+        };
+        Self { fill, members }
+    }
+
+    /// How many slots there will be.
+    pub(crate) fn len(&self) -> u32 {
+        match self.fill {
+            None => u32::try_from(self.members.len()).unwrap_or(u32::MAX),
+            Some(_) => maglev::size_for(self.members.len()),
         }
-        report_unsupported(name, entry, problems);
-        for ip in entry.cluster_ips.iter().filter_map(v4) {
-            // Ports that are not listed are refused instead of leaving by the default route.
-            let wildcard = Desired { name: format!("{name}:*"), backends: Vec::new() };
-            frontends.insert(ServiceKey::wildcard(ip), wildcard);
-            for port in &entry.ports {
-                let Some(protocol) = abi_protocol(port.protocol) else { continue };
-                let desired = Desired {
-                    name: format!("{name}:{}/{}", port.port, port.protocol.as_lower()),
-                    backends: backends(entry, port, protocol),
-                };
-                frontends.insert(ServiceKey::new(ip, port.port, protocol), desired);
+    }
+
+    /// For each slot the index of a member.
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        match self.fill {
+            None => (0..self.len()).collect(),
+            Some(fill) => {
+                let candidates = self
+                    .members
+                    .iter()
+                    .map(|(value, weight)| Candidate { seed: seed(value), weight: *weight });
+                maglev::table(self.len(), &candidates.collect::<Vec<_>>(), fill)
             }
         }
     }
-    frontends
 }
 
-fn backends(entry: &ServiceEntry, port: &ServicePort, protocol: ebpf_abi::Protocol) -> Vec<BackendValue> {
-    let chosen = entry.choose(port);
-    let chosen = chosen.iter().filter_map(|(ip, number)| Some(BackendValue::new(v4(ip)?, *number, protocol)));
-    let mut backends: Vec<BackendValue> = chosen.collect();
-    backends.sort();
-    backends.dedup();
-    backends
+/// What a backend is, hashed: its address, port and protocol, wherever it runs.
+pub(crate) fn seed(value: &BackendValue) -> u64 {
+    let words = value.addr.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
+    let port = u64::from(value.port_number()) << 8 | u64::from(value.proto);
+    words.chain([port]).fold(0x57ef_7001, |state, word| mix(state.rotate_left(23) ^ word))
 }
 
-fn report_unsupported(name: &ServiceName, entry: &ServiceEntry, problems: &mut Vec<Problem>) {
-    let mut report = |field: String, reason: String| {
-        problems.push(Problem { object: format!("Service {name}"), field, reason });
-    };
-    for (index, ip) in entry.cluster_ips.iter().enumerate().filter(|(_, ip)| ip.is_ipv6()) {
-        report(format!("spec.clusterIPs[{index}]"), format!("{ip} is not served: IPv4 only for now"));
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Everything of one Service on this node. `warmth`: see [`choose::weigh`].
+pub(crate) fn wishes(
+    name: &ServiceName,
+    entry: &ServiceEntry,
+    table: &ServiceTable,
+    view: &NodeView,
+    warmth: impl Fn(IpAddr) -> u64,
+) -> Wishes {
+    let mut wishes = Wishes::default();
+    if !entry.is_served() {
+        return wishes;
     }
-    for (index, port) in entry.ports.iter().enumerate().filter(|(_, p)| abi_protocol(p.protocol).is_none()) {
-        let reason = format!("{} is not served: TCP and UDP only for now", port.protocol);
-        report(format!("spec.ports[{index}].protocol"), reason);
+    let groups = choose::groups(name, entry, table, &mut wishes.depends, &mut wishes.problems);
+    let mut maker = Maker { entry, view, groups, warmth, wishes };
+    let outside = maker.outside_addresses(name);
+    for ip in &entry.cluster_ips {
+        let wildcard = FrontendWish { set: None, flags: 0, ranges: Vec::new() };
+        maker.wishes.frontends.insert(FrontendKey::wildcard(*ip, SCOPE_INTERNAL), wildcard);
     }
-    let left_out = entry.backends.iter().filter(|backend| backend.address.is_ipv6()).count();
-    if left_out > 0 {
-        report("endpoints".to_owned(), format!("{left_out} IPv6 backends are left out: IPv4 only for now"));
+    for port in &entry.ports {
+        let protocol = port.protocol.into();
+        for ip in &entry.cluster_ips {
+            let key = FrontendKey::new(*ip, port.port, protocol, SCOPE_INTERNAL);
+            maker.add(key, port, entry.internal_policy, 0, &[]);
+        }
+        for (ip, ranges) in &outside {
+            maker.add_outside(*ip, port.port, port, 0, ranges);
+        }
+        for family in entry.ip_families.iter().filter(|_| port.node_port.is_some()) {
+            let any = match family {
+                Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            maker.add_outside(any, port.node_port.unwrap_or_default(), port, SERVICE_NODE_PORT, &[]);
+        }
+    }
+    maker.wishes
+}
+
+struct Maker<'a, W> {
+    entry: &'a ServiceEntry,
+    view: &'a NodeView,
+    groups: Vec<Group<'a>>,
+    warmth: W,
+    wishes: Wishes,
+}
+
+impl<'a, W: Fn(IpAddr) -> u64> Maker<'a, W> {
+    /// Addresses that are not the cluster's own, with the source ranges of each.
+    fn outside_addresses(&mut self, name: &ServiceName) -> Vec<(IpAddr, &'a [IpNet])> {
+        let entry = self.entry;
+        let balancer = &entry.load_balancer;
+        let vips = balancer.ips.iter().filter(|ip| ip.mode == IpMode::Vip);
+        let vips = vips.map(|ip| ("status.loadBalancer.ingress", ip.ip, balancer.source_ranges.as_slice()));
+        let external = entry.external_ips.iter().map(|ip| ("spec.externalIPs", *ip, [].as_slice()));
+        let mut found = Vec::new();
+        for (field, ip, ranges) in vips.chain(external) {
+            let reason = if field == "spec.externalIPs" && !self.view.external_ips_enabled {
+                "not served: the option external-ips is off"
+            } else if !entry.ip_families.contains(&Family::of(ip)) {
+                "not served: the Service is not of this family"
+            } else {
+                found.push((ip, ranges));
+                continue;
+            };
+            self.wishes.problems.push(Problem {
+                object: format!("Service {name}"),
+                field: field.to_owned(),
+                reason: format!("{ip} is {reason}"),
+            });
+        }
+        found
+    }
+
+    fn add_outside(&mut self, ip: IpAddr, number: u16, port: &'a ServicePort, flags: u32, ranges: &[IpNet]) {
+        let key = |scope| FrontendKey::new(ip, number, port.protocol.into(), scope);
+        let policy = self.entry.external_policy;
+        // Who is inside needs nobody's source kept, and no node between: short-circuited, as in Kubernetes.
+        self.add(key(SCOPE_INTERNAL), port, TrafficPolicy::Cluster, flags, &[]);
+        let mut outside = flags;
+        if !ranges.is_empty() {
+            outside |= SERVICE_SOURCE_RANGES;
+        }
+        if self.entry.extras.forwarding == Forwarding::Dsr && policy == TrafficPolicy::Cluster {
+            outside |= SERVICE_DSR;
+            self.add(key(SCOPE_DSR), port, TrafficPolicy::Local, flags, &[]);
+        }
+        self.add(key(SCOPE_EXTERNAL), port, policy, outside, ranges);
+    }
+
+    fn add(
+        &mut self,
+        key: FrontendKey,
+        port: &'a ServicePort,
+        policy: TrafficPolicy,
+        flags: u32,
+        ranges: &[IpNet],
+    ) {
+        let (variant, keeps) = match policy {
+            TrafficPolicy::Cluster => (Variant::Cluster, 0),
+            TrafficPolicy::Local => (Variant::Local, SERVICE_KEEP_SOURCE),
+        };
+        let family = Family::of(key.address());
+        let set = SetKey { port: port.port, protocol: port.protocol, family, variant };
+        let wish = FrontendWish { set: Some(set), flags: flags | keeps, ranges: ranges.to_vec() };
+        self.wishes.frontends.entry(key).or_insert(wish);
+        if !self.wishes.sets.contains_key(&set) {
+            let made = self.set(port, family, variant);
+            self.wishes.sets.insert(set, made);
+        }
+    }
+
+    fn set(&mut self, port: &'a ServicePort, family: Family, variant: Variant) -> SetWish {
+        let members = choose::members(&self.groups, self.entry, port, family);
+        for Member { backend, port: number, .. } in &members {
+            let listed = self.wishes.listed.entry(value(backend, *number, port.protocol, self.view));
+            listed
+                .and_modify(|state| *state = (*state).min(backend.verdict.state))
+                .or_insert(backend.verdict.state);
+            if backend.verdict.is_up() {
+                self.wishes.up.insert(backend.address);
+            }
+        }
+        let choice = choose::choose(&members, variant, self.view);
+        let weighed = choose::weigh(&choice, &self.groups, &self.warmth);
+        let mut values: BTreeMap<BackendValue, u64> = BTreeMap::new();
+        for ((_, number), (member, weight)) in weighed {
+            *values.entry(value(member.backend, number, port.protocol, self.view)).or_default() += weight;
+        }
+        let recipe = Recipe::new(values, self.entry.extras.algorithm);
+        SetWish { recipe, empty: choice.empty, reason: choice.reason }
     }
 }
 
-fn v4(ip: &IpAddr) -> Option<Ipv4Addr> {
-    match ip {
-        IpAddr::V4(v4) => Some(*v4),
-        IpAddr::V6(_) => None,
-    }
-}
-
-fn abi_protocol(protocol: Protocol) -> Option<ebpf_abi::Protocol> {
-    match protocol {
-        Protocol::Sctp => None,
-        Protocol::Tcp => Some(ebpf_abi::Protocol::Tcp),
-        Protocol::Udp => Some(ebpf_abi::Protocol::Udp),
-    }
+/// A backend as it lies in the map.
+pub(crate) fn value(backend: &Backend, port: u16, protocol: Protocol, view: &NodeView) -> BackendValue {
+    let index = backend.node.as_ref().and_then(|node| view.nodes.get(node)).map_or(0, |node| node.index);
+    let local = backend.node.as_deref() == Some(&view.name);
+    BackendValue::new(backend.address, port, protocol.into()).on_node(index, local)
 }

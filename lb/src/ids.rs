@@ -1,32 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which identifiers are free.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, VecDeque};
 
-/// Identifiers 1 to size − 1, the lowest free one first. 0 is never given out: in the maps it means "none".
+/// Identifiers 1 to size − 1: those that were never given out, lowest first, then the one that has been free for
+/// longest, so that whoever still knows an old meaning is wrong as late as can be. 0 means "none" in the maps.
 #[derive(Clone, Debug)]
 pub(crate) struct IdSpace {
     size: u32,
     /// Never given out from here on.
     next: u32,
-    /// Below `next` and free.
-    returned: BTreeSet<u32>,
+    /// Below `next` and free, in the order of being given back; an identifier that was reserved since is out of date
+    /// in the queue and counts by its ticket.
+    queue: VecDeque<(u32, u64)>,
+    free: BTreeMap<u32, u64>,
+    tickets: u64,
 }
 
 impl IdSpace {
     pub(crate) fn new(size: u32) -> Self {
-        Self { size, next: 1, returned: BTreeSet::new() }
+        Self { size, next: 1, queue: VecDeque::new(), free: BTreeMap::new(), tickets: 0 }
     }
 
     pub(crate) fn take(&mut self) -> Option<u32> {
-        if let Some(id) = self.returned.pop_first() {
-            return Some(id);
+        if self.next < self.size {
+            self.next += 1;
+            return Some(self.next - 1);
         }
-        if self.next >= self.size {
-            return None;
+        while let Some((id, ticket)) = self.queue.pop_front() {
+            if self.free.get(&id) == Some(&ticket) {
+                self.free.remove(&id);
+                return Some(id);
+            }
         }
-        self.next += 1;
-        Some(self.next - 1)
+        None
     }
 
     /// Takes this one; false where it is 0, too large or taken.
@@ -35,19 +42,23 @@ impl IdSpace {
             return false;
         }
         if id < self.next {
-            return self.returned.remove(&id);
+            return self.free.remove(&id).is_some();
         }
-        self.returned.extend(self.next..id);
+        for skipped in self.next..id {
+            self.release(skipped);
+        }
         self.next = id + 1;
         true
     }
 
     pub(crate) fn release(&mut self, id: u32) {
-        self.returned.insert(id);
+        self.tickets += 1;
+        self.free.insert(id, self.tickets);
+        self.queue.push_back((id, self.tickets));
     }
 
     pub(crate) fn free(&self) -> u32 {
-        self.size.saturating_sub(self.next) + self.returned.len() as u32
+        self.size.saturating_sub(self.next) + self.free.len() as u32
     }
 }
 
@@ -56,13 +67,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reserved_identifiers_are_skipped_and_gaps_are_filled() {
+    fn reserved_identifiers_are_skipped_and_gaps_are_filled_last() {
         let mut ids = IdSpace::new(6);
         assert!(ids.reserve(3));
         assert!(!ids.reserve(3) && !ids.reserve(0) && !ids.reserve(6));
         assert_eq!(ids.free(), 4);
-        assert_eq!(std::iter::from_fn(|| ids.take()).collect::<Vec<_>>(), [1, 2, 4, 5]);
-        ids.release(4);
-        assert_eq!(ids.take(), Some(4));
+        assert!(ids.reserve(2));
+        assert_eq!(std::iter::from_fn(|| ids.take()).collect::<Vec<_>>(), [4, 5, 1]);
+    }
+
+    #[test]
+    fn the_one_that_rested_longest_comes_first() {
+        let mut ids = IdSpace::new(4);
+        let all: Vec<u32> = std::iter::from_fn(|| ids.take()).collect();
+        assert_eq!(all, [1, 2, 3]);
+        [3, 1, 2].into_iter().for_each(|id| ids.release(id));
+        assert!(ids.reserve(1));
+        ids.release(1);
+        assert_eq!(std::iter::from_fn(|| ids.take()).collect::<Vec<_>>(), [3, 2, 1]);
     }
 }

@@ -4,43 +4,74 @@
 //!
 //! ```text
 //!  JSON ── parse_object ──► Service, EndpointSlice ─┐
-//!  local pods ── endpoints_for ──► EndpointSlice ───┼─► ServiceTable::build ─► Compiler::compile ─► Image
-//!                                                   │        │                    ▲
-//!                              (from the store) ────┘        └─► the DNS zone     └── Compiler::adopt(Image read back)
+//!  local pods ── endpoints_for ──► EndpointSlice ───┼─► Catalogue ─► ServiceTable ─► Compiler::update ─► Writes
+//!                                                   │                    │   ▲             ▲
+//!                              (from the store) ────┘    the DNS zone ◄──┘   NodeView      └── adopt(Image read back)
 //! ```
 //!
 //! The crate does no I/O and reads no clock: time is an argument (`now_ms`, any monotonic milliseconds).
 //! Equal inputs give equal outputs. One [`ServiceTable`] per store revision feeds every reader, so a name
 //! and a VIP never disagree about a backend's [`Verdict`].
 //!
-//! Start with [`ServiceTable`] (`table.rs`), then [`Compiler`] (`compile.rs`). The shapes in `kubernetes.rs`
-//! are those of Kubernetes v1, reduced to what is acted upon; unknown fields are kept and named.
+//! Start with [`ServiceTable`] (`table.rs`), then `frontends.rs` and [`Compiler`] (`compile.rs`). The shapes in
+//! `service.rs` and `slice.rs` are those of Kubernetes v1, reduced to what is acted upon; unknown fields are kept and
+//! named.
 
-mod annotation;
+mod adopt;
+mod catalogue;
+mod choose;
 mod compile;
+mod entry;
 mod error;
+mod explain;
+mod extras;
 mod fields;
 mod frontends;
+mod holdings;
 mod ids;
 mod image;
+mod join;
 mod kubernetes;
+mod maglev;
+mod map;
+mod node;
 mod object;
+mod place;
 mod pods;
+mod service;
 mod shape;
+mod slice;
 mod slots;
 mod table;
 mod validate;
+mod validate_service;
 mod verdict;
+mod warmth;
+mod writes;
 
-pub use compile::{CompileOutcome, Compiler, GRACE_MS};
+pub use catalogue::{Catalogue, Changed};
+pub use compile::{Compiler, GRACE_MS, Standing};
+pub use entry::{
+    Backend, BackendPort, Family, Hints, IpMode, LoadBalancer, LoadBalancerIp, ServiceEntry, ServicePort,
+    TrafficPolicy,
+};
 pub use error::{CapacityError, IgnoredField, Limit, ObjectError, Problem};
+pub use explain::{ExplainedBackend, ExplainedFrontend, explain};
+pub use extras::{Algorithm, Extras, Fault, FaultKind, Forwarding};
 pub use image::{Image, Limits};
 pub use kubernetes::{
-    CLUSTER_IP_NONE, Conditions, Endpoint, EndpointPort, EndpointSlice, LABEL_HEADLESS, LABEL_MANAGED_BY,
-    LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME, Metadata, Port, Protocol, Service, ServiceSpec, TargetPort,
-    TargetRef,
+    CLUSTER_IP_NONE, LABEL_HEADLESS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME,
+    Metadata, Protocol,
 };
+pub use map::ServiceMap;
+pub use node::{NodeInfo, NodeView};
 pub use object::{Object, parse_object};
 pub use pods::{NamedPort, PodFacts, endpoints_for, matches};
-pub use table::{Backend, BackendPort, ServiceEntry, ServiceName, ServicePort, ServiceTable};
+pub use service::{
+    AFFINITY_SECS_DEFAULT, ClientIpConfig, LoadBalancerIngress, LoadBalancerStatus, Port, Service,
+    ServiceSpec, ServiceStatus, SessionAffinityConfig, TargetPort,
+};
+pub use slice::{Conditions, Endpoint, EndpointHints, EndpointPort, EndpointSlice, HintTarget, TargetRef};
+pub use table::{ServiceName, ServiceTable};
 pub use verdict::{Verdict, VerdictState};
+pub use writes::Writes;

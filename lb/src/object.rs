@@ -8,12 +8,15 @@ use serde_json::Value;
 
 use crate::kubernetes::Metadata;
 use crate::shape::{Field, Mismatch, Shape};
-use crate::{EndpointSlice, IgnoredField, ObjectError, Service, annotation, fields, shape, validate};
+use crate::{
+    EndpointSlice, IgnoredField, ObjectError, Service, extras, fields, shape, validate, validate_service,
+};
 
 /// Namespace of an object whose manifest names none.
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// An object that Weft understands. Displays as `Service default/web`.
+#[allow(clippy::large_enum_variant, reason = "one at a time, between a manifest and the store")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// `discovery.k8s.io/v1` `EndpointSlice`.
@@ -66,11 +69,13 @@ pub fn parse_object(mut json: Value) -> Result<(Object, Vec<IgnoredField>), Obje
         ("v1", "Service") => {
             let mut service: Service = read(&json, "Service", fields::SERVICE, &mut ignored)?;
             default_namespace(&mut service.metadata);
-            validate::service(&service)?;
-            // They work by ClusterIP only; the ports and addresses of nodes do not answer.
-            if matches!(service.spec.kind.as_str(), "LoadBalancer" | "NodePort") {
-                ignored.push(IgnoredField { path: "spec.type".to_owned() });
+            // As in Kubernetes, 0 is the same as not given.
+            service.spec.health_check_node_port.take_if(|port| *port == 0);
+            for port in &mut service.spec.ports {
+                port.node_port.take_if(|port| *port == 0);
             }
+            validate_service::check(&service)?;
+            without_effect(&service, &mut ignored);
             Object::Service(service)
         }
         ("discovery.k8s.io/v1", "EndpointSlice") => {
@@ -98,7 +103,7 @@ pub fn parse_object(mut json: Value) -> Result<(Object, Vec<IgnoredField>), Obje
         }
     };
     let is_service = matches!(object, Object::Service(_));
-    annotation::check(&object.metadata().annotations, is_service, &mut ignored)
+    extras::check(&object.metadata().annotations, is_service, &mut ignored)
         .map_err(|mismatch| with_object(object.to_string(), mismatch))?;
     Ok((object, ignored))
 }
@@ -117,6 +122,27 @@ fn read<T: DeserializeOwned>(
         field: "(the whole object)".to_owned(),
         reason: error.to_string(),
     })
+}
+
+/// Fields that say something only to Services of another type.
+fn without_effect(service: &Service, ignored: &mut Vec<IgnoredField>) {
+    let mut ignore = |path: &str, is_set: bool| {
+        if is_set {
+            ignored.push(IgnoredField { path: path.to_owned() });
+        }
+    };
+    let spec = &service.spec;
+    if service.is_headless() || service.is_external_name() {
+        ignore("spec.sessionAffinity", spec.session_affinity == "ClientIP");
+        ignore("spec.internalTrafficPolicy", spec.internal_traffic_policy == "Local");
+        ignore("spec.externalIPs", !spec.external_ips.is_empty());
+    }
+    let balanced = service.kind() == "LoadBalancer";
+    ignore(
+        "spec.allocateLoadBalancerNodePorts",
+        spec.allocate_load_balancer_node_ports.is_some() && !balanced,
+    );
+    ignore("status.loadBalancer", !service.status.load_balancer.ingress.is_empty() && !balanced);
 }
 
 fn default_namespace(metadata: &mut Metadata) {

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kubernetes::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME, Metadata, TargetRef};
-use crate::{Conditions, Endpoint, EndpointPort, EndpointSlice, Port, Protocol, Service, TargetPort};
+use crate::kubernetes::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME, Metadata};
+use crate::slice::{EndpointHints, HintTarget, TargetRef};
+use crate::{Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Port, Protocol, Service, TargetPort};
 
 /// What a node knows of one of its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct PodFacts {
     pub ips: Vec<IpAddr>,
     /// Name of the node.
     pub node_name: String,
+    /// Zone that the node is in.
+    pub zone: Option<String>,
     /// Answers.
     pub ready: bool,
     /// Going away: withdrawn from new connections.
@@ -47,22 +50,30 @@ pub fn matches(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, St
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// The IPv4 slice that `source` (a node's UUID, say) contributes to `service`, named `SERVICE-SOURCE`. `None` where
-/// nothing is to be published: no selector, type ExternalName, or no pod selected.
+/// The slice of one family that `source` (a node's UUID, say) contributes to `service`, named `SERVICE-SOURCE`, and
+/// `SERVICE-SOURCE-v6` for IPv6. `None` where nothing is to be published: no selector, type ExternalName, another
+/// family than the Service's, or no pod selected.
 ///
 /// A slice has one number for each port: a `targetPort` given by name takes the number of the first pod (by name)
 /// that has such a port, and pods that lack it or have another number are left out, so that no connection goes to a
 /// port nobody meant.
+///
+/// With `trafficDistribution` the endpoints carry the hints that Kubernetes would give them.
 #[must_use]
-pub fn endpoints_for(service: &Service, pods: &[PodFacts], source: &str) -> Option<EndpointSlice> {
-    if service.is_external_name() {
+pub fn endpoints_for(
+    service: &Service,
+    pods: &[PodFacts],
+    source: &str,
+    family: Family,
+) -> Option<EndpointSlice> {
+    if service.is_external_name() || !service.families().contains(&family) {
         return None;
     }
     let namespace = &service.metadata.namespace;
     let mut selected: Vec<(&PodFacts, IpAddr)> = pods
         .iter()
         .filter(|pod| pod.namespace == *namespace && matches(&service.spec.selector, &pod.labels))
-        .filter_map(|pod| Some((pod, *pod.ips.iter().find(|ip| ip.is_ipv4())?)))
+        .filter_map(|pod| Some((pod, *pod.ips.iter().find(|ip| Family::of(**ip) == family)?)))
         .collect();
     selected.sort_by(|(a, a_ip), (b, b_ip)| (&a.name, a_ip).cmp(&(&b.name, b_ip)));
 
@@ -83,24 +94,25 @@ pub fn endpoints_for(service: &Service, pods: &[PodFacts], source: &str) -> Opti
     }
 
     let labels = [(LABEL_SERVICE_NAME, service.metadata.name.as_str()), (LABEL_MANAGED_BY, "netd.weft.dev")];
-    let ready_anyway = service.spec.publish_not_ready_addresses;
+    let suffix = if family == Family::V6 { "-v6" } else { "" };
     Some(EndpointSlice {
         api_version: "discovery.k8s.io/v1".to_owned(),
         kind: "EndpointSlice".to_owned(),
         metadata: Metadata {
-            name: format!("{}-{source}", service.metadata.name),
+            name: format!("{}-{source}{suffix}", service.metadata.name),
             namespace: namespace.clone(),
             labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             ..Metadata::default()
         },
-        address_type: "IPv4".to_owned(),
-        endpoints: selected.iter().map(|(pod, ip)| endpoint(pod, *ip, ready_anyway)).collect(),
+        address_type: family.as_str().to_owned(),
+        endpoints: selected.iter().map(|(pod, ip)| endpoint(pod, *ip, service)).collect(),
         ports,
         ..EndpointSlice::default()
     })
 }
 
-fn endpoint(pod: &PodFacts, ip: IpAddr, ready_anyway: bool) -> Endpoint {
+fn endpoint(pod: &PodFacts, ip: IpAddr, service: &Service) -> Endpoint {
+    let ready_anyway = service.spec.publish_not_ready_addresses;
     Endpoint {
         addresses: vec![ip.to_string()],
         conditions: Conditions {
@@ -110,6 +122,8 @@ fn endpoint(pod: &PodFacts, ip: IpAddr, ready_anyway: bool) -> Endpoint {
         },
         hostname: pod.hostname.clone(),
         node_name: Some(pod.node_name.clone()),
+        zone: pod.zone.clone(),
+        hints: hints(pod, &service.spec.traffic_distribution),
         target_ref: Some(TargetRef {
             kind: "Pod".to_owned(),
             namespace: pod.namespace.clone(),
@@ -118,6 +132,17 @@ fn endpoint(pod: &PodFacts, ip: IpAddr, ready_anyway: bool) -> Endpoint {
         }),
         ..Endpoint::default()
     }
+}
+
+/// As the EndpointSlice controller gives them: to its own zone, and with `PreferSameNode` to its own node first.
+fn hints(pod: &PodFacts, distribution: &str) -> Option<EndpointHints> {
+    let target = |name: &String| HintTarget { name: name.clone(), ..HintTarget::default() };
+    let near = !distribution.is_empty();
+    let for_zones: Vec<HintTarget> = pod.zone.iter().filter(|_| near).map(target).collect();
+    let same_node = distribution == "PreferSameNode";
+    let for_nodes: Vec<HintTarget> = if same_node { vec![target(&pod.node_name)] } else { Vec::new() };
+    let any = !for_zones.is_empty() || !for_nodes.is_empty();
+    any.then(|| EndpointHints { for_zones, for_nodes, ..EndpointHints::default() })
 }
 
 fn target_number(port: &Port, pod: &PodFacts) -> Option<u16> {
@@ -177,19 +202,19 @@ mod tests {
         let mut elsewhere = pod("c", "10.244.0.4");
         elsewhere.namespace = "other".to_owned();
         let pods = [pod("b", "10.244.0.3"), pod("a", "10.244.0.2"), elsewhere];
-        let slice = endpoints_for(&service(None), &pods, "n1").unwrap();
+        let slice = endpoints_for(&service(None), &pods, "n1", Family::V4).unwrap();
         assert_eq!(addresses(&slice), ["10.244.0.2", "10.244.0.3"]);
         assert_eq!(slice.metadata.name, "web-n1");
         assert_eq!(slice.service_name(), Some("web"));
         assert_eq!(slice.ports[0].port, Some(80));
-        assert!(endpoints_for(&service(None), &pods[2..], "n1").is_none());
+        assert!(endpoints_for(&service(None), &pods[2..], "n1", Family::V4).is_none());
     }
 
     #[test]
     fn a_terminating_pod_keeps_serving_but_is_not_ready() {
         let mut going = pod("a", "10.244.0.2");
         going.terminating = true;
-        let slice = endpoints_for(&service(None), &[going], "n1").unwrap();
+        let slice = endpoints_for(&service(None), &[going], "n1", Family::V4).unwrap();
         let expected = Conditions { ready: Some(false), serving: Some(true), terminating: Some(true) };
         assert_eq!(slice.endpoints[0].conditions, expected);
     }
@@ -200,8 +225,42 @@ mod tests {
         let (mut a, mut b, c) = (pod("a", "10.244.0.2"), pod("b", "10.244.0.3"), pod("c", "10.244.0.4"));
         a.ports = named(8080);
         b.ports = named(9090);
-        let slice = endpoints_for(&service(Some(TargetPort::Name("http".into()))), &[a, b, c], "n1").unwrap();
+        let slice =
+            endpoints_for(&service(Some(TargetPort::Name("http".into()))), &[a, b, c], "n1", Family::V4)
+                .unwrap();
         assert_eq!(addresses(&slice), ["10.244.0.2"]);
         assert_eq!(slice.ports[0].port, Some(8080));
+    }
+
+    #[test]
+    fn each_family_has_a_slice_of_its_own() {
+        let mut dual = pod("a", "10.244.0.2");
+        dual.ips.push("fd00:10:244::2".parse().unwrap());
+        let mut service = service(None);
+        let pods = [dual];
+        assert!(endpoints_for(&service, &pods, "n1", Family::V6).is_none(), "nobody asked for IPv6");
+        service.spec.ip_families = vec!["IPv4".into(), "IPv6".into()];
+        let slice = endpoints_for(&service, &pods, "n1", Family::V6).unwrap();
+        assert_eq!((slice.metadata.name.as_str(), slice.address_type.as_str()), ("web-n1-v6", "IPv6"));
+        assert_eq!(addresses(&slice), ["fd00:10:244::2"]);
+        assert_eq!(addresses(&endpoints_for(&service, &pods, "n1", Family::V4).unwrap()), ["10.244.0.2"]);
+    }
+
+    #[test]
+    fn traffic_distribution_becomes_hints() {
+        let mut near = pod("a", "10.244.0.2");
+        near.zone = Some("east".into());
+        let pods = [near];
+        let mut service = service(None);
+        let hints = |service: &Service| {
+            let slice = endpoints_for(service, &pods, "n1", Family::V4).unwrap();
+            let names = |targets: Vec<HintTarget>| targets.into_iter().map(|t| t.name).collect::<Vec<_>>();
+            slice.endpoints[0].hints.clone().map(|hints| (names(hints.for_zones), names(hints.for_nodes)))
+        };
+        assert_eq!(hints(&service), None);
+        service.spec.traffic_distribution = "PreferClose".into();
+        assert_eq!(hints(&service), Some((vec!["east".into()], vec![])));
+        service.spec.traffic_distribution = "PreferSameNode".into();
+        assert_eq!(hints(&service), Some((vec!["east".into()], vec!["n1".into()])));
     }
 }

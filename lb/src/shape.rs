@@ -11,8 +11,6 @@ use crate::IgnoredField;
 pub(crate) enum Shape {
     /// `true` or `false`.
     Bool,
-    /// Not acted upon; these values ask for what happens anyway, any other is named as ignored.
-    Default(&'static [&'static str]),
     /// A whole number in this range.
     Int(i64, i64),
     /// A list.
@@ -35,6 +33,7 @@ pub(crate) enum Shape {
 pub(crate) type Field = (&'static str, Shape);
 
 /// Where a value is not as described: path and reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) field: String,
     pub(crate) reason: String,
@@ -65,12 +64,6 @@ pub(crate) fn check(
     match shape {
         Shape::Bool if value.is_boolean() => Ok(()),
         Shape::Bool => wrong("true or false"),
-        Shape::Default(words) => {
-            if !asks_for_default(value, words) {
-                ignored.push(IgnoredField { path: path.to_owned() });
-            }
-            Ok(())
-        }
         Shape::Int(low, high) => match value.as_i64() {
             Some(number) if (low..=high).contains(&number) => Ok(()),
             _ if value.is_number() => wrong(&format!("in {low}..={high}")),
@@ -126,14 +119,6 @@ fn check_object(
         }
     }
     Ok(())
-}
-
-fn asks_for_default(value: &Value, words: &[&str]) -> bool {
-    match value {
-        Value::Array(items) => items.iter().all(|item| asks_for_default(item, words)),
-        Value::String(word) => words.contains(&word.as_str()),
-        _ => false,
-    }
 }
 
 fn or_root(path: &str) -> String {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which slots are free.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Neighbouring slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,17 +17,21 @@ impl Range {
     }
 }
 
-/// The free runs of SLOTS, never touching each other. First fit from the lowest offset: the same requests give the
-/// same ranges, and the used part of the map stays dense.
+/// The free runs of SLOTS, never touching each other. The shortest run that suffices, of those the first: the same
+/// requests give the same ranges, and long runs stay for those who need them.
 #[derive(Clone, Debug)]
 pub(crate) struct SlotSpace {
     /// Length by offset.
     free: BTreeMap<u32, u32>,
+    /// The same as (length, offset).
+    by_length: BTreeSet<(u32, u32)>,
 }
 
 impl SlotSpace {
     pub(crate) fn new(size: u32) -> Self {
-        Self { free: if size == 0 { BTreeMap::new() } else { BTreeMap::from([(0, size)]) } }
+        let mut space = Self { free: BTreeMap::new(), by_length: BTreeSet::new() };
+        space.add(Range { offset: 0, length: size });
+        space
     }
 
     /// Takes `length` slots; `None` where no free run is long enough.
@@ -35,11 +39,9 @@ impl SlotSpace {
         if length == 0 {
             return Some(Range::default());
         }
-        let (&offset, &run) = self.free.iter().find(|&(_, &run)| run >= length)?;
-        self.free.remove(&offset);
-        if run > length {
-            self.free.insert(offset + length, run - length);
-        }
+        let &(run, offset) = self.by_length.range((length, 0)..).next()?;
+        self.remove(Range { offset, length: run });
+        self.add(Range { offset: offset + length, length: run - length });
         Some(Range { offset, length })
     }
 
@@ -49,14 +51,10 @@ impl SlotSpace {
         let touching: Vec<Range> = touching.filter(|run| run.end() > range.offset).collect();
         let mut taken = Vec::new();
         for run in touching {
-            self.free.remove(&run.offset);
+            self.remove(run);
             let (start, end) = (run.offset.max(range.offset), run.end().min(range.end()));
-            if run.offset < start {
-                self.free.insert(run.offset, start - run.offset);
-            }
-            if end < run.end() {
-                self.free.insert(end, run.end() - end);
-            }
+            self.add(Range { offset: run.offset, length: start - run.offset });
+            self.add(Range { offset: end, length: run.end() - end });
             taken.push(Range { offset: start, length: end - start });
         }
         taken
@@ -71,18 +69,31 @@ impl SlotSpace {
         if let Some((&offset, &length)) = self.free.range(..range.offset).next_back()
             && offset + length == range.offset
         {
-            self.free.remove(&offset);
+            self.remove(Range { offset, length });
             merged = Range { offset, length: length + range.length };
         }
-        if let Some(length) = self.free.remove(&merged.end()) {
+        if let Some(&length) = self.free.get(&merged.end()) {
+            self.remove(Range { offset: merged.end(), length });
             merged.length += length;
         }
-        self.free.insert(merged.offset, merged.length);
+        self.add(merged);
     }
 
     /// The longest range that [`take`](Self::take) could give.
     pub(crate) fn longest(&self) -> u32 {
-        self.free.values().copied().max().unwrap_or(0)
+        self.by_length.last().map_or(0, |(length, _)| *length)
+    }
+
+    fn add(&mut self, run: Range) {
+        if run.length > 0 {
+            self.free.insert(run.offset, run.length);
+            self.by_length.insert((run.length, run.offset));
+        }
+    }
+
+    fn remove(&mut self, run: Range) {
+        self.free.remove(&run.offset);
+        self.by_length.remove(&(run.length, run.offset));
     }
 }
 

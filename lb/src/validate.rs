@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the fields of an object must say, each alone and together; after Kubernetes' own validation.
+//! What the fields of an EndpointSlice must say, each alone and together, and what names and addresses look like; after
+//! Kubernetes' own validation.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::kubernetes::{CLUSTER_IP_NONE, LABEL_SERVICE_NAME, Metadata};
-use crate::{Endpoint, EndpointSlice, ObjectError, Port, Service, TargetPort};
+use crate::kubernetes::{LABEL_SERVICE_NAME, Metadata};
+use crate::{Endpoint, EndpointSlice, ObjectError};
 
 /// As in Kubernetes: bounds what one object can cost.
 const MAX_ENDPOINTS: usize = 1_000;
 /// As in Kubernetes: ports of one slice, and of one Service here.
-const MAX_PORTS: usize = 100;
+pub(crate) const MAX_PORTS: usize = 100;
 /// As in Kubernetes: addresses of one endpoint.
 const MAX_ADDRESSES: usize = 100;
 /// RFC 1035: longest label.
@@ -21,16 +22,7 @@ const MAX_NAME: usize = 253;
 const MAX_PORT_NAME: usize = 15;
 
 /// Field and reason.
-type Check = Result<(), (String, String)>;
-
-/// Checks a Service, wherever it came from.
-pub(crate) fn service(service: &Service) -> Result<(), ObjectError> {
-    check_service(service).map_err(|(field, reason)| ObjectError {
-        object: name_or_placeholder("Service", &service.metadata),
-        field,
-        reason,
-    })
-}
+pub(crate) type Check = Result<(), (String, String)>;
 
 /// Checks an EndpointSlice, wherever it came from.
 pub(crate) fn slice(slice: &EndpointSlice) -> Result<(), ObjectError> {
@@ -39,98 +31,6 @@ pub(crate) fn slice(slice: &EndpointSlice) -> Result<(), ObjectError> {
         field,
         reason,
     })
-}
-
-fn check_service(service: &Service) -> Check {
-    let spec = &service.spec;
-    label("metadata.name", &service.metadata.name)?;
-    label("metadata.namespace", &service.metadata.namespace)?;
-    match spec.kind.as_str() {
-        "" | "ClusterIP" | "NodePort" | "LoadBalancer" => check_cluster_ips(service)?,
-        "ExternalName" => return check_external_name(service),
-        other => {
-            let known = "ClusterIP, NodePort, LoadBalancer, ExternalName";
-            return fail("spec.type", format!("{other:?} is not one of {known}"));
-        }
-    }
-    if spec.ports.is_empty() && !service.is_headless() {
-        return fail("spec.ports", "missing: a Service with a ClusterIP needs at least one port".to_owned());
-    }
-    check_service_ports(&spec.ports)
-}
-
-fn check_cluster_ips(service: &Service) -> Check {
-    let spec = &service.spec;
-    let has_address = !spec.cluster_ip.is_empty() && spec.cluster_ip != CLUSTER_IP_NONE;
-    if has_address {
-        address("spec.clusterIP", &spec.cluster_ip)?;
-    }
-    let mut families = BTreeSet::new();
-    for (index, text) in spec.cluster_ips.iter().enumerate() {
-        let field = format!("spec.clusterIPs[{index}]");
-        if text == CLUSTER_IP_NONE && spec.cluster_ips.len() == 1 {
-            continue;
-        }
-        let ip = address(&field, text)?;
-        if !families.insert(ip.is_ipv4()) {
-            return fail(
-                &field,
-                format!("{text} is a second address of one family; give at most one of each"),
-            );
-        }
-    }
-    match spec.cluster_ips.first() {
-        Some(first) if !spec.cluster_ip.is_empty() && *first != spec.cluster_ip => {
-            fail("spec.clusterIPs[0]", format!("{first} differs from spec.clusterIP {}", spec.cluster_ip))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_external_name(service: &Service) -> Check {
-    let spec = &service.spec;
-    let name = spec.external_name.strip_suffix('.').unwrap_or(&spec.external_name);
-    if name.is_empty() {
-        return fail("spec.externalName", "missing: type ExternalName needs a DNS name".to_owned());
-    }
-    subdomain("spec.externalName", name)?;
-    if !spec.cluster_ip.is_empty() && spec.cluster_ip != CLUSTER_IP_NONE {
-        return fail("spec.clusterIP", format!("{} given, but type ExternalName has none", spec.cluster_ip));
-    }
-    check_service_ports(&spec.ports)
-}
-
-fn check_service_ports(ports: &[Port]) -> Check {
-    if ports.len() > MAX_PORTS {
-        return fail("spec.ports", format!("{} ports; at most {MAX_PORTS} are allowed", ports.len()));
-    }
-    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
-    for (index, port) in ports.iter().enumerate() {
-        let at = format!("spec.ports[{index}]");
-        if port.name.is_empty() && ports.len() > 1 {
-            return fail(&format!("{at}.name"), "missing: each of several ports needs a name".to_owned());
-        }
-        if !port.name.is_empty() {
-            label(&format!("{at}.name"), &port.name)?;
-        }
-        if !names.insert(&port.name) {
-            return fail(&format!("{at}.name"), format!("{:?} is used by two ports", port.name));
-        }
-        if port.port == 0 {
-            return fail(&format!("{at}.port"), "missing, or not in 1..=65535".to_owned());
-        }
-        if !numbers.insert((port.protocol, port.port)) {
-            return fail(&format!("{at}.port"), format!("{}/{} is given twice", port.port, port.protocol));
-        }
-        match &port.target_port {
-            Some(TargetPort::Name(name)) => port_name(&format!("{at}.targetPort"), name)?,
-            Some(TargetPort::Number(0)) => {
-                return fail(&format!("{at}.targetPort"), "0 is not in 1..=65535".to_owned());
-            }
-            Some(TargetPort::Number(_)) | None => {}
-        }
-    }
-    Ok(())
 }
 
 fn check_slice(slice: &EndpointSlice) -> Check {
@@ -187,6 +87,12 @@ fn check_endpoint(at: &str, endpoint: &Endpoint, family: &str) -> Check {
             return fail(&field, format!("{text} is not an {family} address, as addressType says"));
         }
     }
+    let hints = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().chain(&hints.for_nodes));
+    for hint in hints {
+        if hint.name.is_empty() {
+            return fail(&format!("{at}.hints"), "a zone or node without a name".to_owned());
+        }
+    }
     match endpoint.hostname.as_deref() {
         Some(hostname) => label(&format!("{at}.hostname"), hostname),
         None => Ok(()),
@@ -195,7 +101,7 @@ fn check_endpoint(at: &str, endpoint: &Endpoint, family: &str) -> Check {
 
 /// An address that can belong to a backend or a Service: not unspecified, loopback, link-local, multicast or
 /// broadcast. A loopback backend would send a client to itself.
-fn address(field: &str, text: &str) -> Result<IpAddr, (String, String)> {
+pub(crate) fn address(field: &str, text: &str) -> Result<IpAddr, (String, String)> {
     let Ok(ip) = text.parse::<IpAddr>() else {
         return Err((field.to_owned(), format!("{text:?} is not an IP address")));
     };
@@ -210,7 +116,13 @@ fn address(field: &str, text: &str) -> Result<IpAddr, (String, String)> {
     Ok(ip)
 }
 
-fn label(field: &str, text: &str) -> Check {
+/// No single host answers there.
+pub(crate) fn is_multicast_or_unspecified(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    ip.is_multicast() || ip.is_unspecified() || broadcast
+}
+
+pub(crate) fn label(field: &str, text: &str) -> Check {
     if is_label(text) {
         return Ok(());
     }
@@ -221,7 +133,7 @@ fn label(field: &str, text: &str) -> Check {
     fail(field, format!("{text:?} {rule}"))
 }
 
-fn subdomain(field: &str, text: &str) -> Check {
+pub(crate) fn subdomain(field: &str, text: &str) -> Check {
     if text.is_empty() {
         return fail(field, "missing".to_owned());
     }
@@ -234,7 +146,7 @@ fn subdomain(field: &str, text: &str) -> Check {
     )
 }
 
-fn port_name(field: &str, text: &str) -> Check {
+pub(crate) fn port_name(field: &str, text: &str) -> Check {
     let short = (1..=MAX_PORT_NAME).contains(&text.len());
     if short && is_label(text) && text.bytes().any(|b| b.is_ascii_lowercase()) && !text.contains("--") {
         return Ok(());
@@ -252,11 +164,11 @@ fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-fn name_or_placeholder(kind: &str, metadata: &Metadata) -> String {
+pub(crate) fn name_or_placeholder(kind: &str, metadata: &Metadata) -> String {
     let name = if metadata.name.is_empty() { "(no name)" } else { &metadata.name };
     format!("{kind} {}/{name}", metadata.namespace)
 }
 
-fn fail(field: &str, reason: String) -> Check {
+pub(crate) fn fail(field: &str, reason: String) -> Check {
     Err((field.to_owned(), reason))
 }

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The backends of a Service, from all of its slices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::entry::non_empty;
+use crate::slice::HintTarget;
+use crate::{Backend, BackendPort, EndpointSlice, Hints, Problem, Verdict};
+
+/// Sorted by address; the order of the slices does not matter.
+pub(crate) fn backends<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    ready_anyway: bool,
+    problems: &mut Vec<Problem>,
+) -> Vec<Backend> {
+    let mut backends = BTreeMap::new();
+    for slice in slices {
+        add_slice(&mut backends, slice, ready_anyway, problems);
+    }
+    backends.into_values().collect()
+}
+
+fn add_slice(
+    backends: &mut BTreeMap<IpAddr, Backend>,
+    slice: &EndpointSlice,
+    ready_anyway: bool,
+    problems: &mut Vec<Problem>,
+) {
+    if slice.address_type == "FQDN" {
+        problems.push(Problem {
+            object: slice.display_name(),
+            field: "addressType".to_owned(),
+            reason: "FQDN endpoints are not used; give addresses, or use a Service of type ExternalName"
+                .to_owned(),
+        });
+        return;
+    }
+    let ports = slice.ports.iter().filter_map(|port| {
+        let name = port.name.as_deref().and_then(non_empty);
+        Some(BackendPort { name, protocol: port.protocol, port: port.port? })
+    });
+    let ports: BTreeSet<BackendPort> = ports.collect();
+    for endpoint in &slice.endpoints {
+        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod");
+        let names = |targets: &[HintTarget]| -> Vec<String> {
+            targets.iter().map(|target| target.name.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        // All addresses of an endpoint reach the same backend: a second one would only give it a double share.
+        let Some(address) = endpoint.addresses.first().and_then(|text| text.parse().ok()) else { continue };
+        let found = Backend {
+            address,
+            ports: ports.iter().cloned().collect(),
+            hostname: endpoint.hostname.as_deref().and_then(non_empty),
+            node: endpoint.node_name.as_deref().and_then(non_empty),
+            zone: endpoint.zone.as_deref().and_then(non_empty),
+            hints: endpoint.hints.as_ref().map_or_else(Hints::default, |hints| Hints {
+                zones: names(&hints.for_zones),
+                nodes: names(&hints.for_nodes),
+            }),
+            pod: pod.map(|target| format!("{}/{}", target.namespace, target.name)),
+            verdict: Verdict::from_conditions(&endpoint.conditions, ready_anyway),
+        };
+        let merged = match backends.remove(&address) {
+            None => found,
+            Some(known) => merge(known, found),
+        };
+        backends.insert(address, merged);
+    }
+}
+
+/// The same address in two slices, as happens while an endpoint moves between them. The better verdict wins,
+/// ports and hints are united, and neither depends on which slice came first.
+fn merge(one: Backend, other: Backend) -> Backend {
+    let union = |a: Vec<String>, b: Vec<String>| -> Vec<String> {
+        a.into_iter().chain(b).collect::<BTreeSet<_>>().into_iter().collect()
+    };
+    let ports: BTreeSet<BackendPort> = one.ports.into_iter().chain(other.ports).collect();
+    Backend {
+        address: one.address,
+        ports: ports.into_iter().collect(),
+        hostname: first(one.hostname, other.hostname),
+        node: first(one.node, other.node),
+        zone: first(one.zone, other.zone),
+        hints: Hints {
+            zones: union(one.hints.zones, other.hints.zones),
+            nodes: union(one.hints.nodes, other.hints.nodes),
+        },
+        pod: first(one.pod, other.pod),
+        verdict: one.verdict.min(other.verdict),
+    }
+}
+
+fn first(one: Option<String>, other: Option<String>) -> Option<String> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
