@@ -57,6 +57,8 @@ fn build() -> Result<()> {
         env::set_var("RUSTC_BOOTSTRAP", "1");
         // aya-build repeats each line of the inner cargo as a warning of ours; errors come another way.
         env::set_var("CARGO_TERM_QUIET", "true");
+        // The programs are linked as one; with CARGO_INCREMENTAL=1 in the environment rustc would refuse that.
+        env::set_var("CARGO_INCREMENTAL", "0");
     }
     // aya-build starts cargo in our own directory, and that cargo must find the programs' package: they are not in the
     // workspace.

@@ -6,15 +6,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_abi::{PodLink, names};
 
-use crate::{clsact, datapath::LINKS_DIR, error::CleanError, link};
+use crate::{
+    clsact,
+    datapath::LINKS_DIR,
+    devices,
+    error::CleanError,
+    link,
+    map::BpfMap,
+    migrate::{CARRYING, NEW_DIR, OLD_DIR},
+    tc::Direction,
+};
+
+/// Maps that an earlier version pinned and this one does not have; none so far.
+const FORMER_MAPS: [&str; 0] = [];
 
 /// What was there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// clsact filters on pod links and the overlay device.
+    /// clsact filters on pod links, the overlay device and the node's other interfaces.
     pub filters: usize,
     /// Pinned bpf_links.
     pub links: usize,
@@ -25,47 +36,62 @@ pub struct Removed {
 /// Detaches and unpins everything below `pin_dir`, then removes the directory. Absent is fine. Call it in the node's
 /// netns, so that clsact filters are found. Only what we pin is removed; anything else there makes it fail at the end.
 pub fn remove_all(pin_dir: &Path) -> Result<Removed, CleanError> {
-    let mut removed = Removed::default();
-    for index in pod_links(pin_dir) {
-        // A filter that cannot be removed goes with its interface.
-        if let Some(interface) = clsact::interface_name(index)
-            && clsact::detach(&interface).is_ok_and(|was_there| was_there)
-        {
-            removed.filters += 1;
+    let mut filters = 0;
+    let links_dir = pin_dir.join(LINKS_DIR);
+    let marked: Vec<u32> = devices::marked(&links_dir).into_iter().map(|(_, index)| index).collect();
+    for index in pod_links(pin_dir).into_iter().chain(overlay(pin_dir)).chain(marked) {
+        let Some(interface) = clsact::interface_name(index) else { continue };
+        for direction in [Direction::Ingress, Direction::Egress] {
+            // A filter that cannot be removed goes with its interface.
+            let was_there = clsact::detach(&interface, direction.clsact()).unwrap_or(false);
+            filters += usize::from(was_there);
         }
     }
-    if let Some(interface) = overlay(pin_dir).and_then(clsact::interface_name)
-        && clsact::detach(&interface).is_ok_and(|was_there| was_there)
-    {
-        removed.filters += 1;
+    Ok(Removed { filters, ..remove_pins(pin_dir)? })
+}
+
+/// Unpins everything below `pin_dir`, then removes the directory: bpf_links go, clsact filters stay.
+pub(crate) fn remove_pins(pin_dir: &Path) -> Result<Removed, CleanError> {
+    let mut removed = Removed::default();
+    removed.links = remove_pins_in(&pin_dir.join(LINKS_DIR))?;
+    for dir in [OLD_DIR, NEW_DIR, CARRYING] {
+        removed.maps += remove_pins_in(&pin_dir.join(dir))?;
     }
-    let links_dir = pin_dir.join(LINKS_DIR);
-    for pin in files(&links_dir)? {
-        removed.links += usize::from(unpin(&pin)?);
-    }
-    remove_dir(&links_dir)?;
-    for name in names::MAPS {
+    for name in names::MAPS.into_iter().chain(FORMER_MAPS) {
         removed.maps += usize::from(unpin(&pin_dir.join(name))?);
     }
     remove_dir(pin_dir)?;
     Ok(removed)
 }
 
+/// Unpins what lies in one directory of ours, marks among it, and removes the directory; how many pins there were.
+pub(crate) fn remove_pins_in(dir: &Path) -> Result<usize, CleanError> {
+    let mut removed = 0;
+    for pin in files(dir)? {
+        if pin.is_dir() {
+            remove_dir(&pin)?;
+        } else {
+            removed += usize::from(unpin(&pin)?);
+        }
+    }
+    remove_dir(dir)?;
+    Ok(removed)
+}
+
 /// Interface indexes in the pinned POD_LINKS; none when it cannot be read.
 fn pod_links(pin_dir: &Path) -> Vec<u32> {
-    let Ok(data) = MapData::from_pin(pin_dir.join(names::POD_LINKS)) else { return Vec::new() };
-    let Ok(map) = HashMap::<_, u32, PodLink>::try_from(Map::HashMap(data)) else { return Vec::new() };
-    map.keys().flatten().collect()
+    let Ok(map) = BpfMap::<u32, PodLink>::open(pin_dir, names::POD_LINKS) else { return Vec::new() };
+    map.entries().unwrap_or_default().into_iter().map(|(index, _)| index).collect()
 }
 
 /// Interface index in the pinned OVERLAY; none when it cannot be read.
 fn overlay(pin_dir: &Path) -> Option<u32> {
-    let data = MapData::from_pin(pin_dir.join(names::OVERLAY)).ok()?;
-    let map = Array::<_, u32>::try_from(Map::Array(data)).ok()?;
-    map.get(&0, 0).ok().filter(|index| *index != 0)
+    let map = BpfMap::<u32, u32>::open(pin_dir, names::OVERLAY).ok()?;
+    map.get(&0).ok().flatten().filter(|index| *index != 0)
 }
 
-fn files(dir: &Path) -> Result<Vec<PathBuf>, CleanError> {
+/// What lies in a directory; nothing when it is not there.
+pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, CleanError> {
     let failed = |source| CleanError { path: dir.to_owned(), source };
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

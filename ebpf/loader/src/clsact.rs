@@ -16,15 +16,20 @@ const PRIORITY: u16 = 157;
 /// With the priority it names our filter, so that a later run replaces it.
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// Adds our filter at the interface's ingress, or replaces the program of the one that is there.
-pub(crate) fn attach(ebpf: &mut Ebpf, name: &'static str, interface: &str) -> Result<Attached, AttachError> {
+/// Adds our filter at the interface, or replaces the program of the one that is there.
+pub(crate) fn attach(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<Attached, AttachError> {
     let failed =
         |reason: String| AttachError::Clsact { action: "add", interface: interface.to_owned(), reason };
     let program: &mut SchedClassifier = ebpf
         .program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or(AttachError::NotLoaded(name))?;
-    let existing = SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None)
+    let existing = SchedClassifierLink::attached(interface, direction, PRIORITY, HANDLE, None)
         .map_err(|error| failed(error.to_string()))?;
     let (link, outcome) = match program.attach_to_link(existing) {
         Ok(link) => (link, Attached::Updated),
@@ -34,11 +39,11 @@ pub(crate) fn attach(ebpf: &mut Ebpf, name: &'static str, interface: &str) -> Re
             let qdisc = tc::qdisc_add_clsact(interface);
             let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
             let link = program
-                .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
+                .attach_with_options(interface, direction, TcAttachOptions::Netlink(options))
                 .map_err(|error| match qdisc {
-                    Ok(()) => failed(error.to_string()),
-                    Err(qdisc) => failed(format!("{error} (and adding the clsact qdisc: {qdisc})")),
-                })?;
+                Ok(()) => failed(error.to_string()),
+                Err(qdisc) => failed(format!("{error} (and adding the clsact qdisc: {qdisc})")),
+            })?;
             (link, Attached::Created)
         }
     };
@@ -50,10 +55,10 @@ pub(crate) fn attach(ebpf: &mut Ebpf, name: &'static str, interface: &str) -> Re
 
 /// Removes our filter, by its place: filters of others on the same qdisc stay, whatever they are. `false` when there was none,
 /// or no qdisc or interface (any more).
-pub(crate) fn detach(interface: &str) -> Result<bool, AttachError> {
+pub(crate) fn detach(interface: &str, direction: TcAttachType) -> Result<bool, AttachError> {
     let failed =
         |reason: String| AttachError::Clsact { action: "remove", interface: interface.to_owned(), reason };
-    let link = match SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None) {
+    let link = match SchedClassifierLink::attached(interface, direction, PRIORITY, HANDLE, None) {
         Ok(link) => link,
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
         Err(error) => return Err(failed(error.to_string())),
@@ -67,6 +72,11 @@ pub(crate) fn detach(interface: &str) -> Result<bool, AttachError> {
         }
         Err(error) => Err(failed(error.to_string())),
     }
+}
+
+/// Whether our filter is there: a removal of what is not there fails, so it is asked for by its program.
+pub(crate) fn is_attached(interface: &str, direction: TcAttachType) -> bool {
+    SchedClassifierLink::attached(interface, direction, PRIORITY, HANDLE, None).is_ok()
 }
 
 /// The name of the interface with this index, while there is one in this netns.

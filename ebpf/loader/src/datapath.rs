@@ -2,33 +2,32 @@
 //! The datapath of one node: its maps and programs, loaded or adopted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs,
     net::IpAddr,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
-    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier},
-};
+use aya::{Ebpf, EbpfLoader};
 use ebpf_abi::{
-    Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters,
-    limits::SLOTS_MAX,
-    names,
-    v1::{BackendValue, ServiceKey, ServiceValue},
+    Address, AffinityBackendKey, BackendValue, CtKey, DatapathConfig, EndpointKey, FlowKey, FlowValue,
+    FrontendKey, NetnsValue, NodeValue, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters,
+    ServiceValue, SocketValue, SourceRangeKey, conntrack::CtValue, names,
 };
-use lb::Image;
 
 use crate::{
-    error::{AttachError, LoadError, MapAccessError},
+    conntrack::Sweep,
+    devices,
+    error::{AttachError, LoadError},
+    map::BpfMap,
+    migrate::{self, Migration},
     mounts, object, pod,
+    sizes::MapSizes,
     sys::Slots,
 };
 
-/// How pod links get their program.
+/// How links get their programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
     /// TCX where the kernel has it, else clsact.
@@ -40,16 +39,18 @@ pub enum AttachMode {
     Tcx,
 }
 
-/// Where the datapath lives.
+/// Where the datapath lives, and how large it is.
 #[derive(Clone, Debug)]
-pub struct DatapathConfig {
-    /// Directory of all pins, on a bpffs; made when absent. Includes the ABI version by convention:
-    /// `<bpf dir>/<cluster>/<node uuid>/<abi version>`.
+pub struct OpenOptions {
+    /// Directory of all pins, on a bpffs; made when absent. Its last part is the ABI version:
+    /// `<bpf dir>/<cluster>/<node uuid>/<abi version>`. What other versions have beside it is taken over.
     pub pin_dir: PathBuf,
     /// cgroup v2 directory whose processes, and those of its children, reach services.
     pub cgroup_root: PathBuf,
-    /// How pod links get their program.
+    /// How links get their programs.
     pub attach: AttachMode,
+    /// How large the maps are. Pinned maps of other sizes are made anew with their content.
+    pub sizes: MapSizes,
 }
 
 /// The maps and programs of one node.
@@ -57,94 +58,103 @@ pub struct DatapathConfig {
 /// Dropping it detaches and removes nothing. Two of them on one pin directory at the same time would each believe in a
 /// stale image: the caller holds a lock.
 pub struct Datapath {
-    pub(crate) config: DatapathConfig,
+    pub(crate) options: OpenOptions,
     pub(crate) ebpf: Ebpf,
-    /// Whether pod links get TCX bpf_links.
+    /// Whether links get TCX bpf_links.
     pub(crate) tcx: bool,
     /// Whether attaching asks for short grace periods.
     pub(crate) expedite: bool,
-    pub(crate) services: HashMap<MapData, ServiceKey, ServiceValue>,
-    pub(crate) backends: Array<MapData, BackendValue>,
-    /// The same map, for reading all of it at once.
-    pub(crate) backends_fd: OwnedFd,
-    pub(crate) slots: Slots,
-    pub(crate) counters: PerCpuArray<MapData, ServiceCounters>,
-    pub(crate) pods: HashMap<MapData, PodKey, PodValue>,
-    pub(crate) pods6: HashMap<MapData, Pod6Key, PodValue>,
-    pub(crate) pod_links: HashMap<MapData, u32, PodLink>,
-    pub(crate) pod_addresses: HashMap<MapData, PodAddressKey, u32>,
-    pub(crate) drops: PerCpuArray<MapData, u64>,
-    pub(crate) overlay: Array<MapData, u32>,
-    /// What the maps hold as far as we know: written differences are computed against it.
-    pub(crate) programmed: Image,
+    pub(crate) maps: Maps,
+    /// Identifiers of the frontends in SERVICES, as far as we know.
+    pub(crate) frontends: HashMap<FrontendKey, u32>,
     /// Addresses of pods in any of the maps, by interface index, as far as we know: an attachment removes those that it
     /// does not list, without a walk through all maps.
     pub(crate) known_addresses: BTreeMap<u32, BTreeSet<IpAddr>>,
+    /// What is still to be taken over, and taken away.
+    pub(crate) migration: Migration,
+    /// Where the sweep through conntrack is.
+    pub(crate) sweep: Sweep,
+}
+
+/// Every map, open.
+pub(crate) struct Maps {
+    pub(crate) services: BpfMap<FrontendKey, ServiceValue>,
+    pub(crate) backends: BpfMap<u32, BackendValue>,
+    pub(crate) slots: Slots,
+    pub(crate) backend_load: BpfMap<u32, u64>,
+    pub(crate) backend_endpoints: BpfMap<EndpointKey, u32>,
+    pub(crate) source_ranges: BpfMap<SourceRangeKey, u32>,
+    pub(crate) counters: BpfMap<u32, ServiceCounters>,
+    pub(crate) sockets: BpfMap<u64, SocketValue>,
+    pub(crate) flows: BpfMap<FlowKey, FlowValue>,
+    pub(crate) netns: BpfMap<u64, NetnsValue>,
+    pub(crate) affinity_backends: BpfMap<AffinityBackendKey, u32>,
+    pub(crate) node_addresses: BpfMap<Address, u32>,
+    pub(crate) nodes: BpfMap<u32, NodeValue>,
+    pub(crate) config: BpfMap<u32, DatapathConfig>,
+    pub(crate) ct_live: Option<BpfMap<CtKey, CtValue>>,
+    pub(crate) ct_new: Option<BpfMap<CtKey, CtValue>>,
+    pub(crate) packet_counters: BpfMap<u32, u64>,
+    pub(crate) pods: BpfMap<PodKey, PodValue>,
+    pub(crate) pods6: BpfMap<Pod6Key, PodValue>,
+    pub(crate) pod_links: BpfMap<u32, PodLink>,
+    pub(crate) pod_addresses: BpfMap<PodAddressKey, u32>,
+    pub(crate) drops: BpfMap<u32, u64>,
+    pub(crate) overlay: BpfMap<u32, u32>,
 }
 
 impl Datapath {
-    /// Creates the pinned maps or adopts those that exist, loads the programs, and reads the service image back.
-    /// Attaches nothing and detaches nothing, apart from removing pins of bpf_links whose interface is gone.
-    pub fn open(config: DatapathConfig) -> Result<Self, LoadError> {
-        let pin_dir = config.pin_dir.clone();
+    /// Creates the pinned maps or adopts those that exist, loads the programs, and takes over what maps of other sizes and
+    /// pins of another ABI version hold. Attaches nothing and detaches nothing, apart from removing pins of bpf_links whose
+    /// interface is gone. When everything is attached, call [`Self::finish_migration`].
+    pub fn open(options: OpenOptions) -> Result<Self, LoadError> {
+        let mut options = options;
+        options.sizes = options.sizes.at_least_min();
+        let pin_dir = options.pin_dir.clone();
         let links_dir = pin_dir.join(LINKS_DIR);
         ensure_pin_dir(&links_dir)?;
-        let pins = object::verified_pins(&pin_dir)?;
+        let shapes = object::shapes(&options.sizes)?;
+        let mut migration = migrate::prepare(&pin_dir, &shapes)?;
         let mut loader = EbpfLoader::new();
-        for (name, path) in pins {
-            loader.map_pin_path(name, path);
+        for (name, shape) in &shapes {
+            loader.map_pin_path(name, pin_dir.join(name)).map_max_entries(name, shape.max_entries);
         }
         let mut ebpf = loader
             .load(object::OBJECT)
-            .map_err(|source| LoadError::Maps { path: pin_dir, source: Box::new(source) })?;
-        for name in SOCKET_PROGRAMS {
-            load_program::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
-        }
-        for name in [names::POD_INGRESS, names::OVERLAY_INGRESS] {
-            load_program::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
-        }
+            .map_err(|source| LoadError::Maps { path: pin_dir.clone(), source: Box::new(source) })?;
+        object::load_programs(&mut ebpf)?;
 
         let has_tcx = program_fd(&ebpf, names::POD_INGRESS).is_ok_and(pod::has_tcx);
-        if config.attach == AttachMode::Tcx && !has_tcx {
+        if options.attach == AttachMode::Tcx && !has_tcx {
             return Err(LoadError::NoTcx);
         }
-        let slots = Slots::map(array_fd(&ebpf, names::SLOTS)?, SLOTS_MAX).map_err(LoadError::Slots)?;
-        let backends_fd = array_fd(&ebpf, names::BACKENDS)?
-            .try_clone_to_owned()
-            .map_err(|error| LoadError::Object(error.to_string()))?;
+        let maps = Maps::open(&pin_dir)?;
+        migration.fill(&pin_dir, &maps)?;
         let mut datapath = Self {
             expedite: false,
-            tcx: has_tcx && config.attach != AttachMode::Clsact,
-            services: take(&mut ebpf, names::SERVICES, HashMap::try_from)?,
-            backends: take(&mut ebpf, names::BACKENDS, Array::try_from)?,
-            backends_fd,
-            slots,
-            counters: take(&mut ebpf, names::SERVICE_COUNTERS, PerCpuArray::try_from)?,
-            pods: take(&mut ebpf, names::PODS, HashMap::try_from)?,
-            pods6: take(&mut ebpf, names::PODS6, HashMap::try_from)?,
-            pod_links: take(&mut ebpf, names::POD_LINKS, HashMap::try_from)?,
-            pod_addresses: take(&mut ebpf, names::POD_ADDRESSES, HashMap::try_from)?,
-            drops: take(&mut ebpf, names::DROPS, PerCpuArray::try_from)?,
-            overlay: take(&mut ebpf, names::OVERLAY, Array::try_from)?,
-            programmed: Image::default(),
+            tcx: has_tcx && options.attach != AttachMode::Clsact,
+            maps,
+            frontends: HashMap::new(),
             known_addresses: BTreeMap::new(),
+            migration,
+            sweep: Sweep::default(),
             ebpf,
-            config,
+            options,
         };
-        pod::sweep_dead_pins(&links_dir);
-        datapath.observed_image()?;
+        devices::sweep_dead_pins(&links_dir);
+        datapath.learn_frontends()?;
         datapath.known_addresses =
             datapath.pods()?.into_iter().map(|(index, pod)| (index, pod.addresses)).collect();
         tracing::info!(
-            pin_dir = %datapath.config.pin_dir.display(),
-            services = datapath.programmed.services.len(),
+            pin_dir = %datapath.options.pin_dir.display(),
+            frontends = datapath.frontends.len(),
             tcx = datapath.tcx,
             "datapath open"
         );
         Ok(datapath)
     }
 
-    /// Whether pod links get TCX bpf_links (else clsact filters).
+    /// Whether links get TCX bpf_links (else clsact filters).
     pub fn uses_tcx(&self) -> bool {
         self.tcx
     }
@@ -154,17 +164,48 @@ impl Datapath {
         self.expedite = wanted;
     }
 
-    /// The configuration it was opened with.
-    pub fn config(&self) -> &DatapathConfig {
-        &self.config
+    /// What it was opened with.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
     }
 
-    pub(crate) fn link_pin(&self, name: &str) -> PathBuf {
-        self.config.pin_dir.join(LINKS_DIR).join(name)
+    pub(crate) fn links_dir(&self) -> PathBuf {
+        self.options.pin_dir.join(LINKS_DIR)
     }
 
     pub(crate) fn program_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>, AttachError> {
         program_fd(&self.ebpf, name)
+    }
+}
+
+impl Maps {
+    fn open(dir: &Path) -> Result<Self, LoadError> {
+        let slots: BpfMap<u32, u32> = BpfMap::open(dir, names::SLOTS)?;
+        Ok(Self {
+            services: BpfMap::open(dir, names::SERVICES)?,
+            backends: BpfMap::open(dir, names::BACKENDS)?,
+            slots: Slots::map(slots.fd().as_fd(), slots.max_entries()).map_err(LoadError::Slots)?,
+            backend_load: BpfMap::open(dir, names::BACKEND_LOAD)?,
+            backend_endpoints: BpfMap::open(dir, names::BACKEND_ENDPOINTS)?,
+            source_ranges: BpfMap::open(dir, names::SOURCE_RANGES)?,
+            counters: BpfMap::open(dir, names::SERVICE_COUNTERS)?,
+            sockets: BpfMap::open(dir, names::SOCKETS)?,
+            flows: BpfMap::open(dir, names::FLOWS)?,
+            netns: BpfMap::open(dir, names::NETNS)?,
+            affinity_backends: BpfMap::open(dir, names::AFFINITY_BACKENDS)?,
+            node_addresses: BpfMap::open(dir, names::NODE_ADDRESSES)?,
+            nodes: BpfMap::open(dir, names::NODES)?,
+            config: BpfMap::open(dir, names::CONFIG)?,
+            ct_live: BpfMap::open(dir, names::CT_LIVE).ok(),
+            ct_new: BpfMap::open(dir, names::CT_NEW).ok(),
+            packet_counters: BpfMap::open(dir, names::COUNTERS)?,
+            pods: BpfMap::open(dir, names::PODS)?,
+            pods6: BpfMap::open(dir, names::PODS6)?,
+            pod_links: BpfMap::open(dir, names::POD_LINKS)?,
+            pod_addresses: BpfMap::open(dir, names::POD_ADDRESSES)?,
+            drops: BpfMap::open(dir, names::DROPS)?,
+            overlay: BpfMap::open(dir, names::OVERLAY)?,
+        })
     }
 }
 
@@ -177,7 +218,7 @@ const _: fn() = || {
 impl fmt::Debug for Datapath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Datapath")
-            .field("config", &self.config)
+            .field("options", &self.options)
             .field("tcx", &self.tcx)
             .finish_non_exhaustive()
     }
@@ -185,16 +226,6 @@ impl fmt::Debug for Datapath {
 
 /// Directory of bpf_link pins below the pin directory.
 pub(crate) const LINKS_DIR: &str = "links";
-
-const SOCKET_PROGRAMS: [&str; 4] = [names::CONNECT4, names::SENDMSG4, names::RECVMSG4, names::GETPEERNAME4];
-
-/// Every entry of a hash map.
-pub(crate) fn entries<K: aya::Pod + Ord, V: aya::Pod>(
-    map: &HashMap<MapData, K, V>,
-    name: &'static str,
-) -> Result<BTreeMap<K, V>, MapAccessError> {
-    map.iter().collect::<Result<_, _>>().map_err(MapAccessError::of(name))
-}
 
 fn ensure_pin_dir(dir: &Path) -> Result<(), LoadError> {
     let failed = |source| LoadError::PinDir { path: dir.to_owned(), source };
@@ -205,39 +236,7 @@ fn ensure_pin_dir(dir: &Path) -> Result<(), LoadError> {
     fs::create_dir_all(dir).map_err(failed)
 }
 
-fn load_program<'a, P>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), LoadError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-    P: 'a,
-{
-    let program =
-        ebpf.program_mut(name).ok_or_else(|| LoadError::Object(format!("it has no program {name}")))?;
-    let program: &mut P =
-        program.try_into().map_err(|error: ProgramError| LoadError::Object(error.to_string()))?;
-    load(program).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
-}
-
 fn program_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, AttachError> {
     let program = ebpf.program(name).ok_or(AttachError::NotLoaded(name))?;
     program.fd().map(|fd| fd.as_fd()).map_err(|_| AttachError::NotLoaded(name))
-}
-
-fn take<M>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    convert: impl FnOnce(Map) -> Result<M, MapError>,
-) -> Result<M, LoadError> {
-    let map = ebpf.take_map(name).ok_or_else(|| LoadError::Object(format!("it has no map {name}")))?;
-    convert(map).map_err(|error| LoadError::Object(format!("map {name}: {error}")))
-}
-
-fn array_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, LoadError> {
-    match ebpf.map(name) {
-        Some(Map::Array(data)) => Ok(data.fd().as_fd()),
-        _ => Err(LoadError::Object(format!("it has no array {name}"))),
-    }
 }

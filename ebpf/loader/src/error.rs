@@ -3,7 +3,7 @@
 
 use std::{io, path::PathBuf};
 
-use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use aya::{EbpfError, programs::ProgramError};
 use thiserror::Error;
 
 /// [`Datapath::open`](crate::Datapath::open) failed. Nothing was attached or detached.
@@ -35,7 +35,7 @@ pub enum LoadError {
     },
     /// A pin is in the way.
     #[error(
-        "the pin {path} is {found}, but this version needs {expected}: another version left it; `netd clean` removes          it, and existing connections through services end with it"
+        "the pin {path} is {found}, but this version needs {expected}: another version left it; `netd clean` removes it, and existing connections through services end with it"
     )]
     PinDiffers {
         /// The pin.
@@ -65,9 +65,19 @@ pub enum LoadError {
     #[error("the kernel refuses the BPF program {program}: {source}")]
     Program {
         /// Its name in ebpf-abi.
-        program: &'static str,
+        program: String,
         /// Why, with the verifier's log.
         source: Box<ProgramError>,
+    },
+    /// A map of another size cannot be made.
+    #[error("cannot make the BPF map {map} anew with {entries} entries: {source}")]
+    Resize {
+        /// Its name in ebpf-abi.
+        map: &'static str,
+        /// Entries that it is to have.
+        entries: u32,
+        /// Why.
+        source: io::Error,
     },
     /// SLOTS cannot be mapped.
     #[error("cannot map the pinned SLOTS into memory: {0}")]
@@ -82,26 +92,44 @@ pub enum LoadError {
 
 /// One map could not be read or written.
 #[derive(Debug, Error)]
-#[error("BPF map {map}: {source}")]
-pub struct MapAccessError {
-    /// Its name in ebpf-abi.
-    pub map: &'static str,
-    /// Why.
-    pub source: MapError,
+pub enum MapAccessError {
+    /// There is no room for one more entry.
+    #[error("BPF map {map} is full ({max_entries} entries): raise its size in the configuration")]
+    Full {
+        /// Its name in ebpf-abi.
+        map: &'static str,
+        /// Its size.
+        max_entries: u32,
+    },
+    /// The kernel refused.
+    #[error("cannot {action} BPF map {map}: {source}")]
+    Kernel {
+        /// Its name in ebpf-abi.
+        map: &'static str,
+        /// `read`, `write`, …
+        action: &'static str,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl MapAccessError {
-    pub(crate) fn of(map: &'static str) -> impl FnOnce(MapError) -> Self {
-        move |source| Self { map, source }
+    /// The map that is full, when that is what is wrong.
+    #[must_use]
+    pub fn full_map(&self) -> Option<&'static str> {
+        match self {
+            Self::Full { map, .. } => Some(map),
+            Self::Kernel { .. } => None,
+        }
     }
 }
 
-/// [`Datapath::write_image`](crate::Datapath::write_image) failed; what was written before stays, and the next call goes
-/// on from there.
+/// [`Datapath::write`](crate::Datapath::write) failed. What was written before stays and is consistent: nothing points at what
+/// was not written. The same call goes on from there.
 #[derive(Debug, Error)]
-pub enum ImageError {
-    /// The image points outside a map. Nothing was written.
-    #[error("the service image does not fit the maps: {what} {value}, of at most {limit}")]
+pub enum WriteError {
+    /// Something points outside a map. Nothing was written.
+    #[error("the services do not fit the maps: {what} {value}, of at most {limit}")]
     OutOfRange {
         /// What is too large.
         what: &'static str,
@@ -110,7 +138,7 @@ pub enum ImageError {
         /// The map's size.
         limit: u32,
     },
-    /// A map refused.
+    /// A map is full, or refused.
     #[error(transparent)]
     Map(#[from] MapAccessError),
 }
@@ -166,9 +194,17 @@ pub enum AttachError {
         /// The index the caller gave.
         index: u32,
     },
-    /// A pod map refused.
+    /// A map refused.
     #[error(transparent)]
     Map(#[from] MapAccessError),
+    /// What another version left cannot be removed.
+    #[error("cannot remove {path}, which another version or map size left: {source}")]
+    Migration {
+        /// The pin or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The program is not loaded: a bug of this crate, reported instead of a panic.
     #[error("the BPF program {0} is not loaded")]
     NotLoaded(&'static str),

@@ -6,7 +6,10 @@
 //!    SERVICES BACKENDS SLOTS …      the maps of ebpf-abi
 //!    links/connect4 …               the cgroup programs' bpf_links
 //!    links/overlay                  the overlay device's TCX bpf_link
+//!    links/uplink-<ifindex> …       those of the node's other interfaces (with clsact, a directory as a mark)
 //!    links/pod-<ifindex>            a pod link's TCX bpf_link (clsact filters live on the link itself)
+//!    links/pod-out-<ifindex>        the same for what goes to the pod
+//!    old/ new/ carrying/            while maps are remade or taken over
 //! ```
 //!
 //! Everything here is synchronous and may be repeated: a caller that dies between two steps calls the same functions
@@ -14,37 +17,53 @@
 //!
 //! Interface indexes are those of the calling thread's netns: call from threads that are in the node's netns.
 //!
-//! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs;
-//! * `image.rs`: the service image, read back and written as a difference;
-//! * `cgroup.rs`, `pod.rs`, `overlay.rs`: attachments; `pod_maps.rs` is what the maps say of a pod; `link.rs` is what both share, `clsact.rs` is for kernels without TCX;
+//! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs; `object.rs`: the built-in object; [`MapSizes`];
+//! * `services.rs`: services, read back and written; `sockets.rs`, `conntrack.rs`: what goes through them; `node.rs`: the nodes;
+//! * `cgroup.rs`, `pod.rs`, `overlay.rs`, `devices.rs`: attachments; `pod_maps.rs` is what the maps say of a pod; `tc.rs` and
+//!   `link.rs` are what they share, `clsact.rs` is for kernels without TCX;
+//! * `migrate.rs`: other ABI versions and map sizes; `v1.rs`: what version 1 had;
 //! * `expedite.rs`: short grace periods while something is attached;
 //! * [`probe()`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
 //! * [`remove_all`]: `netd clean`;
-//! * `sys`: bpf(2) and mmap(2), the only `unsafe`.
+//! * `map.rs`: one map with its types; `sys`: bpf(2), mmap(2) and socket options, the only `unsafe`.
 
 mod cgroup;
 mod clean;
 mod clsact;
+mod conntrack;
 mod counters;
 mod datapath;
+mod devices;
 mod error;
 mod expedite;
-mod image;
 mod link;
+mod map;
+mod migrate;
 pub mod mounts;
+mod node;
 mod object;
 mod overlay;
 mod pod;
 mod pod_maps;
 mod probe;
+mod services;
+mod sizes;
+mod sockets;
 mod sys;
+mod tc;
+mod v1;
 
 pub use clean::{Removed, remove_all};
-pub use datapath::{AttachMode, Datapath, DatapathConfig};
-pub use error::{AttachError, CleanError, ImageError, LoadError, MapAccessError, MountError};
+pub use conntrack::{Fill, FlowMap, Swept, TrackedFlow, monotonic_secs};
+pub use counters::MapUsage;
+pub use datapath::{AttachMode, Datapath, OpenOptions};
+pub use devices::Hook;
+pub use error::{AttachError, CleanError, LoadError, MapAccessError, MountError, WriteError};
 pub use expedite::{Expedited, settle as settle_expedited};
-pub use image::WriteStats;
 pub use link::Attached;
 pub use mounts::{cgroup2_mount, ensure_bpffs};
 pub use pod::{ObservedPod, PodAttachment};
 pub use probe::{Features, Missing, probe};
+pub use services::WriteStats;
+pub use sizes::MapSizes;
+pub use sockets::{ServiceSocket, netns_cookie};

@@ -4,7 +4,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::{
@@ -33,13 +33,21 @@ pub(crate) enum Target<'a> {
     Interface(u32),
 }
 
-/// Makes sure that `program` is attached at `target` through a bpf_link pinned at `pin`.
+/// Where a bpf_link is pinned, and where another version of us may have pinned the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    pub(crate) own: PathBuf,
+    pub(crate) earlier: Vec<PathBuf>,
+}
+
+/// Makes sure that `program` is attached at `target` through a bpf_link pinned at `pins.own`. A bpf_link of another version
+/// is taken over: its program is replaced, then it is pinned here and no longer there.
 pub(crate) fn ensure(
     name: &'static str,
     program: BorrowedFd<'_>,
     target: Target<'_>,
     attach_type: u32,
-    pin: &Path,
+    pins: &Pins,
     expedite: bool,
 ) -> Result<Attached, AttachError> {
     let failed = |action| {
@@ -47,30 +55,41 @@ pub(crate) fn ensure(
         move |source| AttachError::Kernel { action, program: name, target, source }
     };
     let mut outcome = Attached::Created;
-    match sys::obj_get(pin) {
-        Ok(link) => {
-            let info = sys::link_info(link.as_fd())
-                .map_err(|error| AttachError::Pin { path: pin.to_owned(), reason: error.to_string() })?;
-            if target.is(info, attach_type) {
-                match sys::link_update(link.as_fd(), program) {
-                    Ok(()) => return Ok(Attached::Updated),
-                    // The cgroup or interface went away in between.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-                    Err(error) => return Err(failed("replace the program of")(error)),
-                }
+    let mut is_attached = false;
+    for pin in std::iter::once(&pins.own).chain(&pins.earlier) {
+        let link = match sys::obj_get(pin) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(AttachError::Pin { path: pin.clone(), reason: error.to_string() }),
+        };
+        let info = sys::link_info(link.as_fd())
+            .map_err(|error| AttachError::Pin { path: pin.clone(), reason: error.to_string() })?;
+        if !is_attached && target.is(info, attach_type) {
+            match sys::link_update(link.as_fd(), program) {
+                Ok(()) => is_attached = true,
+                // The cgroup or interface went away in between.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                Err(error) => return Err(failed("replace the program of")(error)),
             }
-            fs::remove_file(pin).map_err(failed("unpin the old bpf_link of"))?;
-            outcome = Attached::Replaced;
+            if is_attached && *pin == pins.own {
+                continue;
+            }
+            if is_attached {
+                sys::obj_pin(link.as_fd(), &pins.own).map_err(failed("pin the bpf_link of"))?;
+            }
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(AttachError::Pin { path: pin.to_owned(), reason: error.to_string() }),
+        fs::remove_file(pin).map_err(failed("unpin the old bpf_link of"))?;
+        outcome = Attached::Replaced;
+    }
+    if is_attached {
+        return Ok(Attached::Updated);
     }
     let link = {
         let _soon = Expedited::begin(expedite);
         sys::link_create(program, target.number(), attach_type).map_err(failed("attach"))?
     };
     // Until the pin stands the attachment ends with this process; the next call then finds neither and starts over.
-    sys::obj_pin(link.as_fd(), pin).map_err(failed("pin the bpf_link of"))?;
+    sys::obj_pin(link.as_fd(), &pins.own).map_err(failed("pin the bpf_link of"))?;
     Ok(outcome)
 }
 

@@ -1,70 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The built-in object, and whether what is pinned is what it would create.
+//! The built-in object: its maps as they are to be, and its programs loaded.
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
+use std::fmt;
+
+use aya::{
+    Ebpf,
+    programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier},
 };
-
 use aya_obj::{Object, generated::bpf_map_type};
 use ebpf_abi::names;
 
-use crate::{error::LoadError, sys};
+use crate::{error::LoadError, sizes::MapSizes, sys::MapShape};
 
 /// The BPF programs, built by build.rs; empty when that was skipped.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-datapath"));
 
-/// What distinguishes one map from another that cannot stand in for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct MapShape {
-    map_type: u32,
-    key_bytes: u32,
-    value_bytes: u32,
-    max_entries: u32,
-    flags: u32,
-}
-
-/// Every map's pin path, after comparing those that exist with the object's definitions.
-pub(crate) fn verified_pins(pin_dir: &Path) -> Result<Vec<(&'static str, PathBuf)>, LoadError> {
+/// Every map of the object, in the order of [`names::MAPS`], with the size that it is to have.
+pub(crate) fn shapes(sizes: &MapSizes) -> Result<Vec<(&'static str, MapShape)>, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
     let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
-    let mut pins = Vec::with_capacity(names::MAPS.len());
-    for name in names::MAPS {
+    let shape = |name: &'static str| {
         let map = object.maps.get(name).ok_or_else(|| LoadError::Object(format!("it has no map {name}")))?;
-        let expected = MapShape {
+        let shape = MapShape {
             map_type: map.map_type(),
             key_bytes: map.key_size(),
             value_bytes: map.value_size(),
-            max_entries: map.max_entries(),
+            max_entries: sizes.of(name).unwrap_or_else(|| map.max_entries()),
             flags: map.map_flags(),
         };
-        let path = pin_dir.join(name);
-        if let Some(found) = observe(&path)?
-            && found != Ok(expected)
-        {
-            let found = found.map_or_else(|reason| reason, |shape| shape.to_string());
-            return Err(LoadError::PinDiffers { path, found, expected: expected.to_string() });
-        }
-        pins.push((name, path));
-    }
-    Ok(pins)
+        Ok((name, shape))
+    };
+    names::MAPS.into_iter().map(shape).collect()
 }
 
-/// The shape of the map pinned at `path`; the inner error says that it is no map. `None` without a pin.
-fn observe(path: &Path) -> Result<Option<Result<MapShape, String>>, LoadError> {
-    let fd = match sys::obj_get(path) {
-        Ok(fd) => fd,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(LoadError::Pin { path: path.to_owned(), source }),
-    };
-    Ok(Some(match sys::map_info(std::os::fd::AsFd::as_fd(&fd)) {
-        Ok([map_type, key_bytes, value_bytes, max_entries, flags]) => {
-            Ok(MapShape { map_type, key_bytes, value_bytes, max_entries, flags })
-        }
-        Err(_) => Err("not a map".to_owned()),
-    }))
+/// Gives every program of the object to the kernel.
+pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    for (name, program) in ebpf.programs_mut() {
+        load(program)
+            .map_err(|source| LoadError::Program { program: name.to_owned(), source: Box::new(source) })?;
+    }
+    Ok(())
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::CgroupSock(program) => CgroupSock::load(program),
+        Program::SchedClassifier(program) => SchedClassifier::load(program),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
 impl fmt::Display for MapShape {

@@ -1,13 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pod links: the program at their host end. Their map entries are in `pod_maps.rs`.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    net::IpAddr,
-    os::fd::BorrowedFd,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, net::IpAddr, os::fd::BorrowedFd};
 
 use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 use ebpf_abi::names;
@@ -16,9 +10,9 @@ use crate::{
     clsact,
     datapath::Datapath,
     error::AttachError,
-    expedite::Expedited,
-    link::{self, Attached, Target},
+    link::{self, Attached},
     sys::{self, LinkInfo},
+    tc::{Direction, Place, unpin},
 };
 
 /// No interface has it: indexes count up from 1.
@@ -77,31 +71,16 @@ impl Datapath {
         let addresses = pod.addresses.iter().map(IpAddr::to_canonical).collect();
         self.write_pod(pod, &addresses)?;
 
-        let pin = self.pod_pin(pod.host_index);
-        let outcome = if self.tcx {
-            let target = Target::Interface(pod.host_index);
-            let program = self.program_fd(names::POD_INGRESS)?;
-            let outcome = link::ensure(
-                names::POD_INGRESS,
-                program,
-                target,
-                BPF_TCX_INGRESS as u32,
-                &pin,
-                self.expedite,
-            )?;
-            // From the time of another attach mode. One that stays checks each packet a second time, nothing worse.
-            if let Err(error) = clsact::detach(&pod.host_ifname) {
-                tracing::warn!(%error, "an old filter stays");
-            }
-            outcome
-        } else {
-            let outcome = {
-                let _soon = Expedited::begin(self.expedite);
-                clsact::attach(&mut self.ebpf, names::POD_INGRESS, &pod.host_ifname)?
-            };
-            unpin(&pin)?;
-            outcome
-        };
+        let interface = pod.host_ifname.as_str();
+        let [ingress, egress] = pin_names(pod.host_index);
+        let place = Place { interface, index: pod.host_index, direction: Direction::Ingress, pin: &ingress };
+        // The way back first: what goes out translated comes back to be translated.
+        let back = Place { direction: Direction::Egress, pin: &egress, ..place };
+        if let Err(error) = self.attach_tc(names::POD_EGRESS, back) {
+            // An ingress qdisc of others excludes clsact, and so any filter at egress.
+            tracing::warn!(interface, %error, "answers through the host's stack are not translated back: services reach this pod's connections by its sockets only");
+        }
+        let outcome = self.attach_tc(names::POD_INGRESS, place)?;
         self.remove_addresses_except(pod.host_index, &addresses)?;
         tracing::debug!(interface = pod.host_ifname, ?addresses, ?outcome, "pod link attached");
         Ok(outcome)
@@ -113,24 +92,46 @@ impl Datapath {
         let addresses = addresses.iter().map(IpAddr::to_canonical);
         self.known_addresses.entry(host_index).or_default().extend(addresses);
         self.make_unreachable(host_index)?;
-        unpin(&self.pod_pin(host_index))?;
+        let pins = pin_names(host_index);
+        for pin in &pins {
+            unpin(&self.links_dir().join(pin))?;
+        }
         if let Some(interface) = clsact::interface_name(host_index) {
-            clsact::detach(&interface)?;
+            for direction in [Direction::Ingress, Direction::Egress] {
+                clsact::detach(&interface, direction.clsact())?;
+            }
         }
         // Last: while the program runs, a link without an entry may send nothing.
         self.remove_pod(host_index)?;
         Ok(())
     }
 
-    /// Whether a pinned TCX bpf_link holds the program at this host end.
-    pub(crate) fn is_attached(&self, host_index: u32) -> bool {
-        let observed = link::observe(&self.pod_pin(host_index));
-        matches!(observed, Some(LinkInfo::Tcx { ifindex, .. }) if ifindex == host_index)
+    /// Whether answers that come to this pod through the host's stack are translated back: without it packets of the pod
+    /// must not be translated, only its sockets' addresses.
+    pub fn pod_has_egress(&self, host_index: u32) -> bool {
+        let [_, egress] = pin_names(host_index);
+        if self.tcx {
+            return self.has_link(host_index, &egress);
+        }
+        clsact::interface_name(host_index)
+            .is_some_and(|interface| clsact::is_attached(&interface, Direction::Egress.clsact()))
     }
 
-    fn pod_pin(&self, host_index: u32) -> PathBuf {
-        self.link_pin(&format!("{PIN_PREFIX}{host_index}"))
+    /// Whether a pinned TCX bpf_link holds the program at this host end.
+    pub(crate) fn is_attached(&self, host_index: u32) -> bool {
+        let [ingress, _] = pin_names(host_index);
+        self.has_link(host_index, &ingress)
     }
+
+    fn has_link(&self, host_index: u32, pin: &str) -> bool {
+        let observed = link::observe(&self.links_dir().join(pin));
+        matches!(observed, Some(LinkInfo::Tcx { ifindex, .. }) if ifindex == host_index)
+    }
+}
+
+/// Names of a pod link's pins: for what the pod sends, and for what goes to it.
+fn pin_names(host_index: u32) -> [String; 2] {
+    [format!("{PIN_PREFIX}{host_index}"), format!("{PIN_PREFIX}out-{host_index}")]
 }
 
 /// Whether the kernel has TCX: one that has says that there is no such interface, another knows no such attachment.
@@ -139,30 +140,4 @@ pub(crate) fn has_tcx(classifier: BorrowedFd<'_>) -> bool {
         Ok(_) => true,
         Err(error) => error.raw_os_error() == Some(libc::ENODEV),
     }
-}
-
-/// Removes pins of pod bpf_links whose interface is gone: the kernel has detached those already.
-pub(crate) fn sweep_dead_pins(links_dir: &Path) {
-    for entry in fs::read_dir(links_dir).into_iter().flatten().flatten() {
-        let is_pod = entry.file_name().to_string_lossy().starts_with(PIN_PREFIX);
-        if is_pod && matches!(link::observe(&entry.path()), Some(LinkInfo::Tcx { ifindex: 0, .. })) {
-            match link::remove(&entry.path()) {
-                Ok(_) => {
-                    tracing::info!(pin = %entry.path().display(), "removed the pin of a link that is gone")
-                }
-                Err(error) => {
-                    tracing::warn!(pin = %entry.path().display(), %error, "cannot remove a dead pin")
-                }
-            }
-        }
-    }
-}
-
-pub(crate) fn unpin(pin: &Path) -> Result<(), AttachError> {
-    link::remove(pin).map(drop).map_err(|source| AttachError::Kernel {
-        action: "unpin",
-        program: names::POD_INGRESS,
-        target: pin.display().to_string(),
-        source,
-    })
 }

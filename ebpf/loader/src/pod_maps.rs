@@ -6,34 +6,31 @@ use std::{
     net::IpAddr,
 };
 
-use aya::maps::{HashMap, MapData, MapError};
-use ebpf_abi::{POD_IPV6, POD_REDIRECT, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue, names};
+use ebpf_abi::{POD_IPV6, POD_REDIRECT, Pod6Key, PodAddressKey, PodKey, PodLink, PodValue};
 
 use crate::{
-    datapath::{Datapath, entries},
+    datapath::Datapath,
     error::MapAccessError,
-    image::is_absent,
+    map::BpfMap,
     pod::{ObservedPod, PodAttachment},
 };
 
-/// BPF_ANY (linux/bpf.h): create or replace.
-const ANY: u64 = 0;
 /// The value of each entry of POD_ADDRESSES.
 const MAY_SEND: u32 = 0;
 
 impl Datapath {
     /// Every pod link in the maps, by interface index; also what an interrupted attachment or removal left.
     pub fn pods(&self) -> Result<BTreeMap<u32, ObservedPod>, MapAccessError> {
-        let links = entries(&self.pod_links, names::POD_LINKS)?;
+        let links: BTreeMap<u32, PodLink> = self.maps.pod_links.entries()?.into_iter().collect();
         let mut reached = BTreeMap::new();
-        for (key, value) in entries(&self.pods, names::PODS)? {
+        for (key, value) in self.maps.pods.entries()? {
             reached.insert(IpAddr::V4(key.address()), value);
         }
-        for (key, value) in entries(&self.pods6, names::PODS6)? {
+        for (key, value) in self.maps.pods6.entries()? {
             reached.insert(IpAddr::V6(key.address()), value);
         }
         let mut allowed = BTreeMap::<u32, BTreeSet<IpAddr>>::new();
-        for key in entries(&self.pod_addresses, names::POD_ADDRESSES)?.into_keys() {
+        for (key, _) in self.maps.pod_addresses.entries()? {
             allowed.entry(key.ifindex).or_default().insert(key.address());
         }
         for (index, link) in &links {
@@ -82,9 +79,7 @@ impl Datapath {
         let ifindex = pod.host_index;
         self.known_addresses.entry(ifindex).or_default().extend(addresses);
         for address in addresses {
-            self.pod_addresses
-                .insert(PodAddressKey::new(ifindex, *address), MAY_SEND, ANY)
-                .map_err(MapAccessError::of(names::POD_ADDRESSES))?;
+            self.maps.pod_addresses.set(&PodAddressKey::new(ifindex, *address), &MAY_SEND)?;
         }
         let redirect = if pod.redirect { POD_REDIRECT } else { 0 };
         let ipv6 = if addresses.iter().any(IpAddr::is_ipv6) { POD_IPV6 } else { 0 };
@@ -92,20 +87,12 @@ impl Datapath {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         });
-        self.pod_links
-            .insert(ifindex, PodLink::new(first, pod.mac, redirect | ipv6), ANY)
-            .map_err(MapAccessError::of(names::POD_LINKS))?;
+        self.maps.pod_links.set(&ifindex, &PodLink::new(first, pod.mac, redirect | ipv6))?;
         let value = PodValue { ifindex, flags: redirect, mac: pod.mac, host_mac: pod.host_mac };
         for address in addresses {
             match address {
-                IpAddr::V4(address) => self
-                    .pods
-                    .insert(PodKey::new(*address), value, ANY)
-                    .map_err(MapAccessError::of(names::PODS))?,
-                IpAddr::V6(address) => self
-                    .pods6
-                    .insert(Pod6Key::new(*address), value, ANY)
-                    .map_err(MapAccessError::of(names::PODS6))?,
+                IpAddr::V4(address) => self.maps.pods.set(&PodKey::new(*address), &value)?,
+                IpAddr::V6(address) => self.maps.pods6.set(&Pod6Key::new(*address), &value)?,
             }
         }
         Ok(())
@@ -121,7 +108,7 @@ impl Datapath {
         for address in known.difference(keep) {
             self.remove_reached(host_index, *address)?;
             let key = PodAddressKey::new(host_index, *address);
-            remove(&mut self.pod_addresses, &key, names::POD_ADDRESSES)?;
+            self.maps.pod_addresses.remove(&key)?;
         }
         self.known_addresses.insert(host_index, keep.clone());
         Ok(())
@@ -137,7 +124,7 @@ impl Datapath {
 
     /// Removes all that the maps have of the link.
     pub(crate) fn remove_pod(&mut self, host_index: u32) -> Result<(), MapAccessError> {
-        remove(&mut self.pod_links, &host_index, names::POD_LINKS)?;
+        self.maps.pod_links.remove(&host_index)?;
         self.remove_addresses_except(host_index, &BTreeSet::new())?;
         self.known_addresses.remove(&host_index);
         Ok(())
@@ -146,12 +133,8 @@ impl Datapath {
     /// Removes the entry of an address, unless another link has it by now.
     fn remove_reached(&mut self, host_index: u32, address: IpAddr) -> Result<(), MapAccessError> {
         match address {
-            IpAddr::V4(address) => {
-                remove_owned(&mut self.pods, &PodKey::new(address), host_index, names::PODS)
-            }
-            IpAddr::V6(address) => {
-                remove_owned(&mut self.pods6, &Pod6Key::new(address), host_index, names::PODS6)
-            }
+            IpAddr::V4(address) => remove_owned(&self.maps.pods, &PodKey::new(address), host_index),
+            IpAddr::V6(address) => remove_owned(&self.maps.pods6, &Pod6Key::new(address), host_index),
         }
     }
 }
@@ -163,26 +146,12 @@ fn one_host_mac(pods: &[&PodValue]) -> Option<[u8; 6]> {
 }
 
 fn remove_owned<K: aya::Pod>(
-    map: &mut HashMap<MapData, K, PodValue>,
+    map: &BpfMap<K, PodValue>,
     key: &K,
     host_index: u32,
-    name: &'static str,
 ) -> Result<(), MapAccessError> {
-    match map.get(key, 0) {
-        Ok(value) if value.ifindex == host_index => remove(map, key, name),
-        Ok(_) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(source) => Err(MapAccessError { map: name, source }),
+    if map.get(key)?.is_some_and(|value| value.ifindex == host_index) {
+        map.remove(key)?;
     }
-}
-
-fn remove<K: aya::Pod, V: aya::Pod>(
-    map: &mut HashMap<MapData, K, V>,
-    key: &K,
-    name: &'static str,
-) -> Result<(), MapAccessError> {
-    match map.remove(key) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(error) if is_absent(&error) => Ok(()),
-        Err(source) => Err(MapAccessError { map: name, source }),
-    }
+    Ok(())
 }

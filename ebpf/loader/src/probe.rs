@@ -14,6 +14,7 @@ use crate::{
 // Helper numbers (linux/bpf.h).
 const GET_PRANDOM_U32: i32 = 7;
 const GET_SOCKET_COOKIE: i32 = 46;
+const GET_NETNS_COOKIE: i32 = 122;
 const REDIRECT_PEER: i32 = 155;
 const SET_RETVAL: i32 = 187;
 
@@ -49,9 +50,9 @@ pub fn probe() -> Result<Features, Missing> {
     match classifier() {
         Ok(program) => {
             tcx = pod::has_tcx(std::os::fd::AsFd::as_fd(&program));
-            for (attach_type, instructions, what) in SOCKET_PROGRAMS {
-                let kind = kind::BPF_PROG_TYPE_CGROUP_SOCK_ADDR as u32;
-                if sys::load_program(kind, *attach_type as u32, instructions).is_err() {
+            for (kind, attach_type, instructions, what) in SOCKET_PROGRAMS {
+                let loaded = sys::load_program(*kind as u32, *attach_type as u32, instructions);
+                if loaded.is_err() && !missing.contains(what) {
                     missing.push(what);
                 }
             }
@@ -61,8 +62,12 @@ pub fn probe() -> Result<Features, Missing> {
     if missing.is_empty() { Ok(Features { tcx }) } else { Err(Missing { features: missing }) }
 }
 
+/// What a program needs to translate: cookies of socket and netns, chance, and an error of its choice.
 const CALLS: &[Instruction] = &[
+    Instruction::keep_context(),
     Instruction::call(GET_SOCKET_COOKIE),
+    Instruction::context(),
+    Instruction::call(GET_NETNS_COOKIE),
     Instruction::call(GET_PRANDOM_U32),
     Instruction::set(1, -libc::ECONNREFUSED),
     Instruction::call(SET_RETVAL),
@@ -73,23 +78,27 @@ const CALLS: &[Instruction] = &[
 const LOOKS_BACK: &[Instruction] =
     &[Instruction::call(GET_SOCKET_COOKIE), Instruction::set(0, 1), Instruction::exit()];
 
-const SOCKET_PROGRAMS: &[(attach, &[Instruction], &str)] = &[
-    (
-        attach::BPF_CGROUP_INET4_CONNECT,
-        CALLS,
-        "cgroup/connect4 programs with bpf_set_retval (Linux 5.18, CONFIG_CGROUP_BPF)",
-    ),
-    (
-        attach::BPF_CGROUP_UDP4_SENDMSG,
-        CALLS,
-        "cgroup/sendmsg4 programs with bpf_set_retval (Linux 5.18, CONFIG_CGROUP_BPF)",
-    ),
-    (attach::BPF_CGROUP_UDP4_RECVMSG, LOOKS_BACK, "cgroup/recvmsg4 programs (Linux 5.2, CONFIG_CGROUP_BPF)"),
-    (
-        attach::BPF_CGROUP_INET4_GETPEERNAME,
-        LOOKS_BACK,
-        "cgroup/getpeername4 programs (Linux 5.8, CONFIG_CGROUP_BPF)",
-    ),
+const SOCK_ADDR: kind = kind::BPF_PROG_TYPE_CGROUP_SOCK_ADDR;
+const SOCK: kind = kind::BPF_PROG_TYPE_CGROUP_SOCK;
+const CONNECT: &str = "cgroup/connect programs with bpf_set_retval (Linux 5.18, CONFIG_CGROUP_BPF)";
+const SENDMSG: &str = "cgroup/sendmsg programs with bpf_set_retval (Linux 5.18, CONFIG_CGROUP_BPF)";
+const RECVMSG: &str = "cgroup/recvmsg programs (Linux 5.2, CONFIG_CGROUP_BPF)";
+const GETPEERNAME: &str = "cgroup/getpeername programs (Linux 5.8, CONFIG_CGROUP_BPF)";
+const RELEASE: &str = "cgroup/sock_release programs (Linux 5.9, CONFIG_CGROUP_BPF)";
+const POST_BIND: &str = "cgroup/post_bind programs (Linux 4.17, CONFIG_CGROUP_BPF)";
+
+const SOCKET_PROGRAMS: &[(kind, attach, &[Instruction], &str)] = &[
+    (SOCK_ADDR, attach::BPF_CGROUP_INET4_CONNECT, CALLS, CONNECT),
+    (SOCK_ADDR, attach::BPF_CGROUP_INET6_CONNECT, CALLS, CONNECT),
+    (SOCK_ADDR, attach::BPF_CGROUP_UDP4_SENDMSG, CALLS, SENDMSG),
+    (SOCK_ADDR, attach::BPF_CGROUP_UDP6_SENDMSG, CALLS, SENDMSG),
+    (SOCK_ADDR, attach::BPF_CGROUP_UDP4_RECVMSG, LOOKS_BACK, RECVMSG),
+    (SOCK_ADDR, attach::BPF_CGROUP_UDP6_RECVMSG, LOOKS_BACK, RECVMSG),
+    (SOCK_ADDR, attach::BPF_CGROUP_INET4_GETPEERNAME, LOOKS_BACK, GETPEERNAME),
+    (SOCK_ADDR, attach::BPF_CGROUP_INET6_GETPEERNAME, LOOKS_BACK, GETPEERNAME),
+    (SOCK, attach::BPF_CGROUP_INET_SOCK_RELEASE, LOOKS_BACK, RELEASE),
+    (SOCK, attach::BPF_CGROUP_INET4_POST_BIND, LOOKS_BACK, POST_BIND),
+    (SOCK, attach::BPF_CGROUP_INET6_POST_BIND, LOOKS_BACK, POST_BIND),
 ];
 
 /// A TC program that would redirect to a peer.

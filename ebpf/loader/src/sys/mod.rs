@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code, reason = "raw system calls; each block says why it is sound")]
 
+mod map;
+mod netns;
 mod program;
 mod slots;
 
@@ -19,13 +21,14 @@ use std::{
     path::Path,
 };
 
+pub(crate) use map::{MapFd, MapShape, Position, bytes_of, from_bytes};
+pub(crate) use netns::{is_ethernet, netns_cookie};
 pub(crate) use program::{Instruction, load_program};
 pub(crate) use slots::Slots;
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
@@ -184,44 +187,6 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = Attr { link_fd: link.as_raw_fd() as u32 };
     // SAFETY: the attr is the one of BPF_LINK_DETACH and holds no pointers.
     unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
-}
-
-/// Reads the whole of an array map of 8-byte values, in one system call.
-pub(crate) fn read_array(map: BorrowedFd<'_>, entries: u32) -> io::Result<Vec<[u8; 8]>> {
-    #[repr(C)]
-    struct Attr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
-    let mut position = 0_u32;
-    let mut keys = vec![0_u32; entries as usize];
-    let mut values = vec![[0_u8; 8]; entries as usize];
-    let mut attr = Attr {
-        in_batch: 0,
-        out_batch: (&raw mut position) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: entries,
-        map_fd: map.as_raw_fd() as u32,
-        elem_flags: 0,
-        flags: 0,
-    };
-    // SAFETY: the attr is the one of BPF_MAP_LOOKUP_BATCH; the kernel writes at most count keys of 4 and values of 8
-    // bytes (the caller's map has them) and one key at out_batch; all three outlive the call.
-    match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
-        Ok(_) => {}
-        // The end of the map: count says how many there were.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-        Err(error) => return Err(error),
-    }
-    values.truncate(attr.count as usize);
-    Ok(values)
 }
 
 /// One bpf(2) call.

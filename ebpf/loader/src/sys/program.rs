@@ -23,6 +23,16 @@ impl Instruction {
         Self { code: 0xb7, registers: register, offset: 0, immediate: value }
     }
 
+    /// `r6 = r1`: the context outlives calls there.
+    pub(crate) const fn keep_context() -> Self {
+        Self { code: 0xbf, registers: 0x16, offset: 0, immediate: 0 }
+    }
+
+    /// `r1 = r6`.
+    pub(crate) const fn context() -> Self {
+        Self { code: 0xbf, registers: 0x61, offset: 0, immediate: 0 }
+    }
+
     /// `r0 = helper(r1, …)`.
     pub(crate) const fn call(helper: i32) -> Self {
         Self { code: 0x85, registers: 0, offset: 0, immediate: helper }

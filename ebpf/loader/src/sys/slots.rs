@@ -61,6 +61,13 @@ impl Slots {
         }
     }
 
+    /// Writes slots that follow each other.
+    pub(crate) fn store_run(&self, offset: u32, backends: &[u32]) {
+        for (slot, backend_id) in (offset..).zip(backends) {
+            self.store(slot, *backend_id);
+        }
+    }
+
     fn slot(&self, slot: u32) -> Option<&AtomicU32> {
         let index = slot as usize;
         if index >= self.len {

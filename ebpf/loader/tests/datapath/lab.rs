@@ -13,12 +13,9 @@ use std::{
     thread,
 };
 
-use ebpf_abi::{
-    Protocol,
-    v1::{BackendValue, ServiceKey, ServiceValue},
-};
-use ebpf_loader::{AttachMode, Datapath, DatapathConfig, Features};
-use lb::Image;
+use ebpf_abi::{BackendValue, FrontendKey, Protocol, SCOPE_INTERNAL, ServiceValue};
+use ebpf_loader::{AttachMode, Datapath, Features, MapSizes, OpenOptions};
+use lb::{Image, Writes};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -71,16 +68,20 @@ impl Lab {
     }
 
     pub(crate) fn open_at(&self, node: &str, cgroup: &Cgroup, attach: AttachMode) -> Datapath {
-        Datapath::open(DatapathConfig {
+        Datapath::open(self.options(node, cgroup, attach)).unwrap()
+    }
+
+    pub(crate) fn options(&self, node: &str, cgroup: &Cgroup, attach: AttachMode) -> OpenOptions {
+        OpenOptions {
             pin_dir: self.pin_dir(node),
             cgroup_root: cgroup.path.clone(),
             attach,
-        })
-        .unwrap()
+            sizes: MapSizes::default(),
+        }
     }
 
     pub(crate) fn pin_dir(&self, node: &str) -> PathBuf {
-        self.pins.join(node).join("1")
+        self.pins.join(node).join(ebpf_abi::ABI_VERSION.to_string())
     }
 
     pub(crate) fn cgroup(&self, name: &str) -> Cgroup {
@@ -193,20 +194,70 @@ pub(crate) fn image(frontends: &[(Ipv4Addr, u16, &[SocketAddrV4])]) -> Image {
     for (address, port, backends) in frontends {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             service_id += 1;
-            let value = ServiceValue { service_id, slot_offset, slot_count: backends.len() as u32, flags: 0 };
-            image.services.insert(ServiceKey::new(*address, *port, protocol), value);
+            let slot_count = backends.len() as u32;
+            let value = ServiceValue { service_id, slot_offset, slot_count, ..ServiceValue::default() };
+            let key = FrontendKey::new((*address).into(), *port, protocol, SCOPE_INTERNAL);
+            image.services.insert(key, value);
             for backend in *backends {
-                let value = BackendValue::new(*backend.ip(), backend.port(), protocol);
+                let value = BackendValue::new((*backend.ip()).into(), backend.port(), protocol);
                 let id = image.backends.iter().find(|(_, known)| **known == value).map(|(id, _)| *id);
                 let id = id.unwrap_or(image.backends.len() as u32 + 1);
                 image.backends.insert(id, value);
+                image.endpoints.insert(value.endpoint(), 1);
                 image.slots.insert(slot_offset, id);
                 slot_offset += 1;
             }
         }
         service_id += 1;
         let wildcard = ServiceValue { service_id, ..ServiceValue::default() };
-        image.services.entry(ServiceKey::wildcard(*address)).or_insert(wildcard);
+        let key = FrontendKey::wildcard((*address).into(), SCOPE_INTERNAL);
+        image.services.entry(key).or_insert(wildcard);
     }
     image
+}
+
+/// What leads from one image to another. Slots that are not used any more are zeroed, unlike the compiler does.
+pub(crate) fn difference(from: &Image, to: &Image) -> Writes {
+    let mut writes = Writes::default();
+    for (id, value) in &to.backends {
+        if from.backends.get(id) != Some(value) {
+            writes.backends_put.insert(*id, *value);
+        }
+    }
+    writes.backends_del = from.backends.keys().filter(|id| !to.backends.contains_key(id)).copied().collect();
+    writes.loads_reset = writes.backends_put.keys().copied().collect();
+    for (key, count) in &to.endpoints {
+        if from.endpoints.get(key) != Some(count) {
+            writes.endpoints_put.insert(*key, *count);
+        }
+    }
+    writes.endpoints_del =
+        from.endpoints.keys().filter(|key| !to.endpoints.contains_key(key)).copied().collect();
+    for slot in from.slots.keys().chain(to.slots.keys()) {
+        let id = to.slots.get(slot).copied().unwrap_or(0);
+        if from.slots.get(slot).copied().unwrap_or(0) != id {
+            writes.slots_put.insert(*slot, vec![id]);
+        }
+    }
+    for (key, value) in &to.services {
+        if from.services.get(key) != Some(value) {
+            writes.services_put.insert(*key, *value);
+        }
+        if !from.services.values().any(|known| known.service_id == value.service_id) {
+            writes.counters_reset.insert(value.service_id);
+        }
+    }
+    writes.services_del =
+        from.services.keys().filter(|key| !to.services.contains_key(key)).copied().collect();
+    writes.affinity_put = to.affinity.difference(&from.affinity).copied().collect();
+    writes.affinity_del = from.affinity.difference(&to.affinity).copied().collect();
+    writes.ranges_put = to.ranges.difference(&from.ranges).copied().collect();
+    writes.ranges_del = from.ranges.difference(&to.ranges).copied().collect();
+    writes
+}
+
+/// Makes the maps hold this image and nothing else.
+pub(crate) fn write(datapath: &mut Datapath, image: &Image) -> ebpf_loader::WriteStats {
+    let writes = difference(&datapath.read_image().unwrap(), image);
+    datapath.write(&writes).unwrap()
 }

@@ -3,11 +3,11 @@
 
 use std::{fs, sync::mpsc, thread, time::Duration};
 
-use ebpf_loader::{AttachMode, Datapath, DatapathConfig, LoadError};
+use ebpf_loader::{AttachMode, Datapath, LoadError, OpenOptions};
 
 use crate::{
     client::{Seen, answer, tcp},
-    lab::{VIP, backend, image, in_lab, serve},
+    lab::{VIP, backend, image, in_lab, serve, write},
 };
 
 #[test]
@@ -17,16 +17,16 @@ fn connections_work_with_the_loader_gone_and_the_next_one_adopts_everything() {
         serve(backend(2), "two");
         let first = image(&[(VIP, 80, &[backend(1)])]);
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&first).unwrap();
+        write(&mut datapath, &first);
         datapath.attach_cgroup().unwrap();
         drop(datapath);
         assert_eq!(tcp(&lab.cgroup, "10.96.0.1:80", 1), [answer("10.96.0.1:80", "one")]);
 
         let mut datapath = lab.open(AttachMode::Auto);
-        assert_eq!(datapath.observed_image().unwrap(), first);
+        assert_eq!(datapath.read_image().unwrap(), first);
         assert_eq!(datapath.counters().unwrap()[&1].connections, 1);
         datapath.attach_cgroup().unwrap();
-        datapath.write_image(&image(&[(VIP, 80, &[backend(2)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[backend(2)])]));
         assert_eq!(tcp(&lab.cgroup, "10.96.0.1:80", 1), [answer("10.96.0.1:80", "two")]);
     });
 }
@@ -36,7 +36,7 @@ fn no_connection_is_lost_while_programs_are_replaced() {
     in_lab(|lab| {
         serve(backend(1), "one");
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 80, &[backend(1)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[backend(1)])]));
         datapath.attach_cgroup().unwrap();
 
         let (done, finished) = mpsc::channel();
@@ -67,7 +67,7 @@ fn a_bpf_link_to_a_cgroup_that_is_gone_is_made_anew() {
         let cgroup = lab.cgroup("again");
         let path = cgroup.path.clone();
         let mut datapath = lab.open_at("node", &cgroup, AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 80, &[backend(1)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[backend(1)])]));
         datapath.attach_cgroup().unwrap();
         drop(cgroup);
 
@@ -94,8 +94,8 @@ fn two_pin_directories_share_nothing() {
         let other_cgroup = lab.cgroup("other");
         let mut node = lab.open_at("n1", &lab.cgroup, AttachMode::Auto);
         let mut other = lab.open_at("n2", &other_cgroup, AttachMode::Auto);
-        node.write_image(&image(&[(VIP, 80, &[backend(1)])])).unwrap();
-        other.write_image(&image(&[(VIP, 80, &[backend(2)])])).unwrap();
+        write(&mut node, &image(&[(VIP, 80, &[backend(1)])]));
+        write(&mut other, &image(&[(VIP, 80, &[backend(2)])]));
         node.attach_cgroup().unwrap();
         other.attach_cgroup().unwrap();
 
@@ -113,17 +113,13 @@ fn a_pin_of_another_shape_is_refused_by_name() {
         let foreign = aya::maps::HashMap::<_, u32, u64>::create(8, 0).unwrap();
         foreign.pin(&pin).unwrap();
 
-        let config = DatapathConfig {
-            pin_dir: lab.pin_dir("node"),
-            cgroup_root: lab.cgroup.path.clone(),
-            attach: AttachMode::Auto,
-        };
-        let error = Datapath::open(config.clone()).unwrap_err();
+        let options = lab.options("node", &lab.cgroup, AttachMode::Auto);
+        let error = Datapath::open(options.clone()).unwrap_err();
         assert!(matches!(error, LoadError::PinDiffers { .. }), "{error}");
         let message = error.to_string();
         assert!(message.contains(pin.to_str().unwrap()) && message.contains("netd clean"), "{message}");
         fs::remove_file(pin).unwrap();
-        Datapath::open(config).unwrap();
+        Datapath::open(options).unwrap();
     });
 }
 
@@ -131,12 +127,9 @@ fn a_pin_of_another_shape_is_refused_by_name() {
 fn an_ordinary_directory_is_refused_for_pins() {
     in_lab(|lab| {
         let dir = tempfile::tempdir().unwrap();
-        let error = Datapath::open(DatapathConfig {
-            pin_dir: dir.path().join("pins"),
-            cgroup_root: lab.cgroup.path.clone(),
-            attach: AttachMode::Auto,
-        })
-        .unwrap_err();
+        let pin_dir = dir.path().join("pins");
+        let options = OpenOptions { pin_dir, ..lab.options("node", &lab.cgroup, AttachMode::Auto) };
+        let error = Datapath::open(options).unwrap_err();
         assert!(matches!(error, LoadError::NotBpffs { .. }), "{error}");
     });
 }
@@ -146,12 +139,12 @@ fn cleaning_removes_everything_and_may_be_repeated() {
     in_lab(|lab| {
         serve(backend(1), "one");
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 80, &[backend(1)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[backend(1)])]));
         datapath.attach_cgroup().unwrap();
         drop(datapath);
 
         let removed = ebpf_loader::remove_all(&lab.pin_dir("node")).unwrap();
-        assert_eq!((removed.links, removed.maps), (4, ebpf_abi::names::MAPS.len()));
+        assert_eq!((removed.links, removed.maps), (11, ebpf_abi::names::MAPS.len()));
         assert!(!lab.pin_dir("node").exists());
         assert_eq!(tcp(&lab.cgroup, "10.96.0.1:80", 1), [Seen::Error(libc::ENETUNREACH)]);
         assert_eq!(ebpf_loader::remove_all(&lab.pin_dir("node")).unwrap(), ebpf_loader::Removed::default());

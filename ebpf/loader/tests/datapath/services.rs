@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use ebpf_loader::{AttachMode, ImageError};
+use ebpf_loader::{AttachMode, WriteError};
 
 use crate::{
     client::{REFUSED, Seen, answer, tcp, udp, udp_connected},
-    lab::{VIP, backend, image, in_lab, serve},
+    lab::{VIP, backend, difference, image, in_lab, serve, write},
 };
 
 #[test]
@@ -15,7 +15,7 @@ fn a_connection_to_a_vip_reaches_a_backend_and_names_the_vip_as_its_peer() {
     in_lab(|lab| {
         serve(backend(1), "one");
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 80, &[backend(1)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[backend(1)])]));
         datapath.attach_cgroup().unwrap();
 
         assert_eq!(tcp(&lab.cgroup, "10.96.0.1:80", 1), [answer("10.96.0.1:80", "one")]);
@@ -32,7 +32,7 @@ fn connections_spread_over_the_backends() {
             serve(backend(last), name);
         }
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 80, &[backend(1), backend(2), backend(3)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[backend(1), backend(2), backend(3)])]));
         datapath.attach_cgroup().unwrap();
 
         // One of three is missed 60 times in a row once in ten billion runs.
@@ -47,7 +47,7 @@ fn connections_spread_over_the_backends() {
 fn a_vip_without_backends_and_a_port_it_does_not_have_are_refused() {
     in_lab(|lab| {
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 80, &[])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[])]));
         datapath.attach_cgroup().unwrap();
 
         for port in [80, 81] {
@@ -69,7 +69,7 @@ fn datagrams_come_back_from_the_vip() {
     in_lab(|lab| {
         serve(backend(1), "one");
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 53, &[backend(1)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 53, &[backend(1)])]));
         datapath.attach_cgroup().unwrap();
 
         let from_vip = answer("10.96.0.1:53", "one");
@@ -83,7 +83,7 @@ fn only_processes_of_the_cgroup_are_translated() {
     in_lab(|lab| {
         serve(backend(1), "one");
         let mut datapath = lab.open(AttachMode::Auto);
-        datapath.write_image(&image(&[(VIP, 80, &[backend(1)])])).unwrap();
+        write(&mut datapath, &image(&[(VIP, 80, &[backend(1)])]));
         datapath.attach_cgroup().unwrap();
 
         let elsewhere = lab.cgroup("elsewhere");
@@ -96,16 +96,16 @@ fn a_write_changes_only_what_differs_and_the_maps_read_back_the_same() {
     in_lab(|lab| {
         let mut datapath = lab.open(AttachMode::Auto);
         let first = image(&[(VIP, 80, &[backend(1), backend(2)])]);
-        let stats = datapath.write_image(&first).unwrap();
+        let stats = write(&mut datapath, &first);
         assert_eq!((stats.backends, stats.slots, stats.services), (4, 4, 3));
-        assert!(datapath.write_image(&first).unwrap().is_unchanged());
-        assert_eq!(datapath.observed_image().unwrap(), first);
+        assert!(write(&mut datapath, &first).is_unchanged());
+        assert_eq!(datapath.read_image().unwrap(), first);
 
         let second = image(&[(VIP, 80, &[backend(1)])]);
-        datapath.write_image(&second).unwrap();
-        assert_eq!(datapath.observed_image().unwrap(), second);
-        datapath.write_image(&lb::Image::default()).unwrap();
-        assert_eq!(datapath.observed_image().unwrap(), lb::Image::default());
+        write(&mut datapath, &second);
+        assert_eq!(datapath.read_image().unwrap(), second);
+        write(&mut datapath, &lb::Image::default());
+        assert_eq!(datapath.read_image().unwrap(), lb::Image::default());
     });
 }
 
@@ -117,8 +117,9 @@ fn an_image_that_points_outside_the_maps_is_refused_before_anything_is_written()
         for value in wrong.services.values_mut() {
             value.slot_offset = u32::MAX;
         }
-        let error = datapath.write_image(&wrong).unwrap_err();
-        assert!(matches!(error, ImageError::OutOfRange { .. }), "{error}");
-        assert_eq!(datapath.observed_image().unwrap(), lb::Image::default());
+        let writes = difference(&lb::Image::default(), &wrong);
+        let error = datapath.write(&writes).unwrap_err();
+        assert!(matches!(error, WriteError::OutOfRange { .. }), "{error}");
+        assert_eq!(datapath.read_image().unwrap(), lb::Image::default());
     });
 }

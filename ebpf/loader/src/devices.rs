@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The node's own interfaces: uplinks, tunnels, the device for direct server return.
+//!
+//! Which ones have a program is written below `links`: `<hook>-<index>` is the pin of the bpf_link, or, for a clsact filter, a
+//! directory of that name. So it is known after a restart, and to `netd clean`.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use ebpf_abi::names;
+
+use crate::{
+    clsact,
+    datapath::Datapath,
+    error::AttachError,
+    link::{self, Attached},
+    sys::{self, LinkInfo},
+    tc::{Direction, Place, unpin},
+};
+
+/// What an interface of the node is, and so what is done with packets that come in by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// Packets from outside the cluster: node ports, load balancer and external addresses.
+    Uplink,
+    /// Packets from other nodes, with or without an Ethernet header, of an overlay that is not the one of
+    /// [`Datapath::attach_overlay`].
+    Tunnel,
+    /// Packets that other nodes sent on for direct server return.
+    Dsr,
+}
+
+impl Hook {
+    /// Every hook.
+    pub const ALL: [Self; 3] = [Self::Uplink, Self::Tunnel, Self::Dsr];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Uplink => "uplink",
+            Self::Tunnel => "tunnel",
+            Self::Dsr => "dsr",
+        }
+    }
+
+    fn program(self, has_ethernet: bool) -> &'static str {
+        match self {
+            Self::Uplink => names::UPLINK_INGRESS,
+            Self::Tunnel if has_ethernet => names::OVERLAY_INGRESS,
+            Self::Tunnel => names::TUNNEL_INGRESS,
+            Self::Dsr => names::DSR_INGRESS,
+        }
+    }
+}
+
+impl Datapath {
+    /// Makes sure that these interfaces, and no others, have the hook's program at their ingress. May be repeated; an
+    /// interface that was remade under the same name gets the program anew. Gives what happened to each.
+    pub fn attach_devices(
+        &mut self,
+        hook: Hook,
+        devices: &[&str],
+    ) -> Result<BTreeMap<u32, Attached>, AttachError> {
+        let mut outcomes = BTreeMap::new();
+        for device in devices {
+            let changed = || AttachError::InterfaceChanged { interface: (*device).to_owned(), index: 0 };
+            let index = nix::net::if_::if_nametoindex(*device).map_err(|_| changed())?;
+            let has_ethernet = sys::is_ethernet(device).map_err(|_| changed())?;
+            let pin = format!("{}-{index}", hook.name());
+            let place = Place { interface: device, index, direction: Direction::Ingress, pin: &pin };
+            let mark = self.links_dir().join(&pin);
+            if self.tcx {
+                // The mark of another attach mode is in the pin's way.
+                remove_mark(&mark)?;
+            }
+            let outcome = self.attach_tc(hook.program(has_ethernet), place)?;
+            if !self.tcx {
+                make_mark(&mark)?;
+            }
+            if outcome != Attached::Updated {
+                tracing::info!(device, hook = hook.name(), ?outcome, "attached");
+            }
+            outcomes.insert(index, outcome);
+        }
+        for index in self.devices(hook) {
+            if !outcomes.contains_key(&index) {
+                self.detach_device(hook, index)?;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Indexes of the interfaces that have the hook's program, or had it before they went.
+    pub fn devices(&self, hook: Hook) -> Vec<u32> {
+        let mut indexes: Vec<u32> = marked(&self.links_dir())
+            .into_iter()
+            .filter_map(|(found, index)| (found == hook).then_some(index))
+            .collect();
+        indexes.sort_unstable();
+        indexes
+    }
+
+    fn detach_device(&mut self, hook: Hook, index: u32) -> Result<(), AttachError> {
+        let pin = self.links_dir().join(format!("{}-{index}", hook.name()));
+        if pin.is_dir() {
+            if let Some(interface) = clsact::interface_name(index) {
+                clsact::detach(&interface, Direction::Ingress.clsact())?;
+            }
+            remove_mark(&pin)?;
+        } else {
+            unpin(&pin)?;
+        }
+        tracing::info!(index, hook = hook.name(), "detached");
+        Ok(())
+    }
+}
+
+/// What the names below `links` say of hooks: each with an interface index.
+pub(crate) fn marked(links_dir: &Path) -> Vec<(Hook, u32)> {
+    let entries = fs::read_dir(links_dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let (hook, index) = name.to_str()?.rsplit_once('-')?;
+            let hook = Hook::ALL.into_iter().find(|known| known.name() == hook)?;
+            Some((hook, index.parse().ok()?))
+        })
+        .collect()
+}
+
+/// Removes pins of bpf_links whose interface is gone (the kernel has detached those already), and marks of filters that went
+/// with theirs.
+pub(crate) fn sweep_dead_pins(links_dir: &Path) {
+    for entry in fs::read_dir(links_dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let removed = if path.is_dir() {
+            let name = entry.file_name();
+            let index = name.to_str().and_then(|name| name.rsplit_once('-')?.1.parse().ok());
+            match index {
+                Some(index) if clsact::interface_name(index).is_none() => {
+                    fs::remove_dir(&path).map(|()| true)
+                }
+                _ => continue,
+            }
+        } else if matches!(link::observe(&path), Some(LinkInfo::Tcx { ifindex: 0, .. })) {
+            link::remove(&path)
+        } else {
+            continue;
+        };
+        match removed {
+            Ok(_) => tracing::info!(pin = %path.display(), "removed the pin of a link that is gone"),
+            Err(error) => tracing::warn!(pin = %path.display(), %error, "cannot remove a dead pin"),
+        }
+    }
+}
+
+fn make_mark(path: &Path) -> Result<(), AttachError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(AttachError::Pin { path: path.to_owned(), reason: error.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_mark(path: &Path) -> Result<(), AttachError> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    fs::remove_dir(path)
+        .map_err(|error| AttachError::Pin { path: path.to_owned(), reason: error.to_string() })
+}

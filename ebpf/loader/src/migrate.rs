@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From maps of another size, and from pins of another ABI version, without losing what lives in them.
+//!
+//! ```text
+//!  <node uuid>/1/SERVICES links/…       of the version before: its programs run on until ours take their bpf_links over
+//!  <node uuid>/2/SERVICES …             ours
+//!  <node uuid>/2/old/CT_LIVE-0          had another size: programs that are still attached use it
+//!  <node uuid>/2/new/CT_LIVE            being filled; put in its place (one rename) when it is full
+//!  <node uuid>/2/carrying               while the first content is copied from the version before
+//! ```
+//!
+//! [`prepare`] comes before the programs are loaded, so that they find maps of the right size. Flows that begin between the
+//! copy and the moment when the new programs are attached are in the old maps: [`Datapath::finish_migration`] copies again
+//! what is missing, then takes the old pins away. Whatever is cut off anywhere is done again by the next [`Datapath::open`].
+
+use std::{
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use ebpf_abi::{ABI_VERSION, names};
+
+use crate::{
+    clean,
+    datapath::{Datapath, LINKS_DIR, Maps},
+    error::{AttachError, CleanError, LoadError, MapAccessError},
+    link,
+    map::copy_entries,
+    sys::{self, MapFd, MapShape},
+    v1,
+};
+
+/// Where maps wait that had another size.
+pub(crate) const OLD_DIR: &str = "old";
+/// Where maps are filled that will have another size.
+pub(crate) const NEW_DIR: &str = "new";
+/// Marks that the content of the version before is not all there yet. A directory: bpffs has no files.
+pub(crate) const CARRYING: &str = "carrying";
+
+/// Maps that programs write; what they wrote into the old one after the copy is copied again at the end.
+const WRITTEN_BY_PROGRAMS: [&str; 5] =
+    [names::SOCKETS, names::FLOWS, names::AFFINITY, names::CT_LIVE, names::CT_NEW];
+
+/// What is left to do of a migration.
+#[derive(Debug, Default)]
+pub(crate) struct Migration {
+    /// Pin directories of other versions.
+    siblings: Vec<PathBuf>,
+    /// The one among them whose layouts we know.
+    known: Option<PathBuf>,
+    /// Its content is still to be copied.
+    carry: bool,
+}
+
+/// Looks for pins of other versions, and gives each pinned map of ours the size it is to have.
+pub(crate) fn prepare(pin_dir: &Path, shapes: &[(&'static str, MapShape)]) -> Result<Migration, LoadError> {
+    let siblings = siblings(pin_dir);
+    let known = siblings.iter().find(|dir| version(dir) == Some(v1::VERSION)).cloned();
+    let carrying = pin_dir.join(CARRYING);
+    let is_new = !pin_dir.join(names::SERVICES).exists();
+    if known.is_some() && is_new {
+        fs::create_dir_all(&carrying)
+            .map_err(|source| LoadError::PinDir { path: carrying.clone(), source })?;
+    }
+    let carry = known.is_some() && carrying.is_dir();
+    for (name, expected) in shapes {
+        let path = pin_dir.join(name);
+        let fd = match sys::obj_get(&path) {
+            Ok(fd) => fd,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(LoadError::Pin { path, source }),
+        };
+        let differs = |found: String| LoadError::PinDiffers {
+            path: path.clone(),
+            found,
+            expected: expected.to_string(),
+        };
+        if sys::map_info(fd.as_fd()).is_err() {
+            return Err(differs("not a map".to_owned()));
+        }
+        let old = MapFd::of(fd).map_err(|source| LoadError::Pin { path: path.clone(), source })?;
+        let found = old.shape();
+        if found == *expected {
+            continue;
+        }
+        if (MapShape { max_entries: expected.max_entries, ..found }) != *expected {
+            return Err(differs(found.to_string()));
+        }
+        resize(pin_dir, name, &old, *expected)?;
+    }
+    Ok(Migration { siblings, known, carry })
+}
+
+/// A map like `old` but of another size, with its content, in its place.
+fn resize(pin_dir: &Path, name: &'static str, old: &MapFd, shape: MapShape) -> Result<(), LoadError> {
+    let (new_dir, old_dir) = (pin_dir.join(NEW_DIR), pin_dir.join(OLD_DIR));
+    for dir in [&new_dir, &old_dir] {
+        fs::create_dir_all(dir).map_err(|source| LoadError::PinDir { path: dir.clone(), source })?;
+    }
+    let failed = |source| LoadError::Resize { map: name, entries: shape.max_entries, source };
+    let path = new_dir.join(name);
+    // Of one that was cut off.
+    link::remove(&path).map_err(failed)?;
+    let new = MapFd::create(shape, name).map_err(failed)?;
+    let carried = copy_entries(name, old, &new)?;
+    sys::obj_pin(new.as_fd(), &path).map_err(failed)?;
+    let kept = (0..u32::MAX).map(|number| old_dir.join(format!("{name}-{number}")));
+    let Some(kept) = kept.into_iter().find(|path| !path.exists()) else { return Ok(()) };
+    sys::obj_pin(old.as_fd(), &kept).map_err(failed)?;
+    fs::rename(&path, pin_dir.join(name)).map_err(failed)?;
+    tracing::info!(
+        map = name,
+        from = old.shape().max_entries,
+        to = shape.max_entries,
+        entries = carried.copied,
+        left_out = carried.left_out,
+        "a map was made anew in another size"
+    );
+    Ok(())
+}
+
+impl Migration {
+    /// Fills new maps with what the version before has.
+    pub(crate) fn fill(&mut self, pin_dir: &Path, maps: &Maps) -> Result<(), LoadError> {
+        let Some(from) = self.known.clone().filter(|_| self.carry) else { return Ok(()) };
+        let carried = v1::carry_over(&from, maps)?;
+        tracing::info!(from = %from.display(), ?carried, "content of the version before taken over");
+        let carrying = pin_dir.join(CARRYING);
+        remove_dir(&carrying).map_err(|source| LoadError::PinDir { path: carrying, source })?;
+        self.carry = false;
+        Ok(())
+    }
+
+    /// Where other versions may have pinned the bpf_link `name`.
+    pub(crate) fn earlier_pins(&self, name: &str) -> Vec<PathBuf> {
+        self.siblings.iter().map(|dir| dir.join(LINKS_DIR).join(name)).collect()
+    }
+}
+
+impl Datapath {
+    /// Whether pins of another ABI version, or maps of another size, are still there.
+    pub fn is_migrating(&self) -> bool {
+        !self.migration.siblings.is_empty() || self.options.pin_dir.join(OLD_DIR).is_dir()
+    }
+
+    /// To be called when everything is attached again: copies flows that began meanwhile, then takes away pins of other
+    /// versions and maps of other sizes. What is still attached by another version's pins is detached with them. Without a
+    /// migration nothing happens.
+    pub fn finish_migration(&mut self) -> Result<(), AttachError> {
+        if !self.is_migrating() {
+            return Ok(());
+        }
+        self.copy_flows_again()?;
+        let gone = |error: CleanError| AttachError::Migration { path: error.path, source: error.source };
+        let pin_dir = &self.options.pin_dir;
+        for dir in [OLD_DIR, NEW_DIR] {
+            clean::remove_pins_in(&pin_dir.join(dir)).map_err(gone)?;
+        }
+        for sibling in std::mem::take(&mut self.migration.siblings) {
+            // Filters stay: ours have replaced them in their place.
+            clean::remove_pins(&sibling).map_err(gone)?;
+            tracing::info!(dir = %sibling.display(), "pins of another version removed");
+        }
+        self.migration.known = None;
+        Ok(())
+    }
+
+    /// What programs wrote into maps that are not ours any more. Entries of ours stay as they are.
+    pub(crate) fn copy_flows_again(&self) -> Result<(), MapAccessError> {
+        let pin_dir = &self.options.pin_dir;
+        let olds = clean::files(&pin_dir.join(OLD_DIR)).unwrap_or_default();
+        for path in olds {
+            let Some((name, new)) = written_map(pin_dir, &path) else { continue };
+            if let Ok(old) = MapFd::open(&path) {
+                crate::map::copy_missing(name, &old, &new)?;
+            }
+        }
+        if let Some(from) = &self.migration.known {
+            v1::carry_flows(from, &self.maps)?;
+        }
+        Ok(())
+    }
+}
+
+/// The map of ours that an old one of programs was replaced by.
+fn written_map(pin_dir: &Path, old: &Path) -> Option<(&'static str, MapFd)> {
+    let (name, _) = old.file_name()?.to_str()?.rsplit_once('-')?;
+    let name = WRITTEN_BY_PROGRAMS.into_iter().find(|known| *known == name)?;
+    Some((name, MapFd::open(&pin_dir.join(name)).ok()?))
+}
+
+/// Directories of other versions beside ours: those whose names are numbers, when ours is one.
+fn siblings(pin_dir: &Path) -> Vec<PathBuf> {
+    let (Some(own), Some(parent)) = (version(pin_dir), pin_dir.parent()) else { return Vec::new() };
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut dirs: Vec<_> =
+        entries.filter(|path| version(path).is_some_and(|found| found != own) && path.is_dir()).collect();
+    dirs.sort();
+    dirs
+}
+
+fn version(dir: &Path) -> Option<u32> {
+    dir.file_name()?.to_str()?.parse().ok()
+}
+
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+const _: () = assert!(ABI_VERSION > v1::VERSION, "what is carried over is of an older version");

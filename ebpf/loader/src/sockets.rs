@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sockets that went through a service, and whose they are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+};
+
+use ebpf_abi::{BackendValue, FlowKey, NetnsValue, PROTO_TCP, SocketValue, address};
+
+use crate::{datapath::Datapath, error::MapAccessError, map::Walk, sys};
+
+/// Entries per system call of a walk.
+const STEP: usize = 4_096;
+
+/// A socket that goes to a backend through a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceSocket {
+    /// Its cookie.
+    pub cookie: u64,
+    /// IP protocol number.
+    pub proto: u8,
+    /// What the program asked for.
+    pub frontend: SocketAddr,
+    /// Identifier of the frontend.
+    pub service_id: u32,
+    /// Identifier of the backend.
+    pub backend_id: u32,
+    /// Where it goes on the wire; `None` when the identifier is not in use any more.
+    pub backend: Option<SocketAddr>,
+    /// Cookie of its netns; `None` for one that was connected by an older version, which did not note it.
+    pub netns: Option<u64>,
+    /// When it was connected: seconds of CLOCK_MONOTONIC; 0 when that was not noted.
+    pub since_secs: u32,
+}
+
+impl Datapath {
+    /// Connected sockets that chose one of these (frontend, backend) pairs; those of an older version among them, of which
+    /// some may be closed by now.
+    pub fn sockets_to(&self, chosen: &BTreeSet<(u32, u32)>) -> Result<Vec<ServiceSocket>, MapAccessError> {
+        self.sockets_where(|service_id, backend_id| chosen.contains(&(service_id, backend_id)))
+    }
+
+    /// Connected sockets whose frontend and backend identifiers are wanted.
+    pub fn sockets_where(
+        &self,
+        is_wanted: impl Fn(u32, u32) -> bool,
+    ) -> Result<Vec<ServiceSocket>, MapAccessError> {
+        let mut found = Vec::new();
+        let mut walk = Walk::default();
+        while let Some(entries) = self.maps.sockets.step(&mut walk, STEP)? {
+            for (cookie, socket) in entries {
+                if is_wanted(socket.service_id, socket.backend_id) {
+                    found.push(self.service_socket(cookie, &socket)?);
+                }
+            }
+        }
+        // Version 1 remembered connected sockets among the flows.
+        let mut walk = Walk::default();
+        while let Some(entries) = self.maps.flows.step(&mut walk, STEP)? {
+            for (key, flow) in entries {
+                if key.proto == PROTO_TCP && is_wanted(flow.service_id, flow.backend_id) {
+                    found.push(ServiceSocket {
+                        cookie: key.cookie,
+                        proto: key.proto,
+                        frontend: socket_addr(flow.addr, flow.port),
+                        service_id: flow.service_id,
+                        backend_id: flow.backend_id,
+                        backend: Some(backend_of_flow(&key)),
+                        netns: None,
+                        since_secs: 0,
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Number of connected sockets in the maps.
+    pub fn socket_count(&self) -> Result<usize, MapAccessError> {
+        let mut count = 0;
+        let mut walk = Walk::default();
+        while let Some(entries) = self.maps.sockets.step(&mut walk, STEP)? {
+            count += entries.len();
+        }
+        Ok(count)
+    }
+
+    /// Removes the entry of a socket that is gone.
+    pub fn forget_socket(&mut self, cookie: u64) -> Result<bool, MapAccessError> {
+        self.maps.sockets.remove(&cookie)
+    }
+
+    /// Open connections by backend identifier, those with none left out.
+    pub fn backend_loads(&self) -> Result<BTreeMap<u32, u64>, MapAccessError> {
+        let loads = self.maps.backend_load.entries()?.into_iter();
+        Ok(loads.filter(|(_, load)| *load != 0).collect())
+    }
+
+    /// What the programs know of a netns and its sockets.
+    pub fn set_netns(&mut self, cookie: u64, netns: &NetnsValue) -> Result<(), MapAccessError> {
+        self.maps.netns.set(&cookie, netns)
+    }
+
+    /// Forgets a netns; absent is fine.
+    pub fn remove_netns(&mut self, cookie: u64) -> Result<bool, MapAccessError> {
+        self.maps.netns.remove(&cookie)
+    }
+
+    /// Every netns that the programs know, by cookie.
+    pub fn netns(&self) -> Result<BTreeMap<u64, NetnsValue>, MapAccessError> {
+        Ok(self.maps.netns.entries()?.into_iter().collect())
+    }
+
+    fn service_socket(&self, cookie: u64, socket: &SocketValue) -> Result<ServiceSocket, MapAccessError> {
+        let backend = self.maps.backends.get(&socket.backend_id)?;
+        let backend = backend.filter(|backend: &BackendValue| !backend.is_unused());
+        Ok(ServiceSocket {
+            cookie,
+            proto: socket.proto,
+            frontend: socket_addr(socket.addr, socket.port),
+            service_id: socket.service_id,
+            backend_id: socket.backend_id,
+            backend: backend.map(|backend| SocketAddr::new(backend.address(), backend.port_number())),
+            netns: (socket.netns != 0).then_some(socket.netns),
+            since_secs: socket.since_secs,
+        })
+    }
+}
+
+/// The cookie of the calling thread's netns, by which the programs know it (Linux 5.14).
+///
+/// # Errors
+/// Of socket(2) and getsockopt(2).
+pub fn netns_cookie() -> io::Result<u64> {
+    sys::netns_cookie()
+}
+
+fn backend_of_flow(key: &FlowKey) -> SocketAddr {
+    socket_addr(key.addr, key.port)
+}
+
+fn socket_addr(addr: ebpf_abi::Address, port: [u8; 2]) -> SocketAddr {
+    SocketAddr::new(address::ip(addr), u16::from_be_bytes(port))
+}
