@@ -2,7 +2,7 @@
 //! The node's own interfaces: uplinks, tunnels, the device for direct server return.
 //!
 //! Which ones have a program is written below `links`: `<hook>-<index>` is the pin of the bpf_link, or, for a clsact filter, a
-//! directory of that name. So it is known after a restart, and to `netd clean`.
+//! directory of that name; `uplink-out-<index>` is what an uplink sends. So it is known after a restart, and to `netd clean`.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -71,6 +71,14 @@ impl Datapath {
                 // The mark of another attach mode is in the pin's way.
                 remove_mark(&mark)?;
             }
+            if hook == Hook::Uplink {
+                // The way back first.
+                let back = Place { direction: Direction::Egress, pin: &back_pin(index), ..place };
+                if let Err(error) = self.attach_tc(names::UPLINK_EGRESS, back) {
+                    // An ingress qdisc of others excludes clsact, and so any filter at egress.
+                    tracing::warn!(device, %error, "node ports do not lead to processes of the host here");
+                }
+            }
             let outcome = self.attach_tc(hook.program(has_ethernet), place)?;
             if !self.tcx {
                 make_mark(&mark)?;
@@ -102,15 +110,25 @@ impl Datapath {
         let pin = self.links_dir().join(format!("{}-{index}", hook.name()));
         if pin.is_dir() {
             if let Some(interface) = clsact::interface_name(index) {
-                clsact::detach(&interface, Direction::Ingress.clsact())?;
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    clsact::detach(&interface, direction.clsact())?;
+                }
             }
             remove_mark(&pin)?;
         } else {
             unpin(&pin)?;
         }
+        if hook == Hook::Uplink {
+            unpin(&self.links_dir().join(back_pin(index)))?;
+        }
         tracing::info!(index, hook = hook.name(), "detached");
         Ok(())
     }
+}
+
+/// Name of the pin of what an uplink sends.
+fn back_pin(index: u32) -> String {
+    format!("{}-out-{index}", Hook::Uplink.name())
 }
 
 /// What the names below `links` say of hooks: each with an interface index.

@@ -16,7 +16,7 @@ const ROOM_MAX: usize = 1 << 20;
 const ANY: u64 = 0;
 const NO_EXIST: u64 = 1;
 
-/// A pinned map. In a per-CPU map `V` is one CPU's value, and only [`Self::sum`] and [`Self::clear`] may be used.
+/// A pinned map. In a per-CPU map `V` is one CPU's value, and only [`Self::sum`] and [`Self::clear_all`] may be used.
 #[derive(Debug)]
 pub(crate) struct BpfMap<K, V> {
     name: &'static str,
@@ -192,11 +192,20 @@ impl<K: aya::Pod, V: aya::Pod> BpfMap<K, V> {
         Ok(Some(values.fold(T::default(), add)))
     }
 
-    /// Zeroes, on every CPU.
-    pub(crate) fn clear(&self, key: &K) -> Result<(), MapAccessError> {
-        let zero = vec![0_u8; self.fd.value_bytes()];
-        let key = bytes_of(std::slice::from_ref(key));
-        self.fd.update(key, &zero, ANY).map_err(|source| self.failed("clear an entry of", source))
+    /// Zeroes these, on every CPU.
+    pub(crate) fn clear_all<'a>(&self, keys: impl Iterator<Item = &'a K>) -> Result<(), MapAccessError>
+    where
+        K: 'a,
+    {
+        let keys: Vec<K> = keys.copied().collect();
+        let zeroes = vec![0_u8; self.fd.value_bytes() * keys.len().min(BATCH)];
+        for chunk in keys.chunks(BATCH) {
+            let values = zeroes.get(..self.fd.value_bytes() * chunk.len()).unwrap_or_default();
+            self.fd
+                .update_batch(bytes_of(chunk), values, chunk.len())
+                .map_err(|cut| self.failed("clear entries of", cut.error))?;
+        }
+        Ok(())
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> MapAccessError {

@@ -14,19 +14,20 @@
 //! what is missing, then takes the old pins away. Whatever is cut off anywhere is done again by the next [`Datapath::open`].
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use ebpf_abi::{ABI_VERSION, names};
+use ebpf_abi::{ABI_VERSION, SocketValue, names};
 
 use crate::{
     clean,
     datapath::{Datapath, LINKS_DIR, Maps},
     error::{AttachError, CleanError, LoadError, MapAccessError},
     link,
-    map::copy_entries,
+    map::{BpfMap, copy_entries, copy_missing},
     sys::{self, MapFd, MapShape},
     v1,
 };
@@ -38,9 +39,9 @@ pub(crate) const NEW_DIR: &str = "new";
 /// Marks that the content of the version before is not all there yet. A directory: bpffs has no files.
 pub(crate) const CARRYING: &str = "carrying";
 
-/// Maps that programs write; what they wrote into the old one after the copy is copied again at the end.
-const WRITTEN_BY_PROGRAMS: [&str; 5] =
-    [names::SOCKETS, names::FLOWS, names::AFFINITY, names::CT_LIVE, names::CT_NEW];
+/// Maps that programs write and in which the least recently used go first; what was written into the old one after the copy
+/// is copied again at the end.
+const WRITTEN_BY_PROGRAMS: [&str; 4] = [names::FLOWS, names::AFFINITY, names::CT_LIVE, names::CT_NEW];
 
 /// What is left to do of a migration.
 #[derive(Debug, Default)]
@@ -51,6 +52,10 @@ pub(crate) struct Migration {
     known: Option<PathBuf>,
     /// Its content is still to be copied.
     carry: bool,
+    /// Sockets that were in SOCKETS when it was made anew.
+    sockets: BTreeSet<u64>,
+    /// What BACKEND_LOAD held when it was made anew.
+    loads: BTreeMap<u32, u64>,
 }
 
 /// Looks for pins of other versions, and gives each pinned map of ours the size it is to have.
@@ -64,6 +69,7 @@ pub(crate) fn prepare(pin_dir: &Path, shapes: &[(&'static str, MapShape)]) -> Re
             .map_err(|source| LoadError::PinDir { path: carrying.clone(), source })?;
     }
     let carry = known.is_some() && carrying.is_dir();
+    let mut migration = Migration { siblings, known, carry, ..Migration::default() };
     for (name, expected) in shapes {
         let path = pin_dir.join(name);
         let fd = match sys::obj_get(&path) {
@@ -88,8 +94,9 @@ pub(crate) fn prepare(pin_dir: &Path, shapes: &[(&'static str, MapShape)]) -> Re
             return Err(differs(found.to_string()));
         }
         resize(pin_dir, name, &old, *expected)?;
+        migration.remember(pin_dir, name)?;
     }
-    Ok(Migration { siblings, known, carry })
+    Ok(migration)
 }
 
 /// A map like `old` but of another size, with its content, in its place.
@@ -132,6 +139,22 @@ impl Migration {
         Ok(())
     }
 
+    /// What was copied into a map of which entries also go.
+    fn remember(&mut self, pin_dir: &Path, name: &'static str) -> Result<(), LoadError> {
+        match name {
+            names::SOCKETS => {
+                let copied = BpfMap::<u64, SocketValue>::open(pin_dir, name)?.entries()?;
+                self.sockets = copied.into_iter().map(|(cookie, _)| cookie).collect();
+            }
+            names::BACKEND_LOAD => {
+                let copied = BpfMap::<u32, u64>::open(pin_dir, name)?.entries()?;
+                self.loads = copied.into_iter().collect();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Where other versions may have pinned the bpf_link `name`.
     pub(crate) fn earlier_pins(&self, name: &str) -> Vec<PathBuf> {
         self.siblings.iter().map(|dir| dir.join(LINKS_DIR).join(name)).collect()
@@ -166,14 +189,19 @@ impl Datapath {
         Ok(())
     }
 
-    /// What programs wrote into maps that are not ours any more. Entries of ours stay as they are.
-    pub(crate) fn copy_flows_again(&self) -> Result<(), MapAccessError> {
-        let pin_dir = &self.options.pin_dir;
-        let olds = clean::files(&pin_dir.join(OLD_DIR)).unwrap_or_default();
-        for path in olds {
-            let Some((name, new)) = written_map(pin_dir, &path) else { continue };
-            if let Ok(old) = MapFd::open(&path) {
-                crate::map::copy_missing(name, &old, &new)?;
+    /// What programs did to maps that are not ours any more, done to ours. What is in ours stays as it is.
+    pub(crate) fn copy_flows_again(&mut self) -> Result<(), MapAccessError> {
+        let pin_dir = self.options.pin_dir.clone();
+        for path in clean::files(&pin_dir.join(OLD_DIR)).unwrap_or_default() {
+            let (Some(name), Ok(old)) = (name_of_old(&path), MapFd::open(&path)) else { continue };
+            if name == names::SOCKETS {
+                self.follow_sockets(old)?;
+            } else if name == names::BACKEND_LOAD {
+                self.follow_loads(old)?;
+            } else if WRITTEN_BY_PROGRAMS.contains(&name)
+                && let Ok(new) = MapFd::open(&pin_dir.join(name))
+            {
+                copy_missing(name, &old, &new)?;
             }
         }
         if let Some(from) = &self.migration.known {
@@ -181,13 +209,42 @@ impl Datapath {
         }
         Ok(())
     }
+
+    /// Sockets that were connected or closed after the copy, while the old programs ran.
+    fn follow_sockets(&mut self, old: MapFd) -> Result<(), MapAccessError> {
+        let Some(old) = BpfMap::<u64, SocketValue>::of(names::SOCKETS, old) else { return Ok(()) };
+        let now: BTreeMap<u64, SocketValue> = old.entries()?.into_iter().collect();
+        let closed = self.migration.sockets.iter().filter(|cookie| !now.contains_key(cookie));
+        self.maps.sockets.remove_all(closed)?;
+        for (cookie, socket) in &now {
+            if !self.migration.sockets.contains(cookie) {
+                self.maps.sockets.insert_new(cookie, socket)?;
+            }
+        }
+        self.migration.sockets = now.into_keys().collect();
+        Ok(())
+    }
+
+    /// What the old programs counted after the copy.
+    fn follow_loads(&mut self, old: MapFd) -> Result<(), MapAccessError> {
+        let Some(old) = BpfMap::<u32, u64>::of(names::BACKEND_LOAD, old) else { return Ok(()) };
+        for (id, load) in old.entries()? {
+            let before = self.migration.loads.insert(id, load).unwrap_or(load);
+            if before != load
+                && let Some(ours) = self.maps.backend_load.get(&id)?
+            {
+                let ours = ours.wrapping_add(load.wrapping_sub(before));
+                self.maps.backend_load.set(&id, &ours)?;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// The map of ours that an old one of programs was replaced by.
-fn written_map(pin_dir: &Path, old: &Path) -> Option<(&'static str, MapFd)> {
+/// The map that an old one was replaced by.
+fn name_of_old(old: &Path) -> Option<&'static str> {
     let (name, _) = old.file_name()?.to_str()?.rsplit_once('-')?;
-    let name = WRITTEN_BY_PROGRAMS.into_iter().find(|known| *known == name)?;
-    Some((name, MapFd::open(&pin_dir.join(name)).ok()?))
+    names::MAPS.into_iter().find(|known| *known == name)
 }
 
 /// Directories of other versions beside ours: those whose names are numbers, when ours is one.

@@ -59,9 +59,7 @@ impl Datapath {
         stats.others += maps.affinity_backends.put_all(members)?;
         let ranges = writes.ranges_put.iter().map(|key| (key, &PRESENT));
         stats.others += maps.source_ranges.put_all(ranges)?;
-        for service_id in &writes.counters_reset {
-            maps.counters.clear(service_id)?;
-        }
+        maps.counters.clear_all(writes.counters_reset.iter())?;
         stats.services += maps.services.put_all(writes.services_put_in_order())?;
         self.frontends.extend(writes.services_put.iter().map(|(key, value)| (*key, value.service_id)));
         stats.services_removed += maps.services.remove_all(writes.services_del_in_order())?;

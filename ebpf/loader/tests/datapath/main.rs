@@ -6,6 +6,7 @@
 
 mod checked;
 mod client;
+mod devices;
 mod lab;
 mod lifecycle;
 mod neighbour;
@@ -15,6 +16,9 @@ mod pod;
 mod pods;
 mod qdisc;
 mod raw;
+mod resize;
+mod scale;
 mod services;
 mod sockets;
 mod upgrade;
+mod versions;

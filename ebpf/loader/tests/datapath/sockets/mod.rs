@@ -3,10 +3,10 @@
 //! hand.
 
 mod affinity;
-mod agent;
+pub(crate) mod agent;
 mod bind;
 mod connections;
 mod datagrams;
 mod load;
 mod node_ports;
-mod world;
+pub(crate) mod world;

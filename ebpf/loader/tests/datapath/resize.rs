@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Maps that are to have another size: made anew, with what lives in them.
+
+use std::fs;
+
+use aya::maps::{HashMap, Map, MapData};
+use ebpf_abi::{FlowKey, FlowValue, names};
+use ebpf_loader::{AttachMode, Datapath, MapSizes, OpenOptions};
+
+use crate::{
+    lab::{Lab, VIP, backend, image, in_lab, write},
+    sockets::{
+        agent::{Agent, answer},
+        world::serve,
+    },
+};
+
+const AT: &str = "10.96.0.1:80";
+
+fn sized(lab: &Lab, sizes: MapSizes) -> OpenOptions {
+    OpenOptions { sizes, ..lab.options("node", &lab.cgroup, AttachMode::Auto) }
+}
+
+fn larger() -> MapSizes {
+    let sizes = MapSizes::default();
+    MapSizes {
+        services: 2 * sizes.services,
+        backends: 2 * sizes.backends,
+        slots: 2 * sizes.slots,
+        sockets: 2 * sizes.sockets,
+        flows: 2 * sizes.flows,
+        ..sizes
+    }
+}
+
+fn entries_of(datapath: &Datapath, map: &str) -> u32 {
+    datapath.usage().iter().find(|usage| usage.map == map).unwrap().max_entries
+}
+
+fn old(lab: &Lab) -> Vec<String> {
+    let entries = fs::read_dir(lab.pin_dir("node").join("old")).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn maps_of_another_size_keep_what_is_in_them_and_connections_go_on_throughout() {
+    in_lab(|lab| {
+        serve("10.244.0.1:8080", "one");
+        let services = image(&[(VIP, 80, &[backend(1)])]);
+        let mut datapath = lab.open(AttachMode::Auto);
+        write(&mut datapath, &services);
+        datapath.attach_cgroup().unwrap();
+        drop(datapath);
+        let mut agent = Agent::start(&lab.cgroup);
+        assert_eq!(agent.tcp("before", AT), answer(AT, "one"));
+        assert_eq!(agent.tcp("unseen", AT), answer(AT, "one"));
+
+        let mut datapath = Datapath::open(sized(lab, larger())).unwrap();
+        assert_eq!(entries_of(&datapath, names::SERVICES), larger().services);
+        assert_eq!(entries_of(&datapath, names::SERVICE_COUNTERS), larger().services);
+        assert_eq!(datapath.read_image().unwrap(), services);
+        assert!(datapath.is_migrating() && !old(lab).is_empty());
+        // The old programs still run, with the old maps.
+        agent.close("unseen");
+        assert_eq!(agent.tcp("between", AT), answer(AT, "one"));
+
+        datapath.attach_cgroup().unwrap();
+        let known = datapath.sockets_where(|_, _| true).unwrap();
+        assert_eq!(known.len(), 2, "before and between: {known:?}");
+        assert_eq!(datapath.backend_loads().unwrap().values().sum::<u64>(), 2, "none counted twice or lost");
+        assert_eq!(agent.tcp("after", AT), answer(AT, "one"));
+        datapath.finish_migration().unwrap();
+        assert!(!datapath.is_migrating() && old(lab).is_empty());
+        for name in ["before", "between", "after"] {
+            agent.close(name);
+        }
+        assert_eq!(datapath.sockets_where(|_, _| true).unwrap(), []);
+        assert!(datapath.backend_loads().unwrap().is_empty());
+        assert_eq!(agent.tcp_once(AT), answer(AT, "one"));
+    });
+}
+
+#[test]
+fn a_smaller_map_takes_what_fits_and_the_same_size_changes_nothing() {
+    in_lab(|lab| {
+        let services = image(&[(VIP, 80, &[backend(1), backend(2)])]);
+        let mut datapath = lab.open(AttachMode::Auto);
+        write(&mut datapath, &services);
+        drop(datapath);
+        let smaller = MapSizes { services: 0, backends: 0, slots: 0, ..MapSizes::default() };
+        for _ in 0..2 {
+            let mut datapath = Datapath::open(sized(lab, smaller)).unwrap();
+            assert_eq!(entries_of(&datapath, names::BACKENDS), ebpf_abi::limits::BACKENDS_MIN);
+            assert_eq!(datapath.read_image().unwrap(), services);
+            let put_aside: Vec<_> = [
+                names::BACKENDS,
+                names::BACKEND_ENDPOINTS,
+                names::BACKEND_LOAD,
+                names::SERVICES,
+                names::SERVICE_COUNTERS,
+                names::SLOTS,
+            ]
+            .map(|name| format!("{name}-0"))
+            .into();
+            assert_eq!(old(lab), put_aside, "one size after another, each map once");
+        }
+        let mut datapath = Datapath::open(sized(lab, smaller)).unwrap();
+        datapath.finish_migration().unwrap();
+        assert!(old(lab).is_empty());
+        let removed = ebpf_loader::remove_all(&lab.pin_dir("node")).unwrap();
+        assert_eq!(removed.maps, names::MAPS.len());
+    });
+}
+
+#[test]
+fn a_resize_that_was_cut_off_is_done_again() {
+    in_lab(|lab| {
+        let services = image(&[(VIP, 80, &[backend(1)])]);
+        let mut datapath = lab.open(AttachMode::Auto);
+        write(&mut datapath, &services);
+        drop(datapath);
+        // A map that was being filled, and one that was put aside already.
+        let dir = lab.pin_dir("node");
+        for name in ["new", "old"] {
+            fs::create_dir(dir.join(name)).unwrap();
+        }
+        HashMap::<MapData, u32, u32>::create(8, 0).unwrap().pin(dir.join("new/SERVICES")).unwrap();
+        MapData::from_pin(dir.join("SERVICES")).unwrap().pin(dir.join("old/SERVICES-0")).unwrap();
+
+        let mut datapath = Datapath::open(sized(lab, larger())).unwrap();
+        assert_eq!(datapath.read_image().unwrap(), services);
+        assert!(old(lab).contains(&"SERVICES-1".to_owned()), "{:?}", old(lab));
+        datapath.finish_migration().unwrap();
+        assert!(!dir.join("new").exists() && !dir.join("old").exists());
+    });
+}
+
+#[test]
+fn flows_that_begin_between_the_copy_and_the_new_programs_are_not_lost() {
+    in_lab(|lab| {
+        let mut datapath = lab.open(AttachMode::Auto);
+        datapath.attach_cgroup().unwrap();
+        drop(datapath);
+        let flows = |path: &str| -> HashMap<MapData, FlowKey, FlowValue> {
+            let data = MapData::from_pin(lab.pin_dir("node").join(path)).unwrap();
+            HashMap::try_from(Map::LruHashMap(data)).unwrap()
+        };
+        let key = |cookie| FlowKey { cookie, proto: 17, ..FlowKey::default() };
+        let value = |service_id| FlowValue { service_id, ..FlowValue::default() };
+        flows("FLOWS").insert(key(1), value(1), 0).unwrap();
+        let mut datapath = Datapath::open(sized(lab, larger())).unwrap();
+        flows("old/FLOWS-0").insert(key(2), value(2), 0).unwrap();
+        flows("FLOWS").insert(key(1), value(3), 0).unwrap();
+        datapath.finish_migration().unwrap();
+        assert_eq!(flows("FLOWS").get(&key(2), 0).unwrap(), value(2));
+        assert_eq!(flows("FLOWS").get(&key(1), 0).unwrap(), value(3), "what is newer stays");
+    });
+}
