@@ -20,9 +20,7 @@ pub(crate) use service::{
     Backend, affinity, backend, begin_affinity, client_may_ask, count_connection, count_refusal, is_affine,
     is_backend, load, service, slot,
 };
-pub(crate) use socket::{
-    connection, flow, forget_connection, netns, remember_connection, remember_flow,
-};
+pub(crate) use socket::{connection, flow, forget_connection, netns, remember_connection, remember_flow};
 
 /// BPF_ANY (linux/bpf.h): create or replace.
 const ANY: u64 = 0;

@@ -147,11 +147,10 @@ enum Socket {
 
 fn act(sockets: &mut BTreeMap<String, Socket>, order: &str) -> io::Result<(SocketAddr, String)> {
     let words: Vec<_> = order.split(' ').collect();
-    let [verb, name, rest @ ..] = words.as_slice() else { panic!("{order}") };
+    let [verb, name, rest @ ..] = words.as_slice() else { return Err(io::Error::other("no such order")) };
     let to: SocketAddr = rest.first().unwrap_or(&"0.0.0.0:0").parse().unwrap();
     match *verb {
         "tcp" => {
-            // Kept also when it fails: its next connection is from the same socket.
             let mut stream = TcpStream::connect(to)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let peer = stream.peer_addr()?;
@@ -188,7 +187,7 @@ fn act(sockets: &mut BTreeMap<String, Socket>, order: &str) -> io::Result<(Socke
             }
             Ok((to, String::new()))
         }
-        _ => panic!("{order}"),
+        _ => Err(io::Error::other("no such order")),
     }
 }
 
@@ -205,7 +204,7 @@ fn udp<'a>(
     }
     match &sockets[name] {
         Socket::Udp(socket) => Ok(socket),
-        Socket::Tcp(_) => panic!("{name} is TCP"),
+        Socket::Tcp(_) => Err(io::Error::other("a name of TCP")),
     }
 }
 
