@@ -9,6 +9,8 @@
 //! 10.244.1.7:8080 -> 10.244.0.5:2371 becomes  10.96.0.1:80 -> 10.244.0.5:40000      (CT_REPLY)
 //! ```
 //!
+//! Keys and values are aligned to eight bytes, as entries of maps are, so that programs copy them in words.
+//!
 //! The second key is what makes a flow unique: it is only inserted where there is none. An entry is in CT_NEW until both sides
 //! have spoken and the client once more; then both move to CT_LIVE, so that a flood of half-open flows evicts only its like.
 //!
@@ -108,7 +110,7 @@ pub const UDP_FLOW_SECS: u32 = 180;
 
 /// A packet's addresses and ports as it arrives: one direction of a flow. 40 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct CtKey {
     /// Source.
     pub src: Address,
@@ -126,7 +128,7 @@ pub struct CtKey {
 
 /// What such a packet becomes, and how far the flow is. 64 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct CtValue {
     /// Its source, translated.
     pub src: Address,
@@ -218,7 +220,7 @@ impl CtKey {
 
 /// A packet whose fragments are on their way. 40 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FragmentKey {
     /// Source.
     pub src: Address,

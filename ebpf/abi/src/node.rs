@@ -10,6 +10,9 @@ pub const ADDRESS_NODE_PORT: u32 = 1;
 /// Value of NODE_ADDRESSES: an address of this host.
 pub const ADDRESS_OWN: u32 = 2;
 
+/// VXLAN network identifier of packets for direct server return; the overlay's own is 4242.
+pub const DSR_VNI: u32 = 4243;
+
 /// A node, by its index in NODES; 0 is none. 32 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C, align(4))]

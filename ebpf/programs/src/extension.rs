@@ -8,7 +8,8 @@ pub(crate) const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
-const ICMPV6: u8 = 58;
+/// Next header: ICMPv6.
+pub(crate) const ICMPV6: u8 = 58;
 const DESTINATION_OPTIONS: u8 = 60;
 /// In the third and fourth byte of a fragment header: where in the packet it lies.
 const FRAGMENT_OFFSET: u16 = 0xfff8;
@@ -18,19 +19,28 @@ const EXTENSIONS_MAX: u32 = 6;
 const EXTENSION_BYTES_MIN: u32 = 8;
 
 /// What stands behind the extension headers.
-pub(crate) enum Upper {
-    /// An ICMPv6 message.
-    Icmp {
-        /// Where, from the start of the IPv6 header.
-        offset: u32,
-        before: Before,
-    },
-    /// Another protocol, or a fragment that is not the first: what it carries was judged with the first.
-    Other,
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Upper {
+    /// Protocol; of a fragment that is not the first, of what follows its fragment header.
+    pub(crate) proto: u8,
+    pub(crate) before: Before,
+    pub(crate) fragment: Fragment,
+    /// Where it begins, from the start of the IPv6 header.
+    pub(crate) offset: u32,
+    /// Identification of the fragmented packet.
+    pub(crate) id: [u8; 4],
 }
 
-/// The extension headers before an ICMPv6 message.
+impl Upper {
+    /// Before anybody has looked.
+    pub(crate) const UNKNOWN: Self =
+        Self { proto: 0, before: Before::Nothing, fragment: Fragment::None, offset: 0, id: [0; 4] };
+}
+
+/// The extension headers before it.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Before {
     Nothing,
     /// Options for each hop and nothing else: how multicast listeners report (RFC 3810, section 5).
@@ -38,33 +48,56 @@ pub(crate) enum Before {
     Others,
 }
 
-/// Walks from the header `next` behind the IPv6 header to the last. `None` when there are too many, or when one is cut off
+/// Which part of a packet it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Fragment {
+    None,
+    First,
+    /// What it carries was judged with the first.
+    Later,
+}
+
+/// Walks from the header `next` behind the IPv6 header to the last. `false` when there are too many, or when one is cut off
 /// by the packet's `end`: in a fragment it would go on in the next one, out of sight (RFC 7112 forbids that, too).
-#[inline(always)]
-pub(crate) fn walk(packet: &Packet, next: u8, end: u32) -> Option<Upper> {
-    let mut next = next;
-    let mut offset = HEADER_BYTES;
-    let mut before = Before::Nothing;
+#[inline(never)]
+pub(crate) fn walk(packet: &Packet, next: u8, end: u32, upper: &mut Upper) -> bool {
+    *upper = Upper {
+        proto: next,
+        before: Before::Nothing,
+        fragment: Fragment::None,
+        offset: HEADER_BYTES,
+        id: [0; 4],
+    };
     for position in 0..=EXTENSIONS_MAX {
-        match next {
-            ICMPV6 => return Some(Upper::Icmp { offset, before }),
-            HOP_BY_HOP if position > 0 => return None,
+        match upper.proto {
+            HOP_BY_HOP if position > 0 => return false,
             HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS => {}
-            _ => return Some(Upper::Other),
+            _ => return true,
         }
-        if offset + EXTENSION_BYTES_MIN > end {
-            return None;
+        if upper.offset + EXTENSION_BYTES_MIN > end {
+            return false;
         }
-        let [following, length, high, low] = packet.read::<[u8; 4]>(offset)?;
-        let bytes = match next {
-            FRAGMENT if u16::from_be_bytes([high, low]) & FRAGMENT_OFFSET != 0 => return Some(Upper::Other),
-            FRAGMENT => EXTENSION_BYTES_MIN,
+        let Some([following, length, high, low, a, b, c, d]) = packet.read::<[u8; 8]>(upper.offset) else {
+            return false;
+        };
+        let bytes = match upper.proto {
+            FRAGMENT => {
+                upper.id = [a, b, c, d];
+                upper.fragment = Fragment::First;
+                if u16::from_be_bytes([high, low]) & FRAGMENT_OFFSET != 0 {
+                    upper.fragment = Fragment::Later;
+                    upper.proto = following;
+                    return true;
+                }
+                EXTENSION_BYTES_MIN
+            }
             AUTHENTICATION => (u32::from(length) + 2) * 4,
             _ => (u32::from(length) + 1) * 8,
         };
-        before = if next == HOP_BY_HOP { Before::HopByHop } else { Before::Others };
-        next = following;
-        offset += bytes;
+        upper.before = if upper.proto == HOP_BY_HOP { Before::HopByHop } else { Before::Others };
+        upper.proto = following;
+        upper.offset += bytes;
     }
-    None
+    false
 }

@@ -70,7 +70,7 @@ pub(crate) enum Reach {
 }
 
 /// Whether the pod may send the message.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn check(packet: &Packet, link: &PodLink, message: &Message) -> Result<Reach, DropReason> {
     // A first fragment must not leave the type to the next one.
     if message.offset + 4 > message.end {

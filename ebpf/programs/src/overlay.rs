@@ -6,15 +6,30 @@
 use ebpf_abi::{POD_REDIRECT, Pod6Key, PodKey, PodValue};
 
 use crate::{
+    forward::Origin,
     maps,
-    packet::{ETHER_IPV4, ETHER_IPV6, Head, Head6, Hop, Packet},
+    packet::{ETHER_IPV4, ETHER_IPV6, Head, Hop, Packet, TC_NEXT},
     pod::TTL_LAST,
-    pod6,
+    pod6, route,
+    scratch::Scratch,
+    tunnel,
 };
 
-/// Where a packet from another node goes: the host end of the pod it is for, when that pod allows it.
+/// A packet from another node: an answer to what this node translated, or for a pod.
 #[inline(always)]
-pub(crate) fn ingress(packet: &Packet) -> Option<u32> {
+pub(crate) fn ingress(packet: &Packet) -> i32 {
+    if let Some(action) = tunnel::known(packet, Origin::Overlay) {
+        return action;
+    }
+    match pod_link(packet) {
+        Some(ifindex) => route::redirect_peer(ifindex),
+        None => TC_NEXT,
+    }
+}
+
+/// The host end of the pod that a packet from another node is for, when that pod allows it.
+#[inline(always)]
+fn pod_link(packet: &Packet) -> Option<u32> {
     let head = packet.head()?;
     match head.ether_type {
         ETHER_IPV4 => ingress4(packet, &head),
@@ -49,27 +64,29 @@ fn ingress6(packet: &Packet) -> Option<u32> {
     Some(pod.ifindex)
 }
 
-/// Where a pod's packet to another node goes: the overlay device, when the host's routes lead there. The routes (the
+/// Where a pod's packet to another node goes: the overlay device, when the host's routes lead there; 0 else. The routes (the
 /// fail-closed one too), neighbours and the device's MTU are the kernel's; there is no second copy of them.
-#[inline(always)]
-pub(crate) fn egress(packet: &Packet, head: &Head, src: [u8; 4], dst: [u8; 4]) -> Option<u32> {
-    let overlay = maps::overlay()?;
-    let (ifindex, hop) = packet.route(src, dst)?;
-    if ifindex != overlay || !packet.readdress(head, &hop) {
-        return None;
-    }
-    Some(overlay)
+#[inline(never)]
+pub(crate) fn egress(packet: &Packet, s: &mut Scratch) -> u32 {
+    let ifindex = way(packet, s);
+    if ifindex != 0 && packet.readdress(&s.head, &s.way.hop) { ifindex } else { 0 }
 }
 
 /// The same for IPv6.
+#[inline(never)]
+pub(crate) fn egress6(packet: &Packet, s: &mut Scratch) -> u32 {
+    let ifindex = way(packet, s);
+    if ifindex != 0 && packet.readdress6(&s.head6, &s.way.hop) { ifindex } else { 0 }
+}
+
 #[inline(always)]
-pub(crate) fn egress6(packet: &Packet, head: &Head6) -> Option<u32> {
-    let overlay = maps::overlay()?;
-    let (ifindex, hop) = packet.route6(head.src, head.dst)?;
-    if ifindex != overlay || !packet.readdress6(head, &hop) {
-        return None;
-    }
-    Some(overlay)
+fn way(packet: &Packet, s: &mut Scratch) -> u32 {
+    let Some(overlay) = maps::overlay() else { return 0 };
+    let leads_there = packet.way(&s.key.src, &s.key.dst, &mut s.way)
+        && s.way.resolved != 0
+        && s.way.ifindex == overlay
+        && packet.fits(overlay).is_ok();
+    if leads_there { overlay } else { 0 }
 }
 
 /// The last hop to a pod of this node.

@@ -3,9 +3,11 @@
 //!
 //! 1. It must be the pod's own: source MAC, IP source, ARP sender; neighbour discovery is in [`neighbour`](crate::neighbour).
 //!    Anything else is dropped and counted by reason.
-//! 2. To a pod of this node it goes straight into that pod's netns, when both allow that.
-//! 3. To a pod of another node it goes straight to the overlay device, when the host's routes say so.
-//! 4. The rest is the host stack's, with the mark that says that it was checked: the next program and the qdisc's filters see
+//! 2. If it is of a flow of the packet path, it is translated and goes where that leads.
+//! 3. To a pod of this node it goes straight into that pod's netns, when both allow that.
+//! 4. To a pod of another node it goes straight to the overlay device, when the host's routes say so.
+//! 5. To a service it begins a flow.
+//! 6. The rest is the host stack's, with the mark that says that it was checked: the next program and the qdisc's filters see
 //!    it, too.
 //!
 //! IPv4 and ARP are here, IPv6 is in [`pod6`].
@@ -13,9 +15,17 @@
 use ebpf_abi::{DropReason, NO_IPV4, POD_IPV6, POD_REDIRECT, PodKey, PodLink, pod_address::mapped};
 
 use crate::{
-    maps, overlay,
-    packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Head, Packet},
+    ct::{self, Found},
+    ct_maps,
+    forward::{self, Origin},
+    icmp, maps,
+    nat::{self, Asker, Begun},
+    overlay,
+    packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Head, Packet, TC_NEXT},
     pod6,
+    scratch::Scratch,
+    tuple::{self, Kind},
+    uplink,
 };
 
 /// Hardware type 1 (Ethernet), protocol type IPv4, lengths 6 and 4 (RFC 826).
@@ -38,12 +48,18 @@ pub(crate) enum Verdict {
     Deliver { ifindex: u32 },
     /// Out of the interface with this index.
     Forward { ifindex: u32 },
+    /// Where the program's result says: the packet path has dealt with it.
+    Done(i32),
 }
 
 #[inline(always)]
 pub(crate) fn ingress(packet: &Packet) -> Verdict {
     let Some(link) = maps::pod_link(packet.ifindex()) else { return Verdict::Drop(DropReason::UnknownLink) };
-    let Some(head) = packet.head() else { return Verdict::Drop(DropReason::Malformed) };
+    let Some(s) = ct_maps::scratch() else { return Verdict::Drop(DropReason::Malformed) };
+    if !packet.head_into(&mut s.head) {
+        return Verdict::Drop(DropReason::Malformed);
+    }
+    let head = &s.head;
     if head.src != link.mac {
         return Verdict::Drop(DropReason::SourceMac);
     }
@@ -51,9 +67,9 @@ pub(crate) fn ingress(packet: &Packet) -> Verdict {
         return Verdict::Drop(DropReason::EtherType);
     }
     match head.ether_type {
-        ETHER_ARP if link.addr != NO_IPV4 => arp(packet, &link, &head),
-        ETHER_IPV4 if link.addr != NO_IPV4 => ipv4(packet, &link, &head),
-        ETHER_IPV6 if link.flags & POD_IPV6 != 0 => pod6::ingress(packet, &link),
+        ETHER_ARP if link.addr != NO_IPV4 => arp(packet, link, head),
+        ETHER_IPV4 if link.addr != NO_IPV4 => ipv4(packet, s, link),
+        ETHER_IPV6 if link.flags & POD_IPV6 != 0 => pod6::ingress(packet, s, link),
         _ => Verdict::Drop(DropReason::EtherType),
     }
 }
@@ -71,9 +87,9 @@ fn arp(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
     Verdict::Continue
 }
 
-#[inline(always)]
-fn ipv4(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
-    let [version, _, _, _, _, _, _, _, ttl, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = head.body;
+#[inline(never)]
+fn ipv4(packet: &Packet, s: &mut Scratch, link: &PodLink) -> Verdict {
+    let [version, _, _, _, _, _, _, _, ttl, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = s.head.body;
     // Version 4 and at least five words of header.
     if version >> 4 != 4 || version & 0x0f < 5 {
         return Verdict::Drop(DropReason::Malformed);
@@ -86,21 +102,80 @@ fn ipv4(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
     if d0 == LOOPBACK_NET {
         return Verdict::Drop(DropReason::LoopbackAddress);
     }
-    // Both ends must allow it: a connection with one direction past the host's stack confuses its conntrack.
-    if link.flags & POD_REDIRECT == 0 || ttl <= TTL_LAST {
+    s.view.ip = s.head.body;
+    let kind = tuple::read4(packet, s);
+    if let Some(verdict) = known(packet, s, kind, link) {
+        return verdict;
+    }
+    if ttl <= TTL_LAST {
         return Verdict::Continue;
     }
+    // Both ends must allow it: a connection with one direction past the host's stack confuses its conntrack.
+    let is_fast = link.flags & POD_REDIRECT != 0;
     let dst = [d0, d1, d2, d3];
     let Some(pod) = maps::pod(&PodKey { addr: dst }) else {
-        return match overlay::egress(packet, head, src, dst) {
-            Some(ifindex) => Verdict::Forward { ifindex },
-            None => Verdict::Continue,
-        };
+        let ifindex = if is_fast { overlay::egress(packet, s) } else { 0 };
+        if ifindex != 0 {
+            return Verdict::Forward { ifindex };
+        }
+        return service(packet, s, kind, link);
     };
-    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &overlay::hop_to(&pod)) {
+    if !is_fast || pod.flags & POD_REDIRECT == 0 || !packet.readdress(&s.head, &overlay::hop_to(&pod)) {
         return Verdict::Continue;
     }
     Verdict::Deliver { ifindex: pod.ifindex }
+}
+
+/// What becomes of a packet of a flow that the packet path knows (or of one that it has to know, see
+/// [`nat::mark_direct`]); `None` for all others.
+#[inline(never)]
+pub(crate) fn known(packet: &Packet, s: &mut Scratch, kind: Kind, link: &PodLink) -> Option<Verdict> {
+    let found = match kind {
+        Kind::Flow => ct::follow(s),
+        Kind::Error => {
+            s.view.is_from_pod = 1;
+            icmp::about(packet, s)
+        }
+        Kind::Cut | Kind::Other => return None,
+    };
+    match found {
+        Found::Flow => {}
+        Found::Plain => return None,
+        Found::Gone => return Some(Verdict::Done(forward::refuse(packet, s.value.service_id))),
+        Found::Nothing => {
+            let is_direct = kind == Kind::Flow && nat::may_need_marker(s, Asker::Pod);
+            if !is_direct || nat::mark_direct(s) != Found::Flow {
+                return None;
+            }
+        }
+    }
+    Some(Verdict::Done(forward::send(packet, s, origin(link))))
+}
+
+/// What becomes of a packet to an address that is no pod's: a service's, or somewhere in the world.
+#[inline(never)]
+pub(crate) fn service(packet: &Packet, s: &mut Scratch, kind: Kind, link: &PodLink) -> Verdict {
+    match kind {
+        Kind::Flow => {}
+        Kind::Cut => {
+            return match uplink::cut(s, TC_NEXT) {
+                TC_NEXT => Verdict::Continue,
+                action => Verdict::Done(action),
+            };
+        }
+        Kind::Error | Kind::Other => return Verdict::Continue,
+    }
+    match nat::begin(s, Asker::Pod) {
+        Begun::Nothing => Verdict::Continue,
+        Begun::Flow => Verdict::Done(forward::send(packet, s, origin(link))),
+        Begun::Refuse => Verdict::Done(forward::refuse(packet, s.value.service_id)),
+        begun => Verdict::Drop(begun.reason()),
+    }
+}
+
+#[inline(always)]
+fn origin(link: &PodLink) -> Origin {
+    if link.flags & POD_REDIRECT != 0 { Origin::PodFast } else { Origin::PodStack }
 }
 
 /// Whether the pod may send from this IPv4 address; nearly always it is the link's first.

@@ -5,10 +5,12 @@
 use ebpf_abi::{DropReason, POD_REDIRECT, Pod6Key, PodLink, pod_address::link_local};
 
 use crate::{
-    extension::{self, HOP_BY_HOP, Upper},
+    extension::{self, Fragment, HOP_BY_HOP, ICMPV6, Upper},
     maps, neighbour, overlay,
     packet::{Head6, Packet},
-    pod::{TTL_LAST, Verdict},
+    pod::{self, TTL_LAST, Verdict},
+    scratch::Scratch,
+    tuple,
 };
 
 /// Length of the IPv6 header, in bytes.
@@ -29,41 +31,53 @@ pub(crate) enum Source {
     Unspecified,
 }
 
-#[inline(always)]
-pub(crate) fn ingress(packet: &Packet, link: &PodLink) -> Verdict {
-    let Some(head) = packet.head6() else { return Verdict::Drop(DropReason::Malformed) };
+#[inline(never)]
+pub(crate) fn ingress(packet: &Packet, s: &mut Scratch, link: &PodLink) -> Verdict {
+    if !packet.head6_into(&mut s.head6) {
+        return Verdict::Drop(DropReason::Malformed);
+    }
+    let head = &s.head6;
     if head.first[0] >> 4 != 6 {
         return Verdict::Drop(DropReason::Malformed);
     }
-    let Some(source) = source(packet, link, head.src) else {
+    let Some(source) = source(packet, link, &head.src) else {
         return Verdict::Drop(DropReason::SourceAddress6);
     };
-    let Some(end) = end(packet, &head) else { return Verdict::Drop(DropReason::Malformed) };
-    match extension::walk(packet, head.next, end) {
-        None => return Verdict::Drop(DropReason::ExtensionHeaders),
-        Some(Upper::Icmp { offset, before }) => {
-            let message = neighbour::Message { offset, end, before, source };
-            match neighbour::check(packet, link, &message) {
-                Ok(neighbour::Reach::Anywhere) => {}
-                Ok(neighbour::Reach::Link) => return Verdict::Continue,
-                Err(reason) => return Verdict::Drop(reason),
-            }
-        }
-        Some(Upper::Other) if source == Source::Unspecified => {
-            return Verdict::Drop(DropReason::SourceAddress6);
-        }
-        Some(Upper::Other) => {}
+    let Some(end) = end(packet, head) else { return Verdict::Drop(DropReason::Malformed) };
+    let mut upper = Upper::UNKNOWN;
+    if !extension::walk(packet, head.next, end, &mut upper) {
+        return Verdict::Drop(DropReason::ExtensionHeaders);
     }
-    if source != Source::Own || link.flags & POD_REDIRECT == 0 || !is_plain(&head) {
+    // What a later fragment carries was judged with the first.
+    if upper.proto == ICMPV6 && upper.fragment != Fragment::Later {
+        let message = neighbour::Message { offset: upper.offset, end, before: upper.before, source };
+        match neighbour::check(packet, link, &message) {
+            Ok(neighbour::Reach::Anywhere) => {}
+            Ok(neighbour::Reach::Link) => return Verdict::Continue,
+            Err(reason) => return Verdict::Drop(reason),
+        }
+    } else if source == Source::Unspecified {
+        return Verdict::Drop(DropReason::SourceAddress6);
+    }
+    if source != Source::Own || is_local(&head.dst) {
         return Verdict::Continue;
     }
-    let Some(pod) = maps::pod6(&Pod6Key { addr: head.dst }) else {
-        return match overlay::egress6(packet, &head) {
-            Some(ifindex) => Verdict::Forward { ifindex },
-            None => Verdict::Continue,
-        };
+    let kind = tuple::read_upper(packet, s, &upper);
+    if let Some(verdict) = pod::known(packet, s, kind, link) {
+        return verdict;
+    }
+    if s.head6.hop_limit <= TTL_LAST {
+        return Verdict::Continue;
+    }
+    let is_fast = link.flags & POD_REDIRECT != 0 && is_plain(&s.head6);
+    let Some(pod) = maps::pod6(&Pod6Key { addr: s.head6.dst }) else {
+        let ifindex = if is_fast { overlay::egress6(packet, s) } else { 0 };
+        if ifindex != 0 {
+            return Verdict::Forward { ifindex };
+        }
+        return pod::service(packet, s, kind, link);
     };
-    if pod.flags & POD_REDIRECT == 0 || !packet.readdress6(&head, &overlay::hop_to(&pod)) {
+    if !is_fast || pod.flags & POD_REDIRECT == 0 || !packet.readdress6(&s.head6, &overlay::hop_to(&pod)) {
         return Verdict::Continue;
     }
     Verdict::Deliver { ifindex: pod.ifindex }
@@ -73,14 +87,13 @@ pub(crate) fn ingress(packet: &Packet, link: &PodLink) -> Verdict {
 /// and the destination is not on the link itself.
 #[inline(always)]
 pub(crate) fn is_plain(head: &Head6) -> bool {
-    let [d0, d1, ..] = head.dst;
-    let is_multicast = d0 == 0xff;
-    let is_link_local = d0 == 0xfe && d1 & 0xc0 == 0x80;
-    head.first[0] >> 4 == 6
-        && head.hop_limit > TTL_LAST
-        && head.next != HOP_BY_HOP
-        && !is_multicast
-        && !is_link_local
+    head.first[0] >> 4 == 6 && head.hop_limit > TTL_LAST && head.next != HOP_BY_HOP && !is_local(&head.dst)
+}
+
+/// Whether an address is on the link itself: multicast, link-local.
+#[inline(always)]
+fn is_local([d0, d1, ..]: &[u8; 16]) -> bool {
+    *d0 == 0xff || (*d0 == 0xfe && *d1 & 0xc0 == 0x80)
 }
 
 /// Whether the link may send from this address, or speak of it as its own.
@@ -93,20 +106,20 @@ pub(crate) fn is_own(packet: &Packet, link: &PodLink, addr: [u8; 16]) -> bool {
 }
 
 #[inline(always)]
-fn source(packet: &Packet, link: &PodLink, src: [u8; 16]) -> Option<Source> {
-    if src == UNSPECIFIED {
+fn source(packet: &Packet, link: &PodLink, src: &[u8; 16]) -> Option<Source> {
+    if *src == UNSPECIFIED {
         return Some(Source::Unspecified);
     }
-    if src == link_local(link.mac) {
+    if *src == link_local(link.mac) {
         return Some(Source::LinkLocal);
     }
-    is_own(packet, link, src).then_some(Source::Own)
+    is_own(packet, link, *src).then_some(Source::Own)
 }
 
 /// Where the packet ends for its receiver, from the start of the IPv6 header: what lies behind is cut off there, and must
 /// not be taken for a part of it here. `None` when the packet is shorter than it says.
 #[inline(always)]
-fn end(packet: &Packet, head: &Head6) -> Option<u32> {
+pub(crate) fn end(packet: &Packet, head: &Head6) -> Option<u32> {
     let actual = packet.ip_bytes();
     let payload = u32::from(u16::from_be_bytes(head.payload_bytes));
     // Only a jumbogram, whose length is among the options for each hop, says zero (RFC 2675).

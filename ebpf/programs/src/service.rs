@@ -21,7 +21,7 @@ pub(crate) enum Choice {
     /// Nobody behind it: say so to the client.
     Refuse,
     /// Say nothing.
-    Drop(#[allow(dead_code, reason = "for packets; a socket says the same for all")] DropReason),
+    Drop(DropReason),
     /// Here.
     Forward { backend_id: u32, backend: Backend },
 }

@@ -113,6 +113,25 @@ fields! {
 }
 
 impl Config {
+    /// This node's address in the overlay; unspecified without one.
+    #[inline(always)]
+    pub(crate) fn overlay(self, is_ipv6: bool) -> &'static Address {
+        // SAFETY: as above; user space writes it before anything needs it, and keeps it.
+        unsafe { if is_ipv6 { &(*self.0).overlay6 } else { &(*self.0).overlay4 } }
+    }
+
+    /// First and last source port of source NAT; the first is 0 without any.
+    #[inline(always)]
+    pub(crate) fn source_ports(self) -> (u16, u16) {
+        (self.snat_port_min(), self.snat_port_max())
+    }
+
+    /// Longest packet for direct server return; 0 where that is not known.
+    #[inline(always)]
+    pub(crate) fn dsr_mtu(self, is_ipv6: bool) -> u32 {
+        u32::from(if is_ipv6 { self.dsr_mtu6() } else { self.dsr_mtu4() })
+    }
+
     /// Whether this is the cookie of the host's netns.
     #[inline(always)]
     pub(crate) fn is_host_netns(self, cookie: u64) -> bool {
@@ -142,13 +161,12 @@ pub(crate) fn answers_node_ports(address: &Address) -> bool {
 
 /// A node of the cluster; index 0 is none.
 #[inline(always)]
-#[allow(dead_code, reason = "direct server return asks")]
-pub(crate) fn node(index: u32) -> Option<NodeValue> {
+pub(crate) fn node(index: u32) -> Option<&'static NodeValue> {
     if index == 0 {
         return None;
     }
-    // SAFETY: as above.
-    NODES.get_ptr(index).map(|node| unsafe { node.read_volatile() })
+    // SAFETY: a live map value of this type; a node that is replaced meanwhile is wrong before and after.
+    NODES.get_ptr(index).map(|node| unsafe { &*node })
 }
 
 /// For counters per CPU.

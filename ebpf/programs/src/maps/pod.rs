@@ -37,9 +37,9 @@ pub(crate) fn pod6(key: &Pod6Key) -> Option<PodValue> {
 
 /// What a pod link may send.
 #[inline(always)]
-pub(crate) fn pod_link(ifindex: u32) -> Option<PodLink> {
-    // SAFETY: as above.
-    POD_LINKS.get_ptr(ifindex).map(|value| unsafe { value.read() })
+pub(crate) fn pod_link(ifindex: u32) -> Option<&'static PodLink> {
+    // SAFETY: a live map value of this type, which stays readable until the program ends.
+    POD_LINKS.get_ptr(ifindex).map(|value| unsafe { &*value })
 }
 
 /// Whether a pod link may send from this address.

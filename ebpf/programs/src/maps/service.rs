@@ -99,7 +99,6 @@ impl Backend {
 
     /// Its node as an index into NODES.
     #[inline(always)]
-    #[allow(dead_code, reason = "direct server return asks")]
     pub(crate) fn node(self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).node }
@@ -130,7 +129,6 @@ pub(super) fn add_load(backend_id: u32, change: i64) {
 
 /// Whether a direct connection to this goes to a backend.
 #[inline(always)]
-#[allow(dead_code, reason = "the packet path asks")]
 pub(crate) fn is_backend(endpoint: &EndpointKey) -> bool {
     BACKEND_ENDPOINTS.get_ptr(endpoint).is_some()
 }

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//! Flows that begin: which backend, and from which address and port the backend is asked.
+//!
+//! | who asks | backend | source address | source port |
+//! | --- | --- | --- | --- |
+//! | a pod | another | the pod's | another (below 1024: the same, if it is free) |
+//! | a pod | the pod itself | this node's in the overlay | another |
+//! | the world | of this node | the client's | the same, if it is free |
+//! | the world | elsewhere | this node's | another |
+//! | the world | elsewhere, direct server return | the client's: wrapped, not translated | the same |
+//!
+//! What is free is decided by the entry that the answers are found by: it is inserted where there is none. A pod's own
+//! connections past the services do not have one unless their source port is one that we give out (or below 1024), and these
+//! have a marker: so both kinds may go on beside each other, whatever their ports.
+
+use ebpf_abi::{
+    Address, Counter, CtState, CtValue, DropReason, EndpointKey, FrontendKey, PROTO_TCP, PROTO_UDP,
+    address::{is_ipv4, is_unspecified},
+    conntrack::{CT_ALONE, CT_DIRECT, CT_SOURCE, CT_UNWRAPPED, CT_WRAPPED},
+    hash::hash_flow,
+    node::ADDRESS_OWN,
+    service::{SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR},
+};
+
+use crate::{
+    ct::{self, Found},
+    ct_maps::{self, Inserted},
+    maps::{self, Backend},
+    packet::{difference, now_secs},
+    route::{self, random},
+    scratch::{Scratch, Search, TCP_ACK, TCP_SYN},
+    service::{self, Chance, Choice},
+};
+
+/// Source ports that are tried: first here and there, then one after the other. With half of the range taken the first eight fail
+/// once in 256 times.
+const ATTEMPTS: u32 = 32;
+/// Of these here and there.
+const ATTEMPTS_APART: u32 = 8;
+/// Ports below this one say that a privileged process asks (NFS believes it); they are kept.
+const PRIVILEGED: u16 = 1024;
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Asker {
+    /// A pod of this node.
+    Pod,
+    /// Somebody behind the uplink.
+    World,
+    /// The same, wrapped by another node.
+    Node,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Begun {
+    /// Not for a service.
+    Nothing,
+    /// A flow; [`Scratch::value`] is its entry.
+    Flow,
+    /// To be refused.
+    Refuse,
+    /// To be dropped.
+    Empty,
+    /// See [`Begun::Empty`]: from outside of the source ranges.
+    SourceRange,
+    /// See [`Begun::Empty`]: no source port.
+    Ports,
+    /// See [`Begun::Empty`]: no room.
+    Full,
+    /// See [`Begun::Empty`]: wrapped, but not for a backend here.
+    Stray,
+}
+
+impl Begun {
+    /// Why the packet is dropped, when it is.
+    #[inline(always)]
+    pub(crate) fn reason(self) -> DropReason {
+        match self {
+            Self::SourceRange => DropReason::SourceRange,
+            Self::Ports => DropReason::SnatPorts,
+            Self::Full => DropReason::ConntrackFull,
+            Self::Stray => DropReason::DsrSender,
+            _ => DropReason::ServiceEmpty,
+        }
+    }
+}
+
+/// Begins a flow to the frontend in [`Scratch::key`], if it is one.
+#[inline(always)]
+pub(crate) fn begin(s: &mut Scratch, asker: Asker) -> Begun {
+    let found = match asker {
+        Asker::Pod => frontend(s, SCOPE_INTERNAL),
+        Asker::World => frontend(s, SCOPE_EXTERNAL) || frontend(s, SCOPE_INTERNAL),
+        Asker::Node => frontend(s, SCOPE_DSR),
+    };
+    match (found, asker) {
+        (true, _) => choose(s, asker),
+        (false, Asker::Node) => Begun::Stray,
+        (false, _) => Begun::Nothing,
+    }
+}
+
+/// Chooses a backend for the frontend in [`Scratch::service`].
+#[inline(never)]
+fn choose(s: &mut Scratch, asker: Asker) -> Begun {
+    s.value.service_id = s.service.service_id;
+    let Some(config) = maps::config() else { return Begun::Nothing };
+    let key = &s.key;
+    let hash = hash_flow(&key.src, &key.dst, key.sport, key.dport, key.proto, config.hash_seed());
+    match service::pick(&s.service, &s.key.src, Chance::Hash(hash)) {
+        Choice::Refuse => Begun::Refuse,
+        Choice::Drop(DropReason::SourceRange) => Begun::SourceRange,
+        Choice::Drop(_) => Begun::Empty,
+        Choice::Forward { backend_id, backend } => {
+            let now = now_secs();
+            propose(s, backend_id, backend, now);
+            if is_ipv4(&s.value.dst) != is_ipv4(&s.key.dst) {
+                return Begun::Refuse;
+            }
+            let Some(keep_port) = source(s, asker, backend) else { return Begun::Stray };
+            enter(s, keep_port, now)
+        }
+    }
+}
+
+/// Whether anything at all answers at the address that the packet is for; asked about packets without ports.
+#[inline(never)]
+pub(crate) fn is_frontend(s: &mut Scratch) -> bool {
+    frontend(s, SCOPE_INTERNAL) || frontend(s, SCOPE_EXTERNAL)
+}
+
+/// Whether the packet may begin a flow that needs a marker when it goes to a backend directly.
+#[inline(always)]
+pub(crate) fn may_need_marker(s: &Scratch, asker: Asker) -> bool {
+    let begins = match s.key.proto {
+        PROTO_TCP => s.view.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        PROTO_UDP => true,
+        _ => false,
+    };
+    begins
+        && (asker != Asker::Pod
+            || maps::config()
+                .is_some_and(|config| u16::from_be_bytes(s.key.sport) <= config.source_ports().1))
+}
+
+/// A packet to a backend, past the services: its flow gets a marker, and where a translated flow has its ports it gets another one.
+#[inline(never)]
+pub(crate) fn mark_direct(s: &mut Scratch) -> Found {
+    let endpoint = EndpointKey { addr: s.key.dst, port: s.key.dport, proto: s.key.proto, pad: 0 };
+    if !maps::is_backend(&endpoint) {
+        return Found::Nothing;
+    }
+    let now = now_secs();
+    s.value = CtValue {
+        src: s.key.src,
+        dst: s.key.dst,
+        sport: s.key.sport,
+        dport: s.key.dport,
+        difference: 0,
+        service_id: 0,
+        backend_id: 0,
+        node: 0,
+        began_secs: now,
+        seen_secs: now,
+        state: CtState::New.number(),
+        flags: CT_DIRECT | CT_ALONE,
+        pad: [0; 2],
+    };
+    ct::mirror(s);
+    if ct_maps::live(&s.peer_key).is_some_and(|entry| entry.flags() & CT_ALONE != 0) {
+        return Found::Plain;
+    }
+    match claim(s, now) {
+        Inserted::Yes => {
+            ct_maps::activate();
+            Found::Plain
+        }
+        Inserted::Full => {
+            maps::count(Counter::CtFull);
+            Found::Plain
+        }
+        Inserted::Taken => {
+            s.value.flags = CT_DIRECT;
+            match enter(s, false, now) {
+                Begun::Flow => Found::Flow,
+                _ => Found::Plain,
+            }
+        }
+    }
+}
+
+#[inline(never)]
+fn frontend(s: &mut Scratch, scope: u8) -> bool {
+    s.frontend = FrontendKey { addr: s.key.dst, port: s.key.dport, proto: s.key.proto, scope };
+    match service::find(&s.frontend, || false) {
+        Some(service) => {
+            s.service = service;
+            true
+        }
+        None => false,
+    }
+}
+
+/// The entry of a flow to a backend, still from the client's own address and port.
+#[inline(always)]
+fn propose(s: &mut Scratch, backend_id: u32, backend: Backend, now_secs: u32) {
+    s.value = CtValue {
+        src: s.key.src,
+        dst: backend.addr(),
+        sport: s.key.sport,
+        dport: backend.port(),
+        difference: 0,
+        service_id: s.service.service_id,
+        backend_id,
+        node: 0,
+        began_secs: now_secs,
+        seen_secs: now_secs,
+        state: CtState::New.number(),
+        flags: 0,
+        pad: [0; 2],
+    };
+}
+
+/// Decides on the source: whether its port may stay; `None` for a wrapped packet that is not for a backend here.
+#[inline(never)]
+fn source(s: &mut Scratch, asker: Asker, backend: Backend) -> Option<bool> {
+    let config = maps::config()?;
+    let overlay = config.overlay(s.is_ipv6());
+    let is_here = backend.is_local() || maps::node_address(&s.value.dst) & ADDRESS_OWN != 0;
+    match asker {
+        Asker::Pod if s.value.dst == s.key.src => masquerade(s, overlay),
+        Asker::Pod => return Some(u16::from_be_bytes(s.key.sport) < PRIVILEGED),
+        Asker::World | Asker::Node if is_here => {
+            if asker == Asker::Node {
+                s.value.flags |= CT_UNWRAPPED;
+            }
+            return Some(true);
+        }
+        Asker::Node => return None,
+        Asker::World => {
+            let can_wrap = backend.node() != 0 && config.dsr_ifindex() != 0;
+            if s.service.flags & SERVICE_DSR != 0 && can_wrap {
+                s.value.flags |= CT_WRAPPED | CT_ALONE;
+                s.value.node = backend.node();
+                return Some(true);
+            }
+            // What is no pod does not know the way to overlay addresses: it is asked from the address that the client asked,
+            // if that is the host's.
+            let is_outside = backend.node() == 0 || maps::node_address(&s.value.dst) != 0;
+            let has_own = maps::node_address(&s.key.dst) & ADDRESS_OWN != 0;
+            if is_outside && has_own {
+                s.value.src = s.key.dst;
+                s.value.flags |= CT_SOURCE;
+            } else {
+                masquerade(s, overlay);
+            }
+        }
+    }
+    Some(false)
+}
+
+#[inline(always)]
+fn masquerade(s: &mut Scratch, addr: &Address) {
+    if !is_unspecified(addr) {
+        s.value.src = *addr;
+        s.value.flags |= CT_SOURCE;
+    }
+}
+
+/// Finds a source port for the flow in [`Scratch::value`] and inserts both directions.
+#[inline(always)]
+fn enter(s: &mut Scratch, keep_port: bool, now_secs: u32) -> Begun {
+    s.value.difference = difference(&s.key, &s.value);
+    if s.value.flags & CT_ALONE == 0 {
+        match claim_port(s, keep_port, now_secs) {
+            Inserted::Yes => {}
+            Inserted::Taken => {
+                maps::count(Counter::SnatPortExhausted);
+                return Begun::Ports;
+            }
+            Inserted::Full => {
+                maps::count(Counter::CtFull);
+                return Begun::Full;
+            }
+        }
+    }
+    if !ct_maps::set_fresh(&s.key, &s.value) {
+        ct_maps::remove_fresh(&s.peer_key);
+        maps::count(Counter::CtFull);
+        return Begun::Full;
+    }
+    ct_maps::activate();
+    if s.value.flags & CT_DIRECT == 0 {
+        maps::count_connection(s.value.service_id);
+    }
+    if s.value.sport != s.key.sport && (keep_port || s.value.flags & CT_DIRECT != 0) {
+        maps::count(Counter::PortMoved);
+    }
+    maps::count(Counter::FlowBegun);
+    Begun::Flow
+}
+
+/// Tries source ports until one is free.
+#[inline(never)]
+fn claim_port(s: &mut Scratch, keep_port: bool, now_secs: u32) -> Inserted {
+    let (first, last) = maps::config().map_or((0, 0), |config| config.source_ports());
+    let ports = if first == 0 || last < first { 0 } else { u32::from(last - first) + 1 };
+    // Without a range of ours nothing but the client's own port is left to try.
+    if keep_port || ports == 0 {
+        let outcome = claim(s, now_secs);
+        if outcome != Inserted::Taken || ports == 0 {
+            return outcome;
+        }
+    }
+    s.search =
+        Search { first: u32::from(first), ports, number: random(), now_secs, outcome: Inserted::Taken };
+    route::repeat(ATTEMPTS, try_port);
+    s.search.outcome
+}
+
+/// One attempt; 1 ends the search. (A program of 32 attempts in a row would be too long for the verifier.)
+extern "C" fn try_port(attempt: u32, _: *mut core::ffi::c_void) -> i64 {
+    let Some(s) = ct_maps::scratch() else { return 1 };
+    let Search { first, ports, number, now_secs, .. } = s.search;
+    if ports == 0 {
+        return 1;
+    }
+    let number = if attempt < ATTEMPTS_APART { random() } else { number.wrapping_add(1) };
+    s.search.number = number;
+    s.value.sport = ((first + number % ports) as u16).to_be_bytes();
+    s.search.outcome = claim(s, now_secs);
+    i64::from(s.search.outcome != Inserted::Taken)
+}
+
+/// Inserts the entry for the answers where there is none (or only one of a flow that is over).
+#[inline(never)]
+fn claim(s: &mut Scratch, now_secs: u32) -> Inserted {
+    ct::mirror(s);
+    match ct_maps::add_fresh(&s.peer_key, &s.peer) {
+        Inserted::Full => return Inserted::Full,
+        Inserted::Taken => {
+            let Some(entry) = ct_maps::fresh(&s.peer_key) else { return Inserted::Taken };
+            // That of the same client and frontend is what was left when the other direction was evicted.
+            if !entry.is_like(&s.peer) && !entry.is_expired(s.key.proto, now_secs) {
+                return Inserted::Taken;
+            }
+            if !ct_maps::set_fresh(&s.peer_key, &s.peer) {
+                return Inserted::Full;
+            }
+        }
+        Inserted::Yes => {}
+    }
+    // Whoever moves a flow to CT_LIVE has it there before it is gone from CT_NEW.
+    if let Some(entry) = ct_maps::live(&s.peer_key) {
+        if !entry.is_like(&s.peer) && !entry.is_expired(s.key.proto, now_secs) {
+            ct_maps::remove_fresh(&s.peer_key);
+            return Inserted::Taken;
+        }
+        ct_maps::remove_live(&s.peer_key);
+    }
+    Inserted::Yes
+}
