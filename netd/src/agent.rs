@@ -21,12 +21,12 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach;
 use crate::attachments::{Attachment, Phase};
-use crate::datapath::{ServiceSync, Synced};
 use crate::desired;
 use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms, now_ms};
 use crate::overlay::{self, OverlayPaths, Routed};
 use crate::pace::Pace;
+use crate::services::{self, Around, Ended, Synced};
 use crate::settings::Settings;
 use crate::status::Progress;
 use crate::sweep::gone_links;
@@ -53,7 +53,12 @@ pub(crate) struct Agent {
     node: Arc<Node>,
     host: HostSync,
     settings: Settings,
-    services: ServiceSync,
+    around: Around,
+    ended: Ended,
+    /// When services or their connections are due again by themselves (monotonic milliseconds).
+    services_due: Option<u64>,
+    /// What an earlier ABI's pins held was taken over and is gone.
+    migrated: bool,
     paths: OverlayPaths,
     underlay: Follower,
     /// Why it could not be read, as it was logged last.
@@ -86,7 +91,10 @@ impl Agent {
             node,
             host: HostSync::new(host),
             settings,
-            services: ServiceSync::new(),
+            around: Around::default(),
+            ended: Ended::default(),
+            services_due: None,
+            migrated: false,
             paths: OverlayPaths::new(underlay_mtu),
             underlay: Follower::default(),
             underlay_said: None,
@@ -131,6 +139,7 @@ impl Agent {
                     doubt.host = true;
                 }
                 () = tokio::time::sleep_until(self.choose_at.unwrap_or_else(Instant::now).into()), if self.choose_at.is_some() => {}
+                () = tokio::time::sleep(until(self.services_due)), if self.services_due.is_some() => {}
                 _ = timer.tick() => doubt = Doubt::ALL,
                 () = tokio::time::sleep(RETRY_AFTER), if retry => doubt.host = true,
             }
@@ -166,9 +175,14 @@ impl Agent {
             self.host.suspect();
             let attachments = lock(&self.node.attachments).all();
             self.gone = tokio::task::block_in_place(|| gone_links(&attachments));
+            match netd_host::local_addresses() {
+                Ok(addresses) => self.node.local_addresses.store(Arc::new(addresses)),
+                Err(error) => tracing::warn!(%error, "node ports stay at the addresses that were known"),
+            }
         }
         if doubt.programs {
-            self.services.suspect();
+            lock(&self.node.services).suspect();
+            self.around.suspect();
             self.overlay = None;
         }
         let (mut errors, mut kernel) = (Vec::new(), Vec::new());
@@ -182,6 +196,12 @@ impl Agent {
         // not know the mark are replaced first, so that an upgrade costs running pods nothing. One whose program cannot be
         // replaced is cut off then, and shown as pending.
         let mut pending = self.keep_pods(&view, doubt.programs, &mut kernel);
+        if doubt.programs
+            && view.in_sync
+            && let Err(error) = tokio::task::block_in_place(|| services::sweep_netns(&self.node))
+        {
+            kernel.push(format!("network namespaces of pods: {error}"));
+        }
         if let Err(error) = self.keep_settings(&view, doubt.programs).await {
             kernel.push(format!("host settings: {error:#}"));
         }
@@ -204,16 +224,24 @@ impl Agent {
             kernel.push(format!("checksums of {}: {error}", desired::VXLAN_DEVICE));
         }
         let last = self.node.progress.load_full();
-        let (image, problems) = match self.keep_services(&view) {
+        let problems = match self.keep_services(&view) {
             Ok(synced) => {
-                retry |= synced.retry;
-                (synced.image, synced.problems)
+                self.services_due = synced.due_ms;
+                synced.problems
             }
             Err(error) => {
                 kernel.push(format!("services: {error:#}"));
-                (last.image.clone(), last.problems.clone())
+                last.problems.clone()
             }
         };
+        // After the maps: what comes by these devices finds services complete.
+        if let Err(error) = self.keep_devices(&view) {
+            kernel.push(format!("services: {error:#}"));
+        }
+        if let Err(error) = self.ended.pass(&self.node).await {
+            errors.push(format!("connections to backends that are gone: {error:#}"));
+        }
+        self.services_due = [self.services_due, self.ended.due_ms()].into_iter().flatten().min();
         self.keep_dns(&view, &mut errors);
 
         let as_wished = kernel.is_empty();
@@ -228,15 +256,15 @@ impl Agent {
         self.node.progress.store(Arc::new(Progress {
             programmed_revision: if programmed { view.revision } else { last.programmed_revision },
             programmed_once: last.programmed_once || as_wished,
-            attached: self.services.attached(),
+            attached: lock(&self.node.services).attached(),
             pending,
             errors,
             kernel_errors: kernel,
             problems,
-            image,
         }));
         if as_wished {
             self.node.programmed.send_replace(change);
+            self.finish_migration(view.in_sync);
         }
         if view.in_sync && lock(&self.node.usage).is_due(self.node.addressing.now()) {
             let claimed = usage::claimed(&self.node);
@@ -365,10 +393,32 @@ impl Agent {
     }
 
     fn keep_services(&mut self, view: &View) -> Result<Synced> {
-        let mut datapath = lock(&self.node.datapath);
+        let node = &self.node;
         tokio::task::block_in_place(|| {
-            self.services.pass(&mut datapath, &view.table, view.in_sync, monotonic_ms())
+            let mut services = lock(&node.services);
+            let mut datapath = lock(&node.datapath);
+            let node_view = self.around.node_view(node, view, &datapath)?;
+            self.around.tell(node, view, &mut datapath)?;
+            services.pass(&mut datapath, &view.table, node_view, view.in_sync, monotonic_ms())
         })
+    }
+
+    fn keep_devices(&mut self, view: &View) -> Result<()> {
+        let mut datapath = lock(&self.node.datapath);
+        tokio::task::block_in_place(|| self.around.attach(&self.node, view, &mut datapath))
+    }
+
+    /// Once everything is attached, what an earlier version left beside is not needed any more.
+    fn finish_migration(&mut self, in_sync: bool) {
+        if self.migrated || !in_sync {
+            return;
+        }
+        match tokio::task::block_in_place(|| lock(&self.node.datapath).finish_migration()) {
+            Ok(()) => self.migrated = true,
+            Err(error) => {
+                tracing::warn!(%error, "what an earlier version pinned is still there; tried again")
+            }
+        }
     }
 
     /// The zone, and who may ask: the cluster's pods and this node.
@@ -402,8 +452,10 @@ impl Agent {
         for bad in view.bad_values.iter().filter(|bad| !last.bad_values.contains(bad)) {
             tracing::warn!(key = bad.key, reason = bad.reason, "a value in the store is skipped");
         }
+        lock(&self.node.services).note(self.known.objects.take_changed());
         self.node.view.store(view.clone());
         self.node.publish_wake.notify_one();
+        self.node.health_check_wake.notify_one();
         view
     }
 
@@ -537,6 +589,11 @@ impl Agent {
 /// again, which changes nothing where nothing was missing.
 fn is_whole(pod: &ObservedPod, ips: &[std::net::IpAddr]) -> bool {
     pod.attached && pod.host_mac.is_some() && ips.iter().all(|ip| pod.addresses.contains(ip))
+}
+
+/// Until then; no time where it has passed, and where there is no such time.
+fn until(due_ms: Option<u64>) -> Duration {
+    Duration::from_millis(due_ms.unwrap_or(0).saturating_sub(monotonic_ms()))
 }
 
 /// A new subscription; while the kernel refuses one, the timer finds drift.

@@ -23,7 +23,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::node::Node;
 use crate::{
-    admin, apply, attach, cluster_config, doctor, inspect, members, removal, status, trace, tunnel, usage,
+    admin, apply, attach, cluster_config, doctor, inspect, members, removal, services, status, trace, tunnel,
+    usage,
 };
 
 /// Who is at the other end.
@@ -76,8 +77,13 @@ pub(crate) async fn serve(
         )
         .route(paths::NODES, get(|State(n): State<Arc<Node>>| async move { Json(status::nodes(&n)) }))
         .route(paths::PODS, get(|State(n): State<Arc<Node>>| async move { Json(status::pods(&n)) }))
-        .route(paths::SERVICES, get(|State(n): State<Arc<Node>>| async move { Json(status::services(&n)) }))
+        .route(paths::SERVICES, get(|State(n): State<Arc<Node>>| async move { Json(services::list(&n)) }))
         .route(paths::SERVICE, get(service))
+        .route(
+            paths::FLOWS,
+            get(|State(n): State<Arc<Node>>| async move { answer(services::flows(&n, None)) }),
+        )
+        .route(paths::SERVICE_FLOWS, get(service_flows))
         .route(paths::APPLY, post(apply_objects))
         .route(paths::DELETE, post(delete_object))
         .route(paths::IPAM, get(|State(n): State<Arc<Node>>| async move { Json(usage::ipam(&n)) }))
@@ -278,7 +284,14 @@ async fn repair(State(node): State<Arc<Node>>, ConnectInfo(peer): ConnectInfo<Pe
 }
 
 async fn service(State(node): State<Arc<Node>>, Path((namespace, name)): Path<(String, String)>) -> Answer {
-    answer(status::service(&node, &namespace, &name))
+    answer(services::one(&node, &namespace, &name))
+}
+
+async fn service_flows(
+    State(node): State<Arc<Node>>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Answer {
+    answer(services::flows(&node, Some(&lb::ServiceName::new(namespace, name))))
 }
 
 async fn apply_objects(

@@ -196,15 +196,13 @@ fn is_built_in(entry: &lb::ServiceEntry) -> bool {
 }
 
 async fn delete_slice(node: &Node, namespace: &str, name: &str) -> Result<DeleteReply, ApiError> {
-    // The key carries the service too, which a name alone does not tell: the view does.
-    let view = node.view.load_full();
-    let found = view.slices.iter().find(|(key, slice)| {
-        slice.metadata.namespace == namespace
-            && slice.metadata.name == name
-            && key.ends_with(&format!("/{name}"))
-    });
+    // The key carries the service too, which a name alone does not tell: the mirror does.
+    let mirror = node.mirror.borrow().clone();
+    let endpoints = node.keys.endpoints();
+    let found = mirror.range(&endpoints).find(|item| is_slice(node, &item.key, namespace, name));
+    let found = found.map(|item| item.key.clone());
     let key = match found {
-        Some((key, _)) => key.clone(),
+        Some(key) => key,
         // Applied a moment ago, perhaps: the store knows.
         None => match slice_key(node, namespace, name).await? {
             Some(key) => key,
@@ -216,10 +214,17 @@ async fn delete_slice(node: &Node, namespace: &str, name: &str) -> Result<Delete
 
 async fn slice_key(node: &Node, namespace: &str, name: &str) -> Result<Option<String>, ApiError> {
     let listing = node.store.list(&node.keys.endpoints()).await.map_err(store_error)?;
-    Ok(listing.items.into_iter().map(|item| item.key).find(|key| match node.keys.parse(key) {
+    Ok(listing.items.into_iter().map(|item| item.key).find(|key| is_slice(node, key, namespace, name)))
+}
+
+fn is_slice(node: &Node, key: &str, namespace: &str, name: &str) -> bool {
+    if !key.ends_with(name) {
+        return false;
+    }
+    match node.keys.parse(key) {
         Some(Key::Endpoint { namespace: ns, source, .. }) => ns == namespace && source == name,
         _ => false,
-    }))
+    }
 }
 
 fn claim_error(object: &str, error: &ServiceClaimError) -> ApiError {

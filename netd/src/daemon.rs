@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use dns_server::{DnsServer, ForwardConfig};
-use ebpf_loader::{AttachMode, Datapath, DatapathConfig};
+use ebpf_loader::{AttachMode, Datapath, OpenOptions};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use netd_host::Host;
@@ -32,8 +32,8 @@ use crate::settings::Settings;
 use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::{
-    api, deferred, desired, health, hold, identity, lease, mtu, pins, publish, removal, snapshot, spare,
-    status, sweep, tunnel,
+    api, deferred, desired, health, hold, identity, lease, mtu, pins, publish, removal, services, snapshot,
+    spare, status, sweep, tunnel,
 };
 
 /// The store of a host without etcd, in the state directory.
@@ -80,6 +80,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("snapshot", snapshot::keep(node.clone()).boxed()),
         spawn("lease", lease::keep(node.clone()).boxed()),
         spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
+        spawn("conntrack", services::keep_flows(node.clone()).boxed()),
+        spawn("health checks", services::keep_health_checks(node.clone()).boxed()),
         spawn("records of others", removal::keep(node.clone()).boxed()),
         spawn("network config", keep_drop_in(node.clone(), drop_in).boxed()),
     ];
@@ -117,6 +119,7 @@ async fn prepare(
     let uuid = identity::load_or_create(&config.state_dir)?;
     let keys = Keys::new(&config.cluster)?;
     let datapath = open_datapath(&config, uuid)?;
+    let netns_cookie = ebpf_loader::netns_cookie().context("cannot ask for this netns's cookie")?;
     let store_address = store_address(&config.store).await;
     let underlay = host.underlay(config.underlay_address, store_address).await?;
     tracing::info!(address = %underlay.address, device = underlay.device, mtu = underlay.mtu, reason = underlay.reason, "underlay");
@@ -159,6 +162,7 @@ async fn prepare(
         addressing,
         attachments,
         datapath,
+        netns_cookie,
         tunnel,
     });
     Ok((Arc::new(node), follow))
@@ -252,10 +256,19 @@ fn open_datapath(config: &Config, uuid: uuid::Uuid) -> Result<Datapath> {
     if let Err(error) = ebpf_loader::settle_expedited() {
         tracing::warn!(%error, "/sys/kernel/rcu_expedited: what a killed netd left there stays until the next ADD");
     }
-    let mut datapath = Datapath::open(DatapathConfig { pin_dir, cgroup_root, attach })
+    let sizes = services::map_sizes(&config.services, memory_bytes());
+    let mut datapath = Datapath::open(OpenOptions { pin_dir, cgroup_root, attach, sizes })
         .context("cannot open the BPF datapath")?;
     datapath.expedite(config.datapath_expedite == ExpediteKind::Auto);
     Ok(datapath)
+}
+
+/// Of this machine; where it cannot be read, maps are made for a small one.
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1_024
 }
 
 async fn connect(config: &Config) -> Result<Arc<dyn Store>> {

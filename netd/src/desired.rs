@@ -11,8 +11,8 @@ use ipam::Pool;
 use ipnet::IpNet;
 use lb::{Metadata, Port, Protocol, Service};
 use netd_plan::{
-    BackendKind, GateEnds, HostObjects, NftConfig, PodWiring, gate_objects, gate_sources, node_dns_objects,
-    overlay_objects, pod_objects, shape_objects,
+    BackendKind, GateEnds, HostObjects, NftConfig, PodWiring, dsr_objects, gate_objects, gate_sources,
+    node_dns_objects, overlay_objects, pod_objects, shape_objects,
 };
 use netd_store::records::{ClusterConfig, OverlayBackend, tenth};
 
@@ -117,6 +117,7 @@ pub(crate) fn host_objects(
     let mut objects = overlay_objects(&now.backends, &own, &peers, &view.pod_cidrs(), &services);
     objects.merge(members::routes(node, view, &own));
     objects.merge(node_dns_objects(&node.config.dns_addresses));
+    objects.merge(dsr_objects(crate::services::dsr_port(view)));
     let wiring: Vec<PodWiring> =
         attachments.iter().filter(|a| is_live(a, gone)).flat_map(|a| wiring(a)).collect();
     if let Some(gate) = overlay::gate(view, &now) {
@@ -193,6 +194,8 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>
             .chain(view.peers(node.uuid).into_iter().flat_map(|peer| peer.overlays))
             .collect(),
         checked_mark: ebpf_abi::CHECKED_MARK,
+        refuse_mark: ebpf_abi::REFUSE_MARK,
+        dsr_port: crate::services::dsr_port(view).unwrap_or(0),
         clear_cidrs: overlay::clear_cidrs(node, view, &now),
         gate: overlay::gate(view, &now).map(|gate| GateEnds {
             port: gate.port,
@@ -208,8 +211,7 @@ pub(crate) fn dns_service(vips: &[IpAddr], servers: &[IpAddr]) -> (Service, Vec<
     let metadata =
         Metadata { name: "kube-dns".into(), namespace: "kube-system".into(), ..Metadata::default() };
     let mut service = Service { metadata, ..Service::default() };
-    service.spec.cluster_ip = vips.first().map(IpAddr::to_string).unwrap_or_default();
-    service.spec.cluster_ips = vips.iter().map(IpAddr::to_string).collect();
+    service.set_cluster_ips(vips);
     let ports = [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)];
     service.spec.ports = ports
         .iter()
@@ -220,20 +222,14 @@ pub(crate) fn dns_service(vips: &[IpAddr], servers: &[IpAddr]) -> (Service, Vec<
             ..Port::default()
         })
         .collect();
-    let backend = |address: &IpAddr| lb::Backend {
-        address: *address,
-        ports: ports
-            .iter()
-            .map(|(name, protocol)| lb::BackendPort {
-                name: Some((*name).into()),
-                protocol: *protocol,
-                port: DNS_PORT,
-            })
-            .collect(),
-        hostname: None,
-        node: None,
-        pod: None,
-        verdict: lb::Verdict { state: lb::VerdictState::Up, source: OWN_SERVER },
+    let port = |(name, protocol): &(&str, Protocol)| lb::BackendPort {
+        name: Some((*name).into()),
+        protocol: *protocol,
+        port: DNS_PORT,
+    };
+    let backend = |address: &IpAddr| {
+        let verdict = lb::Verdict { state: lb::VerdictState::Up, source: OWN_SERVER };
+        lb::Backend::new(*address, ports.iter().map(port).collect(), verdict)
     };
     (service, servers.iter().map(backend).collect())
 }

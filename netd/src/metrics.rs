@@ -3,6 +3,7 @@
 //! are counted here.
 
 mod overlay;
+mod services;
 
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(crate) struct Counters {
     pub dels: Counter,
     pub exhausted: Counter,
     pub published: Counter,
+    pub sockets_destroyed: Counter,
+    pub flows_expired: Counter,
     passes: Histogram,
 }
 
@@ -38,6 +41,8 @@ impl Default for Counters {
             dels: Counter::default(),
             exhausted: Counter::default(),
             published: Counter::default(),
+            sockets_destroyed: Counter::default(),
+            flows_expired: Counter::default(),
             passes: Histogram::new(PASS_BUCKETS),
         }
     }
@@ -48,16 +53,6 @@ impl Counters {
     pub(crate) fn passed(&self, duration: Duration) {
         self.passes.observe(duration.as_secs_f64());
     }
-}
-
-#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-struct ServiceLabels {
-    service: String,
-}
-
-#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: String,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -76,7 +71,7 @@ pub(crate) fn render(node: &Node) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("weft");
     progress(node, &mut registry);
     addresses(node, &mut registry);
-    services(node, &mut registry);
+    services::register(node, &mut registry);
     dns(node, &mut registry);
     overlay::register(node, &mut registry);
     let c = &node.counters;
@@ -163,35 +158,6 @@ fn addresses(node: &Node, registry: &mut Registry) {
     registry.register("ipam_block_used", "Addresses in use, by block of this node", family);
     gauge(registry, "ipam_free", "Addresses that this node can give without the store", count(free));
     gauge(registry, "ipam_cooling", "Freed addresses that rest before reuse", count(cooling));
-}
-
-fn services(node: &Node, registry: &mut Registry) {
-    let connections = Family::<ServiceLabels, Counter>::default();
-    let refused = Family::<ServiceLabels, Counter>::default();
-    let drops = Family::<ReasonLabels, Counter>::default();
-    let image = node.progress.load().image.clone();
-    let names: std::collections::BTreeMap<u32, String> = image.names.clone();
-    let datapath = lock(&node.datapath);
-    for (id, counted) in datapath.counters().unwrap_or_default() {
-        let Some(service) = names.get(&id).cloned() else { continue };
-        let labels = ServiceLabels { service };
-        connections.get_or_create(&labels).inc_by(counted.connections);
-        refused.get_or_create(&labels).inc_by(counted.refused);
-    }
-    for (reason, count) in datapath.drops().unwrap_or_default() {
-        drops.get_or_create(&ReasonLabels { reason: reason.to_string() }).inc_by(count);
-    }
-    registry.register(
-        "service_connections",
-        "Connections and datagrams sent to a backend, by frontend",
-        connections,
-    );
-    registry.register(
-        "service_refused",
-        "Connections refused for lack of a backend or port, by frontend",
-        refused,
-    );
-    registry.register("datapath_drops", "Packets of pods dropped, by reason", drops);
 }
 
 fn dns(node: &Node, registry: &mut Registry) {

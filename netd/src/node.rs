@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the tasks of this node share. Locks are held for short, synchronous stretches only, never across an await.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,6 +29,7 @@ use crate::keylocks::KeyLocks;
 use crate::metrics::Counters;
 use crate::mtu::ProbedPath;
 use crate::overlay::{OverlayNow, Routed};
+use crate::services::{Netnses, ServiceSync};
 use crate::status::Progress;
 use crate::tunnel::Tunnel;
 use crate::usage::Usage;
@@ -50,7 +51,15 @@ pub(crate) struct Node {
     pub store_address: Option<IpAddr>,
     pub addressing: Arc<Addressing>,
     pub attachments: Mutex<Attachments>,
+    /// Services as they are in the maps; held before `datapath` where both are.
+    pub services: Mutex<ServiceSync>,
     pub datapath: Mutex<Datapath>,
+    /// Network namespaces of pods, by the kernel's cookie.
+    pub netnses: Mutex<Netnses>,
+    /// The cookie of this node's own.
+    pub netns_cookie: u64,
+    /// This host's addresses, as they were read last.
+    pub local_addresses: ArcSwap<BTreeSet<IpAddr>>,
     /// What the agent did last; status, metrics and readiness read it.
     pub progress: ArcSwap<Progress>,
     /// The parsed store content that the agent works from.
@@ -96,6 +105,8 @@ pub(crate) struct Node {
     pub settle_wake: Notify,
     /// Wakes the publisher after a local change.
     pub publish_wake: Notify,
+    /// Wakes who answers load balancers after the services changed.
+    pub health_check_wake: Notify,
     /// Local changes so far; the publisher says which of them the store has.
     changes: AtomicU64,
     pub published: watch::Sender<Published>,
@@ -127,6 +138,7 @@ pub(crate) struct Parts {
     pub addressing: Addressing,
     pub attachments: Attachments,
     pub datapath: Datapath,
+    pub netns_cookie: u64,
     pub tunnel: Tunnel,
 }
 
@@ -145,6 +157,7 @@ impl Node {
             addressing,
             attachments,
             datapath,
+            netns_cookie,
             tunnel,
         } = parts;
         let checksum_off = config.vxlan_tx_checksum == VxlanChecksumKind::Off;
@@ -159,7 +172,11 @@ impl Node {
             store_address,
             addressing: Arc::new(addressing),
             attachments: Mutex::new(attachments),
+            services: Mutex::new(ServiceSync::new(datapath.options().sizes)),
             datapath: Mutex::new(datapath),
+            netnses: Mutex::default(),
+            netns_cookie,
+            local_addresses: ArcSwap::default(),
             progress: ArcSwap::default(),
             view: ArcSwap::default(),
             overlay: ArcSwap::default(),
@@ -184,6 +201,7 @@ impl Node {
             settle_wake: Notify::new(),
             agent_wake: Notify::new(),
             publish_wake: Notify::new(),
+            health_check_wake: Notify::new(),
             changes: AtomicU64::new(1),
             published: watch::Sender::new(Published::default()),
             programmed: watch::Sender::new(0),

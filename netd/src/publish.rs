@@ -21,6 +21,7 @@ use crate::attachments::{Attachment, Phase};
 use crate::node::{Node, Published, lock};
 use crate::overlay::{recorded, sent_by};
 use crate::pace::Pace;
+use crate::services;
 use crate::status::VERSION;
 use crate::tunnel::ListeningKey;
 use crate::view::View;
@@ -201,11 +202,14 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
     *written = still;
     let pods: Vec<PodFacts> =
         attachments.iter().filter(|a| a.phase == Phase::Committed).map(|a| pod_facts(node, a)).collect();
-    let source = node.uuid.to_string();
-    for service in &view.services {
-        if let Some(slice) = lb::endpoints_for(service, &pods, &source) {
-            let key = node.keys.endpoint(&service.metadata.namespace, &service.metadata.name, &source);
-            add(key.clone(), encode(&key, &slice))?;
+    let uuid = node.uuid.to_string();
+    let families = [lb::Family::V4, lb::Family::V6];
+    for (source, family) in Keys::node_sources(node.uuid).iter().zip(families) {
+        for service in &view.services {
+            if let Some(slice) = lb::endpoints_for(service, &pods, &uuid, family) {
+                let key = node.keys.endpoint(&service.metadata.namespace, &service.metadata.name, source);
+                add(key.clone(), encode(&key, &slice))?;
+            }
         }
     }
     for block in node.addressing.addresses().mirrors() {
@@ -268,6 +272,7 @@ fn pod_facts(node: &Node, attachment: &Attachment) -> PodFacts {
         labels: attachment.effective_labels(),
         ips: attachment.ips.clone(),
         node_name: node.config.node_name.clone(),
+        zone: services::zone(&node.config.node_labels).map(str::to_owned),
         ready: true,
         terminating: false,
         hostname: None,
@@ -289,20 +294,24 @@ fn difference(
             writes.push(Write { key: key.clone(), value: Some(value.clone()), seen });
         }
     }
-    for item in
-        state.items.values().filter(|item| is_own(item, keys, node) && !desired.contains_key(&item.key))
-    {
+    let (pods, endpoints) = (keys.node_pods(node.uuid), keys.endpoints());
+    let own = state.range(&pods).chain(state.range(&endpoints).filter(|item| is_own(item, keys, node)));
+    for item in own.filter(|item| !desired.contains_key(&item.key)) {
         writes.push(Write { key: item.key.clone(), value: None, seen: item.mod_revision });
     }
     writes
 }
 
-/// Keys that only this node writes and may delete: its pods and its endpoints. Its node record and its blocks stay until an
-/// operator removes the node.
+/// Of the endpoints those that only this node writes and may delete, as it may its pods. Its node record and its blocks stay
+/// until an operator removes the node.
 fn is_own(item: &KeyValue, keys: &Keys, node: &Node) -> bool {
+    // Most are others', and a key says so sooner than its parts do.
+    let source = item.key.rsplit('/').next().unwrap_or_default();
+    if !Keys::node_sources(node.uuid).iter().any(|own| own == source) {
+        return false;
+    }
     match keys.parse(&item.key) {
-        Some(Key::Pod { node: owner, .. }) => owner == node.uuid,
-        Some(Key::Endpoint { source, .. }) => source == node.uuid.to_string(),
+        Some(Key::Endpoint { source, .. }) => Keys::node_sources(node.uuid).contains(&source),
         _ => false,
     }
 }

@@ -2,13 +2,9 @@
 //! What netd tells about itself: the agent's progress, readiness with its reasons, and the answers of the API's GETs.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::sync::Arc;
 
-use lb::{Image, ServiceEntry, ServiceName};
 use netd_api::{
-    ApiError, BackendInfo, BadValue, FrontendInfo, NodeInfo, OverlayStatus, PeerInfo, PeerTunnel,
-    PendingItem, PodInfo, PortInfo, ServiceDetail, ServiceInfo, Status, StoreStatus,
+    BadValue, NodeInfo, OverlayStatus, PeerInfo, PeerTunnel, PendingItem, PodInfo, Status, StoreStatus,
 };
 use netd_plan::{BackendKind, NodeFacts, Path};
 use netd_store::records::OverlayBackend;
@@ -41,10 +37,8 @@ pub(crate) struct Progress {
     pub errors: Vec<String>,
     /// Those of them that keep the kernel from what is wished: settings, nft, links, routes, programs, maps.
     pub kernel_errors: Vec<String>,
-    /// Problems found by the compiler of the map image.
+    /// Problems found by the compiler of the maps.
     pub problems: Vec<BadValue>,
-    /// The last map image.
-    pub image: Arc<Image>,
 }
 
 /// Why this node is not ready; empty when it is.
@@ -275,115 +269,4 @@ pub(crate) fn pods(node: &Node) -> Vec<PodInfo> {
     }));
     pods.sort_by(|a, b| (&a.namespace, &a.name, &a.ifname).cmp(&(&b.namespace, &b.name, &b.ifname)));
     pods
-}
-
-/// `GET /v1/services`.
-pub(crate) fn services(node: &Node) -> Vec<ServiceInfo> {
-    node.view.load().table.services.iter().map(|(name, entry)| service_info(name, entry)).collect()
-}
-
-fn service_info(name: &ServiceName, entry: &ServiceEntry) -> ServiceInfo {
-    ServiceInfo {
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
-        kind: entry.kind.clone(),
-        cluster_ips: entry.cluster_ips.clone(),
-        ports: entry
-            .ports
-            .iter()
-            .map(|p| PortInfo {
-                name: p.name.clone(),
-                protocol: p.protocol.to_string(),
-                port: p.port,
-                target_port: None,
-            })
-            .collect(),
-        ready_backends: usable(entry),
-        total_backends: entry.backends.len(),
-    }
-}
-
-/// `GET /v1/services/{namespace}/{name}`: with what the maps hold for it.
-pub(crate) fn service(node: &Node, namespace: &str, name: &str) -> Result<ServiceDetail, ApiError> {
-    let view = node.view.load();
-    let entry = view.table.find(namespace, name).ok_or_else(|| {
-        ApiError::not_found(format!("no Service {namespace}/{name}; `weft service ls` lists them"))
-    })?;
-    let stored = view.services.iter().find(|s| s.metadata.namespace == namespace && s.metadata.name == name);
-    let object = format!("Service {namespace}/{name}");
-    let progress = node.progress.load();
-    let problems = view.bad_values.iter().chain(&progress.problems).filter(|b| b.key == object);
-    let problems = problems.map(|b| b.reason.clone()).collect();
-    Ok(ServiceDetail {
-        info: service_info(&ServiceName::new(namespace, name), entry),
-        selector: stored.map(|s| s.spec.selector.clone()).unwrap_or_default(),
-        external_name: entry.external_name.clone(),
-        frontends: frontends(node, entry),
-        backends: backends(entry),
-        problems,
-    })
-}
-
-/// Backends that new connections go to: of the port that has fewest, for a service is as good as its worst port.
-fn usable(entry: &ServiceEntry) -> usize {
-    let by_port = entry.ports.iter().map(|port| match abi_protocol(port.protocol) {
-        Some(_) => entry.choose(port).len(),
-        // Not served yet.
-        None => 0,
-    });
-    by_port.min().unwrap_or_else(|| entry.published().count())
-}
-
-fn frontends(node: &Node, entry: &ServiceEntry) -> Vec<FrontendInfo> {
-    let image = node.progress.load().image.clone();
-    let counters = lock(&node.datapath).counters().unwrap_or_default();
-    let mut found = Vec::new();
-    for address in &entry.cluster_ips {
-        for port in &entry.ports {
-            let (IpAddr::V4(ip), Some(protocol)) = (address, abi_protocol(port.protocol)) else { continue };
-            let key = ebpf_abi::v1::ServiceKey::new(*ip, port.port, protocol);
-            let Some(value) = image.services.get(&key) else { continue };
-            let counted = counters.get(&value.service_id).copied().unwrap_or_default();
-            found.push(FrontendInfo {
-                address: *address,
-                port: port.port,
-                protocol: port.protocol.to_string(),
-                name: port.name.clone(),
-                service_id: value.service_id,
-                slot_offset: value.slot_offset,
-                slot_count: value.slot_count,
-                connections: counted.connections,
-                refused: counted.refused,
-            });
-        }
-    }
-    found
-}
-
-fn abi_protocol(protocol: lb::Protocol) -> Option<ebpf_abi::Protocol> {
-    match protocol {
-        lb::Protocol::Sctp => None,
-        lb::Protocol::Tcp => Some(ebpf_abi::Protocol::Tcp),
-        lb::Protocol::Udp => Some(ebpf_abi::Protocol::Udp),
-    }
-}
-
-fn backends(entry: &ServiceEntry) -> Vec<BackendInfo> {
-    let ports = |backend: &lb::Backend| backend.ports.clone();
-    entry
-        .backends
-        .iter()
-        .flat_map(|backend| {
-            ports(backend).into_iter().map(|port| BackendInfo {
-                address: backend.address,
-                port: port.port,
-                protocol: port.protocol.to_string(),
-                port_name: port.name,
-                hostname: backend.hostname.clone(),
-                node: backend.node.clone(),
-                state: format!("{:?}", backend.verdict.state).to_lowercase(),
-                source: backend.verdict.source.to_owned(),
-            })
-        })
-        .collect()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ipam::{BlockRecord, Pool};
 use ipnet::IpNet;
-use lb::{Backend, EndpointSlice, Service, ServiceName, ServiceTable};
+use lb::{Backend, Forwarding, Service, ServiceEntry, ServiceTable};
 use netd_api::BadValue;
 use netd_plan::NodeFacts;
 use netd_store::records::{
@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::addressing::Picture;
+use crate::services::Objects;
 
 /// The cluster as the store tells it at one revision.
 #[derive(Debug, Default)]
@@ -48,9 +49,9 @@ pub(crate) struct View {
     pub service_ips: BTreeMap<IpAddr, ServiceIpRecord>,
     pub node_ports: BTreeMap<u16, NodePortRecord>,
     pub services: Vec<Arc<Service>>,
-    /// By store key: two sources may carry slices of one name.
-    pub slices: BTreeMap<String, Arc<EndpointSlice>>,
     pub table: ServiceTable,
+    /// Some service wants direct server return.
+    pub dsr: bool,
     pub bad_values: Vec<BadValue>,
 }
 
@@ -73,41 +74,28 @@ impl View {
             config: known.config.clone().unwrap_or_else(|| initial.clone()),
             ..Self::default()
         };
-        for item in state.items.values() {
+        let (services, endpoints) = (keys.services(), keys.endpoints());
+        let others = state.items.values().filter(|item| {
+            // Before a key is taken apart: these are most of them.
+            !item.key.starts_with(&services) && !item.key.starts_with(&endpoints)
+        });
+        for item in others {
             if let Err(reason) = view.take(item, keys, known) {
                 view.bad_values.push(BadValue { key: item.key.clone(), reason });
             }
         }
         known.config = view.configured.then(|| view.config.clone());
         view.settle_pools(keys);
-        // A Service of that name in the store is the cluster's own cluster DNS, and wins.
-        let taken = |own: &Service| {
-            let same = |s: &Service| {
-                s.metadata.name == own.metadata.name && s.metadata.namespace == own.metadata.namespace
-            };
-            view.services.iter().any(|s| same(s))
-        };
-        let own = own(&view.config).filter(|own| !taken(&own.0));
-        let services = view.services.iter().map(Arc::as_ref).chain(own.as_ref().map(|own| &own.0));
-        let (mut table, problems) =
-            ServiceTable::build(state.revision, services, view.slices.values().map(Arc::as_ref));
-        if let Some((service, backends)) = own
-            && let Some(entry) =
-                table.services.get_mut(&ServiceName::new(service.metadata.namespace, service.metadata.name))
-        {
-            entry.backends.extend(backends);
-        }
         known.pods.forget_unseen();
-        known.services.forget_unseen();
-        known.slices.forget_unseen();
+        view.bad_values.extend(known.objects.update(state, keys));
+        // A Service of that name in the store is the cluster's own cluster DNS, and wins.
+        known.objects.set_own(own(&view.config));
+        let (table, problems) = known.objects.table(state.revision);
+        view.services = known.objects.services();
+        let is_dsr = |entry: &ServiceEntry| entry.extras.forwarding == Forwarding::Dsr;
+        view.dsr = table.services.values().any(|entry| is_dsr(entry));
         view.table = table;
-        view.note_unserved_ports();
-        for problem in problems {
-            view.bad_values.push(BadValue {
-                key: problem.object.clone(),
-                reason: format!("{}: {}", problem.field, problem.reason),
-            });
-        }
+        view.bad_values.extend(problems);
         view
     }
 
@@ -134,10 +122,8 @@ impl View {
                 self.config = decode(key, value).map_err(reason)?;
                 self.configured = true;
             }
-            Key::Endpoint { .. } => {
-                let slice = known.slices.get(key, &item.value)?;
-                self.slices.insert(key.to_owned(), slice);
-            }
+            // Services and their endpoints are many, and followed by themselves.
+            Key::Endpoint { .. } | Key::Service { .. } => {}
             Key::Member(name) => {
                 let record: MemberRecord = decode(key, value).map_err(reason)?;
                 same("name", &record.name, &name)?;
@@ -159,7 +145,6 @@ impl View {
                 same("name", &pool.name, &name)?;
                 self.pools.insert(name, pool);
             }
-            Key::Service { .. } => self.services.push(known.services.get(key, &item.value)?),
             Key::ServiceIp(ip) => drop(self.service_ips.insert(ip, decode(key, value).map_err(reason)?)),
             Key::Sticky(name) => {
                 let record: StickyRecord = decode(key, value).map_err(reason)?;
@@ -173,26 +158,6 @@ impl View {
             }
         }
         Ok(())
-    }
-
-    /// A port that none of a service's backends has refuses every connection: seldom what somebody meant.
-    fn note_unserved_ports(&mut self) {
-        for (name, entry) in &self.table.services {
-            for port in
-                entry.ports.iter().filter(|port| !entry.backends.is_empty() && entry.choose(port).is_empty())
-            {
-                self.bad_values.push(BadValue {
-                    key: format!("Service {}/{}", name.namespace, name.name),
-                    reason: format!(
-                        "port {}/{}: none of the {} backends is ready on it; a targetPort given by name needs pods that \
-                         declare it, which they cannot here: use a number",
-                        port.port,
-                        port.protocol,
-                        entry.backends.len()
-                    ),
-                });
-            }
-        }
     }
 
     /// The pools of the configuration and those with keys of their own, less those that would do harm: each pool is what
@@ -303,8 +268,7 @@ fn same<T: PartialEq + std::fmt::Display>(field: &str, value: &T, key: &T) -> Re
 pub(crate) struct Known {
     config: Option<ClusterConfig>,
     pods: Cache<PodRecord>,
-    services: Cache<Service>,
-    slices: Cache<EndpointSlice>,
+    pub(crate) objects: Objects,
 }
 
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use crate::ipam::IpamInfo;
 use crate::member::{MemberAddRequest, MemberInfo, MemberReply, MemberRequest};
 use crate::object::{ApplyReply, ApplyRequest, DeleteReply, DeleteRequest};
 use crate::overlay::{ConfigReply, ConfigRequest, KeyRotateReply, KeyRotateRequest};
-use crate::service::{ServiceDetail, ServiceInfo};
+use crate::service::{FlowInfo, ServiceDetail, ServiceInfo};
 use crate::status::{NodeInfo, Status};
 use crate::{ApiError, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, paths};
 
@@ -194,6 +194,12 @@ impl Client {
     /// One service; [`ClientError::is_not_found`] when there is none of that name.
     pub async fn service(&self, namespace: &str, name: &str) -> Result<ServiceDetail, ClientError> {
         self.fetch(&paths::service(namespace, name)).await
+    }
+
+    /// Connections through services, of one or of all.
+    pub async fn flows(&self, of: Option<(&str, &str)>) -> Result<Vec<FlowInfo>, ClientError> {
+        let path = of.map_or_else(|| paths::FLOWS.to_owned(), |(ns, name)| paths::service_flows(ns, name));
+        self.fetch(&path).await
     }
 
     /// Pools, blocks and this node's addresses.

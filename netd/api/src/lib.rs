@@ -11,6 +11,7 @@
 //! | GET [`paths::DOCTOR`] | | [`DoctorReply`] | `weft doctor` |
 //! | GET [`paths::NODES`], [`paths::PODS`], [`paths::SERVICES`], [`paths::IPAM`] | | lists | `weft` |
 //! | GET [`paths::service`] | | [`ServiceDetail`] | `weft service get` |
+//! | GET [`paths::FLOWS`], [`paths::service_flows`] | | [`FlowInfo`] list | `weft flows` |
 //! | GET [`paths::IPAM_CHECK`], POST [`paths::IPAM_REPAIR`] | | [`IpamCheckReply`] | `weft ipam check`, `weft ipam repair` |
 //! | POST [`paths::POOL_ADD`] and so on | [`PoolAddRequest`], [`PoolRequest`], [`StickyRequest`] | [`PoolReply`] | `weft ipam pool`, `weft ipam sticky` |
 //! | POST [`paths::NODE_REMOVE`] | [`NodeRemoveRequest`] | [`NodeRemoveReply`] | `weft node rm` |
@@ -57,7 +58,9 @@ pub use object::{
     ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest, NodePortInfo,
 };
 pub use overlay::{ConfigReply, ConfigRequest, KeyRotateReply, KeyRotateRequest};
-pub use service::{BackendInfo, FrontendInfo, PortInfo, ServiceDetail, ServiceInfo};
+pub use service::{
+    BackendInfo, BackendShare, FlowInfo, FrontendInfo, FrontendVerdict, PortInfo, ServiceDetail, ServiceInfo,
+};
 pub use status::{BadValue, NodeInfo, OverlayStatus, PeerInfo, PeerTunnel, PendingItem, Status, StoreStatus};
 
 /// Where netd listens when nobody says otherwise.

@@ -23,6 +23,10 @@ pub const PODS: &str = "/v1/pods";
 pub const SERVICES: &str = "/v1/services";
 /// GET: the route pattern of one service, in axum's syntax; [`service`] makes the path.
 pub const SERVICE: &str = "/v1/services/{namespace}/{name}";
+/// GET: connections through services that this node remembers; the newest thousands of them.
+pub const FLOWS: &str = "/v1/flows";
+/// GET: the route pattern of those of one service, in axum's syntax; [`service_flows`] makes the path.
+pub const SERVICE_FLOWS: &str = "/v1/services/{namespace}/{name}/flows";
 /// POST: create or change objects.
 pub const APPLY: &str = "/v1/apply";
 /// POST: delete one object.
@@ -70,6 +74,11 @@ pub fn member(name: &str) -> String {
 /// The path of one service. Bytes that a path segment may not hold (RFC 3986 section 3.3) are percent-encoded.
 pub fn service(namespace: &str, name: &str) -> String {
     format!("{SERVICES}/{}/{}", segment(namespace), segment(name))
+}
+
+/// The path of one service's flows.
+pub fn service_flows(namespace: &str, name: &str) -> String {
+    format!("{}/flows", service(namespace, name))
 }
 
 fn segment(raw: &str) -> String {

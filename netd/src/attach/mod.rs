@@ -28,6 +28,7 @@ pub(crate) use release::{release, release_when};
 
 use crate::attachments::Attachment;
 use crate::node::{Node, lock};
+use crate::services;
 
 /// Resolvers read no more (`MAXNS` in resolv.h).
 const NAMESERVERS_MAX: usize = 3;
@@ -78,6 +79,7 @@ pub(crate) fn attach(node: &Node, attachment: &Attachment) -> Result<(), ebpf_lo
         host_mac: attachment.host_mac.0,
         redirect: fast_path(node, attachment).is_ok(),
     })?;
+    services::enter_netns(node, attachment);
     Ok(())
 }
 
@@ -85,6 +87,7 @@ fn detach(node: &Node, attachment: &Attachment) -> Result<(), ApiError> {
     if attachment.adopted || attachment.host_index == 0 {
         return Ok(());
     }
+    services::leave_netns(node, &attachment.key);
     lock(&node.datapath)
         .detach_pod(attachment.host_index, &attachment.ips)
         .map_err(|e| ApiError::fatal(format!("cannot detach {}: {e}", attachment.host_ifname)))

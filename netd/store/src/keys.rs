@@ -237,6 +237,11 @@ impl Keys {
         self.key(format_args!("endpoints/{namespace}/{name}/{source}"))
     }
 
+    /// The sources of the two slices, one of a family, that a node may have for each service.
+    pub fn node_sources(node: Uuid) -> [String; 2] {
+        [node.to_string(), format!("{node}-v6")]
+    }
+
     /// What a key stands for; `None` for keys of other clusters, of newer versions, and for misspelled ones.
     pub fn parse(&self, key: &str) -> Option<Key> {
         let parts: Vec<&str> = key.strip_prefix(&self.root)?.split('/').collect();

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services and their endpoint slices as the store has them, taken into the catalogue difference by difference: of
+//! thousands of objects one change makes one be parsed, and one entry of the table be made anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lb::{Catalogue, Changed, EndpointSlice, Service, ServiceName, ServiceTable};
+use netd_api::BadValue;
+use netd_store::records::decode;
+use netd_store::{Key, Keys, MirrorState};
+use serde::de::DeserializeOwned;
+
+/// What was taken in so far.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    services: Prefix<Service>,
+    slices: Prefix<EndpointSlice>,
+    catalogue: Catalogue,
+    /// The service that netd itself provides, as it was last set.
+    own: Option<ServiceName>,
+    /// Differs from what the maps were made from.
+    changed: Changed,
+    /// Ports that no backend has, by service.
+    unserved: BTreeMap<ServiceName, Vec<BadValue>>,
+    /// Names whose ports are to be looked at again.
+    unchecked: Changed,
+}
+
+impl Objects {
+    /// Takes over what differs; returns the values that do not parse. Of those the last good one stays in force.
+    pub(crate) fn update(&mut self, state: &MirrorState, keys: &Keys) -> Vec<BadValue> {
+        let mut bad = Vec::new();
+        for step in self.services.follow(state, &keys.services(), keys, service_name) {
+            let changed = match step {
+                Step::Set(_, service) => self.catalogue.set_service(service),
+                Step::Gone(key) => match keys.parse(&key) {
+                    Some(Key::Service { namespace, name }) => {
+                        self.catalogue.remove_service(&ServiceName::new(namespace, name))
+                    }
+                    _ => Changed::new(),
+                },
+            };
+            self.note(changed);
+        }
+        for step in self.slices.follow(state, &keys.endpoints(), keys, |_, _| Ok(())) {
+            let changed = match step {
+                Step::Set(key, slice) => self.catalogue.set_slice(&key, slice),
+                Step::Gone(key) => self.catalogue.remove_slice(&key),
+            };
+            self.note(changed);
+        }
+        bad.extend(self.services.bad());
+        bad.extend(self.slices.bad());
+        bad
+    }
+
+    /// The service that netd itself provides; one of that name in the store wins.
+    pub(crate) fn set_own(&mut self, own: Option<(Service, Vec<lb::Backend>)>) {
+        let name = own.as_ref().map(|(service, _)| ServiceName::of(service));
+        if let Some(before) = self.own.take()
+            && Some(&before) != name.as_ref()
+        {
+            let changed = self.catalogue.remove_own(&before);
+            self.note(changed);
+        }
+        if let Some((service, backends)) = own {
+            let changed = self.catalogue.set_own(service, backends);
+            self.note(changed);
+        }
+        self.own = name;
+    }
+
+    /// The table as of now, and what is wrong with single objects.
+    pub(crate) fn table(&mut self, revision: u64) -> (ServiceTable, Vec<BadValue>) {
+        let table = self.catalogue.table(revision);
+        for name in std::mem::take(&mut self.unchecked) {
+            let found = table.services.get(&name).map(|entry| unserved(&name, entry)).unwrap_or_default();
+            match found.is_empty() {
+                true => drop(self.unserved.remove(&name)),
+                false => drop(self.unserved.insert(name, found)),
+            }
+        }
+        let wrong = |problem: lb::Problem| BadValue {
+            key: problem.object.clone(),
+            reason: format!("{}: {}", problem.field, problem.reason),
+        };
+        let problems = self.catalogue.problems().into_iter().map(wrong);
+        (table, problems.chain(self.unserved.values().flatten().cloned()).collect())
+    }
+
+    /// Every Service that parses, in order of their keys.
+    pub(crate) fn services(&self) -> Vec<Arc<Service>> {
+        self.services.items.values().filter_map(|(_, good)| good.clone()).collect()
+    }
+
+    /// Names of services that differ since the last call.
+    pub(crate) fn take_changed(&mut self) -> Changed {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn note(&mut self, changed: Changed) {
+        self.unchecked.extend(changed.iter().cloned());
+        self.changed.extend(changed);
+    }
+}
+
+/// An object says of itself what its key says of it.
+fn service_name(key: &Key, service: &Service) -> Result<(), String> {
+    let Key::Service { namespace, name } = key else { return Err("not the key of a Service".to_owned()) };
+    let metadata = &service.metadata;
+    match (&metadata.namespace, &metadata.name) == (namespace, name) {
+        true => Ok(()),
+        false => {
+            Err(format!("metadata: {}/{} does not agree with the key", metadata.namespace, metadata.name))
+        }
+    }
+}
+
+/// A port that none of a service's backends has refuses every connection: seldom what somebody meant.
+fn unserved(name: &ServiceName, entry: &lb::ServiceEntry) -> Vec<BadValue> {
+    let ports = entry.ports.iter().filter(|port| !entry.backends.is_empty() && entry.choose(port).is_empty());
+    ports
+        .map(|port| BadValue {
+            key: format!("Service {name}"),
+            reason: format!(
+                "port {}/{}: none of the {} backends is ready on it; a targetPort given by name needs pods that declare it, \
+                 which they cannot here: use a number",
+                port.port,
+                port.protocol,
+                entry.backends.len()
+            ),
+        })
+        .collect()
+}
+
+/// All keys of one prefix, parsed.
+#[derive(Debug)]
+struct Prefix<T> {
+    /// With the last value that parsed.
+    items: BTreeMap<String, (Bytes, Option<Arc<T>>)>,
+    /// Why the present value does not.
+    bad: BTreeMap<String, String>,
+}
+
+enum Step<T> {
+    Set(String, Arc<T>),
+    Gone(String),
+}
+
+impl<T> Default for Prefix<T> {
+    fn default() -> Self {
+        Self { items: BTreeMap::new(), bad: BTreeMap::new() }
+    }
+}
+
+impl<T: DeserializeOwned> Prefix<T> {
+    /// Both are sorted: what is equal in both costs a comparison of two keys and two pointers.
+    fn follow(
+        &mut self,
+        state: &MirrorState,
+        prefix: &str,
+        keys: &Keys,
+        check: impl Fn(&Key, &T) -> Result<(), String>,
+    ) -> Vec<Step<T>> {
+        let (mut news, mut gone) = (Vec::new(), Vec::new());
+        let mut known = self.items.iter().peekable();
+        for item in state.range(prefix) {
+            while let Some((key, _)) = known.next_if(|(key, _)| key.as_str() < item.key.as_str()) {
+                gone.push(key.clone());
+            }
+            match known.next_if(|(key, _)| **key == item.key) {
+                Some((_, (value, _))) if is_same(value, &item.value) => {}
+                _ => news.push(item),
+            }
+        }
+        gone.extend(known.map(|(key, _)| key.clone()));
+        let mut steps = Vec::with_capacity(gone.len() + news.len());
+        for key in gone {
+            self.items.remove(&key);
+            self.bad.remove(&key);
+            steps.push(Step::Gone(key));
+        }
+        for item in news {
+            let at = self.items.entry(item.key.clone()).or_default();
+            at.0 = item.value.clone();
+            self.bad.remove(&item.key);
+            // Newer versions have more kinds of keys: they are not ours to judge.
+            let Some(key) = keys.parse(&item.key) else { continue };
+            let parsed = decode::<T>(&item.key, &item.value).map_err(|error| error.reason);
+            match parsed.and_then(|value| check(&key, &value).map(|()| Arc::new(value))) {
+                Ok(value) => {
+                    at.1 = Some(value.clone());
+                    steps.push(Step::Set(item.key.clone(), value));
+                }
+                Err(reason) => drop(self.bad.insert(item.key.clone(), reason)),
+            }
+        }
+        steps
+    }
+
+    fn bad(&self) -> impl Iterator<Item = BadValue> {
+        self.bad.iter().map(|(key, reason)| BadValue { key: key.clone(), reason: reason.clone() })
+    }
+}
+
+/// By value, not by revision: a restored store counts anew. What nobody wrote is the same memory.
+fn is_same(a: &Bytes, b: &Bytes) -> bool {
+    (a.as_ptr(), a.len()) == (b.as_ptr(), b.len()) || a == b
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netd_store::{KeyValue, Mirror};
+
+    fn state(items: &[(&str, &str)]) -> MirrorState {
+        let mut mirror = Mirror::new();
+        let item = |(key, value): &(&str, &str)| {
+            let key = format!("/weft/v1/weft/{key}");
+            let value = Bytes::copy_from_slice(value.as_bytes());
+            (key.clone(), KeyValue { key, value, create_revision: 1, mod_revision: 1 })
+        };
+        mirror.items = Arc::new(items.iter().map(item).collect());
+        MirrorState { mirror, ..MirrorState::default() }
+    }
+
+    fn service(name: &str, ip: &str) -> String {
+        format!(
+            r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"{name}","namespace":"default"}},
+               "spec":{{"clusterIP":"{ip}","clusterIPs":["{ip}"],"ports":[{{"port":80}}]}}}}"#
+        )
+    }
+
+    fn names(changed: Changed) -> Vec<String> {
+        changed.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn only_what_changed_is_taken_in() {
+        let keys = Keys::new("weft").unwrap();
+        let mut objects = Objects::default();
+        let (a, b, c) = (service("a", "10.96.0.1"), service("b", "10.96.0.2"), service("c", "10.96.0.3"));
+        let first =
+            [("nodes/x", "{"), ("services/default/a", a.as_str()), ("services/default/c", c.as_str())];
+        assert_eq!(objects.update(&state(&first), &keys), []);
+        assert_eq!(objects.table(1).0.services.len(), 2);
+        assert_eq!(names(objects.take_changed()), ["default/a", "default/c"]);
+        objects.update(&state(&first), &keys);
+        assert_eq!(names(objects.take_changed()), Vec::<String>::new());
+
+        let second = [("services/default/b", b.as_str()), ("services/default/c", c.as_str())];
+        objects.update(&state(&second), &keys);
+        assert_eq!(names(objects.take_changed()), ["default/a", "default/b"]);
+        let (table, _) = objects.table(2);
+        assert!(table.find("default", "a").is_none() && table.find("default", "b").is_some());
+    }
+
+    #[test]
+    fn the_last_good_value_of_a_service_stays() {
+        let keys = Keys::new("weft").unwrap();
+        let mut objects = Objects::default();
+        let a = service("a", "10.96.0.1");
+        objects.update(&state(&[("services/default/a", &a)]), &keys);
+        for bad in ["{", &service("other", "10.96.0.9")] {
+            let wrong = objects.update(&state(&[("services/default/a", bad)]), &keys);
+            assert_eq!(wrong[0].key, "/weft/v1/weft/services/default/a");
+            assert!(objects.table(2).0.find("default", "a").is_some(), "{bad}");
+        }
+        objects.update(&state(&[]), &keys);
+        assert!(objects.table(3).0.find("default", "a").is_none());
+    }
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services into the maps: changed services → compiler → writes. The compiler adopts what an earlier netd left in the pinned
+//! maps, so that identifiers and slots of running services do not move at a restart.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+use ebpf_loader::{Datapath, MapSizes};
+use lb::{Changed, Compiler, Image, NodeView, ServiceTable};
+use netd_api::BadValue;
+
+/// Compiles and writes.
+pub(crate) struct ServiceSync {
+    compiler: Compiler,
+    sizes: MapSizes,
+    adopted: bool,
+    doubtful: bool,
+    attached: bool,
+    /// There were services in the maps, or there are now: without the store in sync they are left as they are.
+    filled: bool,
+    /// What was adopted has been compared with what is wished.
+    compared: bool,
+    /// Services that the next pass looks at; `None`: all of them.
+    changed: Option<Changed>,
+    /// The node as the maps were made for it.
+    view: NodeView,
+    problems: Vec<BadValue>,
+    /// Connections to look for.
+    left: Left,
+}
+
+/// Whose connections may have to end.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// (frontend, backend) that connections may still go to and no frontend does.
+    pub pairs: BTreeSet<(u32, u32)>,
+    /// Any may be so: what happened while netd was away is not known.
+    pub all: bool,
+}
+
+/// What one pass found.
+pub(crate) struct Synced {
+    pub problems: Vec<BadValue>,
+    /// When there is something to do without any change (the compiler's clock).
+    pub due_ms: Option<u64>,
+}
+
+impl ServiceSync {
+    pub(crate) fn new(sizes: MapSizes) -> Self {
+        Self {
+            compiler: Compiler::new(sizes.limits()),
+            sizes,
+            adopted: false,
+            doubtful: false,
+            attached: false,
+            filled: false,
+            compared: false,
+            changed: None,
+            view: NodeView::default(),
+            problems: Vec::new(),
+            left: Left::default(),
+        }
+    }
+
+    pub(crate) fn attached(&self) -> bool {
+        self.attached
+    }
+
+    pub(crate) fn compiler(&self) -> &Compiler {
+        &self.compiler
+    }
+
+    /// The node as the maps were made for it.
+    pub(crate) fn node_view(&self) -> &NodeView {
+        &self.view
+    }
+
+    /// The next pass reads the maps back, mends what differs and attaches the socket programs anew.
+    pub(crate) fn suspect(&mut self) {
+        self.doubtful = true;
+    }
+
+    /// The next pass looks at these, too.
+    pub(crate) fn note(&mut self, changed: Changed) {
+        if let Some(known) = &mut self.changed {
+            known.extend(changed);
+        }
+    }
+
+    /// What connections are to be looked for; asked for once.
+    pub(crate) fn take_left(&mut self) -> Left {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Makes the maps match `table`, then attaches the socket programs: maps are full before the first connection is
+    /// translated. With `sweep` false (the store is not in sync) maps that already hold services are left as they are.
+    pub(crate) fn pass(
+        &mut self,
+        datapath: &mut Datapath,
+        table: &ServiceTable,
+        view: NodeView,
+        sweep: bool,
+        now_ms: u64,
+    ) -> Result<Synced> {
+        if !self.adopted {
+            self.adopt(datapath)?;
+        }
+        if self.doubtful {
+            let observed = datapath.read_image().context("cannot read the pinned maps back")?;
+            if !is_as_written(&self.compiler.image(), &observed) {
+                tracing::warn!("the service maps are not as they were written: they are written anew");
+                self.adopt(datapath)?;
+            }
+            if self.attached {
+                datapath.attach_cgroup().context("cannot attach the socket programs")?;
+            }
+            self.doubtful = false;
+        }
+        if sweep || !self.filled {
+            let writes = self.compiler.update(table, &view, self.changed.as_ref(), now_ms);
+            self.view = view;
+            // What is written in part is repeated by the next pass; the compiler keeps it.
+            self.changed = Some(Changed::new());
+            self.problems = problems(&self.compiler);
+            if !writes.is_empty() {
+                datapath.write(&writes).context("cannot write the service maps")?;
+                self.left.pairs.extend(&writes.left);
+            }
+            self.compiler.written(now_ms);
+            self.left.all |= !std::mem::replace(&mut self.compared, true);
+            self.filled = true;
+        }
+        if !self.attached {
+            datapath.attach_cgroup().context("cannot attach the socket programs")?;
+            self.attached = true;
+            tracing::info!("socket programs attached");
+        }
+        Ok(Synced { problems: self.problems.clone(), due_ms: self.compiler.next_deadline() })
+    }
+
+    fn adopt(&mut self, datapath: &mut Datapath) -> Result<()> {
+        let observed = datapath.read_image().context("cannot read the pinned maps back")?;
+        self.compiler = Compiler::new(self.sizes.limits());
+        self.compiler.adopt(&observed);
+        self.filled = !observed.services.is_empty();
+        self.changed = None;
+        self.adopted = true;
+        self.compared = false;
+        Ok(())
+    }
+}
+
+/// What the maps cannot express, and what did not fit.
+fn problems(compiler: &Compiler) -> Vec<BadValue> {
+    let wrong = compiler.problems();
+    let wrong = wrong.iter().map(|p| (p.object.clone(), format!("{}: {}", p.field, p.reason)));
+    let full = compiler.capacity();
+    let full = full.iter().map(|error| (error.frontend.clone(), error.to_string()));
+    wrong.chain(full).map(|(key, reason)| BadValue { key, reason }).collect()
+}
+
+/// Whether everything that was written is there. What rests before it is reused may be there, too, but no frontend more.
+fn is_as_written(wished: &Image, observed: &Image) -> bool {
+    let backends = wished.backends.iter().all(|(id, value)| observed.backends.get(id) == Some(value));
+    let slots = wished.slots.iter().all(|(slot, id)| observed.slots.get(slot) == Some(id));
+    let endpoints = wished.endpoints.iter().all(|(key, count)| observed.endpoints.get(key) == Some(count));
+    backends
+        && slots
+        && endpoints
+        && wished.services == observed.services
+        && wished.affinity.is_subset(&observed.affinity)
+        && wished.ranges == observed.ranges
+}
