@@ -44,6 +44,12 @@ pub(crate) enum Verb {
     /// Services and their backends
     #[command(subcommand)]
     Service(ServiceVerb),
+    /// Connections through services that this node remembers
+    Flows {
+        /// Only those of this service: NAMESPACE/NAME; a name alone means the namespace `default`
+        #[arg(value_name = "NS/NAME")]
+        service: Option<ObjectName>,
+    },
     /// Create or change the objects in a file (YAML, several documents, or JSON)
     Apply(FileArgs),
     /// Delete the objects in a file, or one object by its name
@@ -175,7 +181,7 @@ pub(crate) enum ServiceVerb {
     /// List the services
     #[command(visible_alias = "list")]
     Ls,
-    /// One service with its backends
+    /// One service with its backends, and where connections to it go from here
     Get {
         /// NAMESPACE/NAME; a name alone means the namespace `default`
         #[arg(value_name = "NS/NAME")]

@@ -4,6 +4,7 @@
 
 mod config;
 mod doctor;
+mod flows;
 mod ipam;
 mod key;
 mod label;
@@ -33,6 +34,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Shown> {
         Verb::Pod(PodVerb::Label { name, changes }) => label::label(&client, name, changes).await,
         Verb::Service(ServiceVerb::Ls) => service::ls(&client).await,
         Verb::Service(ServiceVerb::Get { name }) => service::get(&client, name).await,
+        Verb::Flows { service } => flows::flows(&client, service.as_ref()).await,
         Verb::Apply(from) => object::apply(&client, &from.file).await,
         Verb::Delete(what) => object::delete(&client, what).await,
         Verb::Ipam(verb) => ipam::run(&client, verb).await,
