@@ -91,14 +91,3 @@ pub const POD_ADDRESSES_MAX: u32 = 2 * POD_LINKS_MAX;
 
 /// Drop counters: more than there are reasons, so that a new reason does not change the map.
 pub const DROPS_MAX: u32 = 64;
-
-/// Of ABI version 1, until its users are moved.
-pub const SERVICES_MAX: u32 = 65_536;
-/// Of ABI version 1, until its users are moved.
-pub const BACKENDS_MAX: u32 = 65_536;
-/// Of ABI version 1, until its users are moved.
-pub const SLOTS_MAX: u32 = 1 << 20;
-/// Of ABI version 1, until its users are moved.
-pub const FLOWS_MAX: u32 = 65_536;
-/// Of ABI version 1, until its users are moved.
-pub const SERVICE_COUNTERS_MAX: u32 = SERVICES_MAX;

@@ -4,8 +4,8 @@
 #![allow(unsafe_code, reason = "aya's Pod is an unsafe trait; the layouts are asserted beside the types")]
 
 use crate::{
-    AffinityBackendKey, AffinityKey, AffinityValue, BackendValue, CtKey, CtValue, DatapathConfig, EndpointKey,
-    FlowKey, FlowValue, FragmentKey, FragmentValue, FrontendKey, NetnsValue, NodeValue, Pod6Key,
+    AffinityBackendKey, AffinityKey, AffinityValue, BackendValue, CtKey, CtValue, DatapathConfig,
+    EndpointKey, FlowKey, FlowValue, FragmentKey, FragmentValue, FrontendKey, NetnsValue, NodeValue, Pod6Key,
     PodAddressKey, PodKey, PodLink, PodValue, ServiceCounters, ServiceValue, SocketValue, SourceRangeKey, v1,
 };
 

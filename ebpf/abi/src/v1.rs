@@ -6,6 +6,9 @@ use core::net::Ipv4Addr;
 
 use crate::protocol::{PROTO_WILDCARD, Protocol, protocol_name};
 
+/// Entries of SERVICES and of SERVICE_COUNTERS.
+pub const SERVICES_MAX: u32 = 65_536;
+
 /// A frontend: ClusterIP, port and protocol. 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -67,7 +70,7 @@ impl fmt::Display for ServiceKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ServiceValue {
-    /// Stable identifier of the frontend, index of its counters; below [`SERVICES_MAX`](crate::limits::SERVICES_MAX).
+    /// Stable identifier of the frontend, index of its counters; below [`SERVICES_MAX`].
     pub service_id: u32,
     /// First slot in SLOTS.
     pub slot_offset: u32,

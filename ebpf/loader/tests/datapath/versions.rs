@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_abi::{
     BackendValue, FlowKey, FlowValue, FrontendKey, PodKey, PodLink, PodValue, Protocol, SCOPE_INTERNAL,
-    ServiceValue, address::address, limits, names, v1,
+    ServiceValue, address::address, names, v1,
 };
 use ebpf_loader::{AttachMode, Attached, Datapath, OpenOptions};
 
@@ -42,7 +42,7 @@ fn pin_version_1(lab: &Lab) {
     let outside = v1::ServiceValue { service_id: u32::MAX, ..wildcard };
     let backend = v1::BackendValue::new(*backend(1).ip(), 8080, Protocol::Tcp);
 
-    let mut services = HashMap::create(limits::SERVICES_MAX, 0).unwrap();
+    let mut services = HashMap::create(v1::SERVICES_MAX, 0).unwrap();
     services.insert(vip, service, 0).unwrap();
     services.insert(v1::ServiceKey::wildcard(VIP), wildcard, 0).unwrap();
     services.insert(v1::ServiceKey::new(VIP, 81, Protocol::Tcp), outside, 0).unwrap();
