@@ -55,7 +55,7 @@ pub const DROPS: &str = "DROPS";
 pub const OVERLAY: &str = "OVERLAY";
 
 /// Every map of the datapath.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 26] = [
     SERVICES,
     BACKENDS,
     SLOTS,
@@ -71,6 +71,10 @@ pub const MAPS: [&str; 22] = [
     NODE_ADDRESSES,
     NODES,
     CONFIG,
+    CT_LIVE,
+    CT_NEW,
+    CT_ACTIVE,
+    FRAGMENTS,
     COUNTERS,
     PODS,
     PODS6,
