@@ -94,7 +94,7 @@ impl Recipe {
     pub(crate) fn len(&self) -> u32 {
         match self.fill {
             None => u32::try_from(self.members.len()).unwrap_or(u32::MAX),
-            Some(_) => maglev::size_for(self.members.len()),
+            Some(fill) => maglev::size_for(self.members.len(), fill),
         }
     }
 

@@ -27,26 +27,30 @@ impl Compiler {
         algorithm: Algorithm,
     ) -> BTreeSet<ServiceName> {
         let before = self.connections(compiled);
-        for (key, wish) in &wishes.sets {
+        let mut next = BTreeSet::new();
+        self.give_up_frontends(name, compiled, wishes, &mut next);
+        let mut granted = Vec::new();
+        for (key, wish) in &wishes.frontends {
+            match self.claim(*key, name, compiled, &mut next) {
+                Ok(()) => granted.push((*key, wish)),
+                Err(owner) => compiled.problems.push(Problem {
+                    object: format!("Service {name}"),
+                    field: if key.is_node_port() { "spec.ports.nodePort" } else { "spec" }.to_owned(),
+                    reason: format!("{key} already belongs to Service {owner}; change one of the two"),
+                }),
+            }
+        }
+        let used: BTreeSet<SetKey> = granted.iter().filter_map(|(_, wish)| wish.set).collect();
+        for (key, wish) in wishes.sets.iter().filter(|(key, _)| used.contains(key)) {
             if let Err(error) = self.place_set(name, compiled, *key, wish, wishes) {
                 compiled.capacity.push(error);
             }
             self.place_affinity(name, compiled, *key, affinity_secs.is_some());
         }
-        let mut next = BTreeSet::new();
         let owner = Arc::new(name.clone());
-        self.give_up_frontends(name, compiled, wishes, &mut next);
-        for (key, wish) in &wishes.frontends {
-            if let Err(owner) = self.claim(*key, name, compiled, &mut next) {
-                compiled.problems.push(Problem {
-                    object: format!("Service {name}"),
-                    field: if key.is_node_port() { "spec.ports.nodePort" } else { "spec" }.to_owned(),
-                    reason: format!("{key} already belongs to Service {owner}; change one of the two"),
-                });
-                continue;
-            }
-            let options = Options { affinity_secs: affinity_secs.unwrap_or(0), algorithm };
-            if let Err(error) = self.place_frontend(*key, &owner, compiled, wish, options) {
+        let options = Options { affinity_secs: affinity_secs.unwrap_or(0), algorithm };
+        for (key, wish) in granted {
+            if let Err(error) = self.place_frontend(key, &owner, compiled, wish, options) {
                 compiled.capacity.push(error);
             }
         }

@@ -50,6 +50,12 @@ impl Writes {
         *self == Self::default()
     }
 
+    /// How many single changes of maps there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.steps().count()
+    }
+
     /// [`Self::services_put`], wildcards last: a new ClusterIP does not refuse a port for the moment between the two.
     pub fn services_put_in_order(&self) -> impl Iterator<Item = (&FrontendKey, &ServiceValue)> {
         let (wildcards, ports): (Vec<_>, Vec<_>) =

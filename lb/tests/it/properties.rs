@@ -1,302 +1,206 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What holds for every sequence of tables, restarts and late writes.
+//! What holds for every sequence of changes, restarts and failed writes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use ebpf_abi::v1::{BackendValue, ServiceKey, ServiceValue};
-use lb::{Compiler, GRACE_MS, Image, Limits, ServiceTable, parse_object};
+use ebpf_abi::{AffinityBackendKey, FrontendKey, ServiceValue};
+use lb::{Catalogue, Compiler, Image, Limits, NodeView, ServiceName, ServiceTable, Standing};
 use proptest::prelude::*;
-use serde_json::Value;
 
-use crate::fixtures::table;
+use crate::fixtures::{World, history, name_of, number_of, world};
+use crate::kernel::Kernel;
 
 /// One turn of the loop in netd.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Turn {
-    table: ServiceTable,
     /// Time since the last turn.
     passed_ms: u64,
-    /// Whether the image gets into the kernel (else the write failed).
-    writes: bool,
+    /// How many changes get into the kernel before the write fails.
+    written: usize,
     /// Whether netd starts anew before this turn and adopts what the kernel has.
     restarts: bool,
 }
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
-    let turn = (table(), 0u64..1_500, prop::bool::weighted(0.8), prop::bool::weighted(0.1));
-    let turn =
-        turn.prop_map(|(table, passed_ms, writes, restarts)| Turn { table, passed_ms, writes, restarts });
-    prop::collection::vec(turn, 1..12)
+    let written = prop_oneof![4 => Just(usize::MAX), 1 => 0usize..40];
+    let turn = (0u64..1_500, written, prop::bool::weighted(0.1));
+    let turn = turn.prop_map(|(passed_ms, written, restarts)| Turn { passed_ms, written, restarts });
+    prop::collection::vec(turn, 8)
 }
 
-/// What the maps hold, and since when nothing points at a slot or identifier any more.
-#[derive(Default)]
-struct Kernel {
-    image: Image,
-    slot_left_ms: BTreeMap<u32, u64>,
-    backend_left_ms: BTreeMap<u32, (BackendValue, u64)>,
+/// The maps from scratch.
+pub(crate) fn fresh(table: &ServiceTable, view: &NodeView) -> Image {
+    let mut image = Image::default();
+    image.apply(&Compiler::new(Limits::default()).update(table, view, None, 0));
+    image
 }
 
-impl Kernel {
-    fn write(&mut self, image: Image, now_ms: u64) {
-        for value in self.image.services.values() {
-            for slot in slot_range(value) {
-                self.slot_left_ms.insert(slot, now_ms);
-                let id = self.image.slots[&slot];
-                self.backend_left_ms.insert(id, (self.image.backends[&id], now_ms));
-            }
-        }
-        self.image = image;
+/// Identifiers are given out once, and nothing is left over or missing beside the frontends.
+fn check_image(image: &Image) -> Result<(), TestCaseError> {
+    let mut ids = BTreeMap::new();
+    for (key, value) in &image.services {
+        let twice = ids.insert(value.service_id, key);
+        prop_assert!(value.service_id > 0 && twice.is_none(), "identifier {} twice", value.service_id);
     }
-
-    /// Whether writing `image` at `now_ms` leads some program that read an old entry astray.
-    fn check(&self, image: &Image, now_ms: u64) -> Result<(), TestCaseError> {
-        let used: BTreeSet<u32> = self.image.services.values().flat_map(slot_range).collect();
-        let recent = |left_ms: u64| left_ms + GRACE_MS > now_ms;
-        for (key, value) in &image.services {
-            let unchanged = self.image.services.get(key) == Some(value);
-            for slot in slot_range(value).filter(|_| !unchanged) {
-                prop_assert!(!used.contains(&slot), "slot {} is filled anew while in use", slot);
-                let left = self.slot_left_ms.get(&slot).copied();
-                prop_assert!(
-                    !left.is_some_and(recent),
-                    "slot {} is filled anew within the grace period",
-                    slot
-                );
-            }
-        }
-        for slot in used {
-            prop_assert_eq!(
-                image.slots.get(&slot),
-                self.image.slots.get(&slot),
-                "slot {} in use changes",
-                slot
-            );
-            let id = self.image.slots[&slot];
-            prop_assert_eq!(
-                image.backends.get(&id),
-                self.image.backends.get(&id),
-                "backend {} in use changes",
-                id
-            );
-        }
-        for (id, (value, left)) in self.backend_left_ms.iter().filter(|(_, (_, left))| recent(*left)) {
-            let kept = image.backends.get(id) == Some(value);
-            prop_assert!(kept, "backend {} left at {} changes within the grace period", id, left);
-        }
-        Ok(())
+    let mut endpoints = BTreeMap::new();
+    for backend in image.backends.values() {
+        *endpoints.entry(backend.endpoint()).or_insert(0u32) += 1;
     }
+    prop_assert_eq!(&endpoints, &image.endpoints);
+    let affinities: Vec<u32> = image.services.values().map(|value| value.affinity_id).collect();
+    for AffinityBackendKey { affinity_id, backend_id } in &image.affinity {
+        prop_assert!(affinities.contains(affinity_id) && image.backends.contains_key(backend_id));
+    }
+    for range in &image.ranges {
+        prop_assert!(ids.contains_key(&u32::from_be_bytes(range.service_id)));
+    }
+    Ok(())
 }
 
-fn slot_range(value: &ServiceValue) -> std::ops::Range<u32> {
-    value.slot_offset..value.slot_offset + value.slot_count
+fn owner_of(compiler: &Compiler, image: &Image, key: &FrontendKey) -> Option<ServiceName> {
+    compiler.frontend(image.services.get(key)?.service_id).map(|(owner, _)| owner.clone())
 }
 
-/// What connections see: backends by frontend.
-fn seen(image: &Image) -> BTreeMap<ServiceKey, Vec<BackendValue>> {
-    let resolve = |key: &ServiceKey| (*key, image.resolve(key).expect("a slot leads nowhere"));
-    image.services.keys().map(resolve).collect()
-}
-
-fn check_image(image: &Image, limits: Limits) -> Result<(), TestCaseError> {
-    let mut live = BTreeSet::new();
-    let mut ids = BTreeSet::new();
-    for value in image.services.values() {
-        prop_assert!(ids.insert(value.service_id), "service identifier {} twice", value.service_id);
-        prop_assert!(value.service_id > 0 && value.service_id < limits.services);
-        for slot in slot_range(value) {
-            prop_assert!(slot < limits.slots && live.insert(slot), "slot {} twice or out of range", slot);
+/// Nobody is sent to somebody else's pods.
+fn check_owners(image: &Image, world: &World, compiler: &Compiler) -> Result<(), TestCaseError> {
+    for (key, value) in &image.services {
+        let (owner, found) = compiler.frontend(value.service_id).expect("a frontend of nobody");
+        prop_assert_eq!(found, *key);
+        let number = (0..5).find(|number| name_of(*number) == *owner).expect("a Service of no number");
+        let allowed = world.may_use(number);
+        for backend in image.resolve(key).unwrap_or_default() {
+            let of = number_of(backend.address());
+            prop_assert!(allowed.contains(&of), "{} of s{} leads to {} of s{}", key, number, backend, of);
         }
     }
-    prop_assert!(image.backends.keys().all(|id| *id > 0 && *id < limits.backends));
     Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
-    /// Whatever came before, connections see what a fresh compiler would give them; nothing that a running program
-    /// may still follow is touched; what did not change stays where it is; the same steps give the same images.
+    /// Whatever came before, the maps are as a fresh start would make them; no program is led astray in between; what did
+    /// not change stays where it is; connections that lost their backend are named.
     #[test]
-    fn every_turn_equals_a_fresh_start_and_disturbs_nobody(turns in turns()) {
-        let limits = Limits::default();
-        let (mut compiler, mut twin) = (Compiler::new(limits), Compiler::new(limits));
-        let (mut kernel, mut last, mut now_ms) = (Kernel::default(), Image::default(), 0);
-        for turn in turns {
+    fn change_by_change_equals_from_scratch_and_disturbs_nobody(worlds in history(8), turns in turns()) {
+        let mut compiler = Compiler::new(Limits::default());
+        let (mut catalogue, mut kernel, mut now_ms) = (Catalogue::new(), Kernel::default(), 0);
+        let mut before: Option<&World> = None;
+        let mut settled: BTreeMap<FrontendKey, (ServiceName, ServiceValue, String)> = BTreeMap::new();
+        for (world, turn) in worlds.iter().zip(turns) {
             now_ms += turn.passed_ms;
             if turn.restarts {
-                // A start takes longer than a program runs, so nothing from before it counts.
-                kernel.slot_left_ms.clear();
-                kernel.backend_left_ms.clear();
-                last = kernel.image.clone();
                 compiler.adopt(&kernel.image);
-                twin.adopt(&kernel.image);
+                settled.clear();
             }
-            let outcome = compiler.compile(&turn.table, now_ms);
-            prop_assert_eq!(&twin.compile(&turn.table, now_ms), &outcome);
-            prop_assert!(outcome.problems.is_empty() && outcome.capacity.is_empty());
-            check_image(&outcome.image, limits)?;
-            kernel.check(&outcome.image, now_ms)?;
-            let fresh = Compiler::new(limits).compile(&turn.table, 0);
-            prop_assert_eq!(seen(&outcome.image), seen(&fresh.image));
-            for (key, value) in &last.services {
-                if last.resolve(key) == outcome.image.resolve(key) {
-                    prop_assert_eq!(outcome.image.services.get(key), Some(value), "{} moved for nothing", key);
+            let changed = world.put(&mut catalogue, before);
+            before = Some(world);
+            let (table, view) = (catalogue.table(1), world.node_view());
+            prop_assert_eq!(&table, &world.table());
+            let writes = compiler.update(&table, &view, Some(&changed), now_ms);
+            prop_assert!(compiler.capacity().is_empty());
+            let old = kernel.image.clone();
+            if !kernel.write(&writes, turn.written, now_ms)? {
+                continue;
+            }
+            prop_assert_eq!(kernel.image.dump(), fresh(&table, &view).dump());
+            prop_assert_eq!(compiler.image().dump(), kernel.image.dump());
+            check_owners(&kernel.image, world, &compiler)?;
+            for (key, (owner, value, text)) in &settled {
+                let same_owner = owner_of(&compiler, &kernel.image, key).as_ref() == Some(owner);
+                if same_owner && kernel.image.describe(key) == *text {
+                    prop_assert_eq!(kernel.image.services.get(key), Some(value), "{} moved for nothing", key);
                 }
             }
-            last = outcome.image.clone();
-            prop_assert_eq!(&compiler.compile(&turn.table, now_ms).image, &outcome.image, "again, nothing new");
-            twin.compile(&turn.table, now_ms);
-            if turn.writes {
-                kernel.write(outcome.image, now_ms);
-                compiler.written(now_ms);
-                twin.written(now_ms);
+            for (key, value) in &old.services {
+                let now: Vec<_> = kernel.image.resolve(key).unwrap_or_default();
+                for backend in old.resolve(key).unwrap_or_default() {
+                    let id = old.backends.iter().find(|(_, found)| **found == backend).map(|(id, _)| *id).unwrap();
+                    let standing = compiler.standing(value.service_id, id);
+                    let same = kernel.image.services.get(key).is_some_and(|now| now.service_id == value.service_id);
+                    if !same {
+                        prop_assert_eq!(standing, Standing::ServiceGone);
+                    } else if now.contains(&backend) {
+                        prop_assert_eq!(standing, Standing::Current);
+                        continue;
+                    }
+                    if !turn.restarts {
+                        prop_assert!(writes.left.contains(&(value.service_id, id)), "{} left {} unseen", backend, key);
+                    }
+                }
             }
+            compiler.written(now_ms);
+            let settle = |(key, value): (&FrontendKey, &ServiceValue)| {
+                let owner = owner_of(&compiler, &kernel.image, key).expect("a frontend of nobody");
+                (*key, (owner, *value, kernel.image.describe(key)))
+            };
+            settled = kernel.image.services.iter().map(settle).collect();
+            prop_assert!(compiler.update(&table, &view, Some(&Default::default()), now_ms).is_empty(), "nothing new");
         }
+        // At rest nothing is left over.
+        let (table, view) = (catalogue.table(1), worlds[worlds.len().min(8) - 1].node_view());
+        let writes = compiler.update(&table, &view, None, now_ms);
+        kernel.write(&writes, usize::MAX, now_ms)?;
+        compiler.written(now_ms);
+        while let Some(at) = compiler.next_deadline() {
+            prop_assert!(at > now_ms);
+            now_ms = at;
+            let writes = compiler.update(&table, &view, Some(&Default::default()), now_ms);
+            kernel.write(&writes, usize::MAX, now_ms)?;
+            compiler.written(now_ms);
+        }
+        prop_assert_eq!(kernel.image.dump(), fresh(&table, &view).dump());
+        check_image(&kernel.image)?;
+    }
+
+    /// The order of changes, repeated ones, and several taken for one make no difference.
+    #[test]
+    fn reversed_repeated_and_squashed_histories_end_alike(worlds in history(5)) {
+        let last = worlds.last().unwrap();
+        let run = |steps: Vec<&World>| -> String {
+            let mut compiler = Compiler::new(Limits::default());
+            let (mut catalogue, mut image, mut now_ms) = (Catalogue::new(), Image::default(), 0);
+            let mut before = None;
+            for world in steps {
+                now_ms += 700;
+                let changed = world.put(&mut catalogue, before);
+                before = Some(world);
+                image.apply(&compiler.update(&catalogue.table(1), &world.node_view(), Some(&changed), now_ms));
+                compiler.written(now_ms);
+            }
+            image.dump()
+        };
+        let expected = fresh(&last.table(), &last.node_view()).dump();
+        let reversed: Vec<&World> = worlds.iter().rev().chain([last]).collect();
+        prop_assert_eq!(run(worlds.iter().collect()), expected.clone());
+        prop_assert_eq!(run(reversed), expected.clone());
+        prop_assert_eq!(run(worlds.iter().flat_map(|world| [world, world]).collect()), expected.clone());
+        prop_assert_eq!(run(vec![last]), expected);
     }
 
     /// netd restarted: the maps are as they should be, so nothing is written.
     #[test]
-    fn adopting_an_image_and_compiling_the_same_table_changes_nothing(turns in turns()) {
+    fn adopting_an_image_and_the_same_table_changes_nothing(worlds in history(4)) {
         let mut compiler = Compiler::new(Limits::default());
-        let mut now_ms = 0;
-        for turn in turns {
-            now_ms += turn.passed_ms;
-            let image = compiler.compile(&turn.table, now_ms).image;
-            compiler.written(now_ms);
+        let (mut catalogue, mut image, mut before) = (Catalogue::new(), Image::default(), None);
+        for world in &worlds {
+            let changed = world.put(&mut catalogue, before);
+            before = Some(world);
+            let (table, view) = (catalogue.table(1), world.node_view());
+            image.apply(&compiler.update(&table, &view, Some(&changed), 0));
+            compiler.written(0);
             let mut heir = Compiler::new(Limits::default());
-            // The maps hold no names.
-            heir.adopt(&Image { names: BTreeMap::new(), ..image.clone() });
-            prop_assert_eq!(heir.compile(&turn.table, 0).image, image);
+            heir.adopt(&image);
+            let writes = heir.update(&table, &view, None, 0);
+            prop_assert!(writes.is_empty(), "{:?}", writes);
+            prop_assert_eq!(heir.names(), compiler.names());
         }
     }
 
-    /// Too small maps: a frontend has its wish, or there is an error and it has its last good value or nothing.
+    /// The same objects, the same maps, bit for bit.
     #[test]
-    fn what_does_not_fit_keeps_its_last_good_value(
-        turns in turns(), services in 1u32..12, backends in 1u32..8, slots in 0u32..20,
-    ) {
-        let limits = Limits { services, backends, slots };
-        let mut compiler = Compiler::new(limits);
-        let (mut last, mut now_ms) = (BTreeMap::new(), 0);
-        for turn in turns {
-            now_ms += turn.passed_ms;
-            let outcome = compiler.compile(&turn.table, now_ms);
-            check_image(&outcome.image, limits)?;
-            compiler.written(now_ms);
-            let wishes = seen(&Compiler::new(Limits::default()).compile(&turn.table, 0).image);
-            let found = seen(&outcome.image);
-            let mut missing = 0;
-            for (key, wish) in &wishes {
-                if found.get(key) != Some(wish) {
-                    missing += 1;
-                    prop_assert_eq!(found.get(key), last.get(key));
-                }
-            }
-            prop_assert!(found.keys().all(|key| wishes.contains_key(key)));
-            prop_assert_eq!(missing, outcome.capacity.len());
-            last = found;
-        }
+    fn equal_inputs_give_equal_outputs(world in world()) {
+        let (table, view) = (world.table(), world.node_view());
+        prop_assert_eq!(fresh(&table, &view), fresh(&world.table(), &view));
     }
-
-    /// Maps that someone scribbled in: adopted as far as they make sense, and right after one image.
-    #[test]
-    fn a_broken_image_is_healed(
-        table in table(),
-        services in prop::collection::vec((0u8..6, 0usize..4, 0u32..40, 0u32..30, 0u32..6), 0..12),
-        backends in prop::collection::btree_map(0u32..12, (0u8..8, 0u8..3), 0..12),
-        slots in prop::collection::btree_map(0u32..40, 0u32..14, 0..40),
-    ) {
-        let limits = Limits { services: 40, backends: 200, slots: 400 };
-        let key = |host: u8, port: usize| {
-            let address = std::net::Ipv4Addr::new(10, 96, 0, host);
-            match port {
-                0 => ServiceKey::wildcard(address),
-                1 => ServiceKey::new(address, 53, ebpf_abi::Protocol::Udp),
-                2 => ServiceKey::new(address, 80, ebpf_abi::Protocol::Tcp),
-                _ => ServiceKey::new(address, 443, ebpf_abi::Protocol::Tcp),
-            }
-        };
-        let backend = |(host, kind): (u8, u8)| match kind {
-            0 => BackendValue::default(),
-            1 => BackendValue::new([10, 244, 0, host].into(), 8_053, ebpf_abi::Protocol::Udp),
-            _ => BackendValue::new([10, 244, 0, host].into(), 8_080, ebpf_abi::Protocol::Tcp),
-        };
-        let broken = Image {
-            services: services.iter().map(|&(host, port, service_id, slot_offset, slot_count)| {
-                (key(host, port), ServiceValue { service_id, slot_offset, slot_count, flags: 0 })
-            }).collect(),
-            backends: backends.into_iter().map(|(id, value)| (id, backend(value))).collect(),
-            slots,
-            names: BTreeMap::new(),
-        };
-        let mut compiler = Compiler::new(limits);
-        compiler.adopt(&broken);
-        let outcome = compiler.compile(&table, 0);
-        prop_assert!(outcome.capacity.is_empty());
-        check_image(&outcome.image, limits)?;
-        prop_assert_eq!(seen(&outcome.image), seen(&Compiler::new(limits).compile(&table, 0).image));
-        let pointed: BTreeSet<u32> = broken.services.values().flat_map(slot_range).collect();
-        for (key, value) in outcome.image.services.iter().filter(|(key, value)| broken.services.get(key) != Some(value)) {
-            for slot in slot_range(value) {
-                prop_assert!(!pointed.contains(&slot), "{} takes slot {} from another", key, slot);
-            }
-        }
-    }
-
-    /// Anything may stand in a manifest.
-    #[test]
-    fn any_json_is_an_object_or_an_error_that_says_where(json in any_object()) {
-        if let Err(error) = parse_object(json) {
-            prop_assert!(!error.object.is_empty() && !error.field.is_empty() && !error.reason.is_empty());
-        }
-    }
-}
-
-fn any_object() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::from),
-        any::<i64>().prop_map(Value::from),
-        (0i64..70_000).prop_map(Value::from),
-        "[a-z.0-9:-]{0,12}".prop_map(Value::from),
-        Just(Value::from("None")),
-        Just(Value::from("10.96.0.7")),
-        Just(Value::from("TCP")),
-    ];
-    let names = prop::sample::select(vec![
-        "name",
-        "namespace",
-        "labels",
-        "annotations",
-        "type",
-        "clusterIP",
-        "clusterIPs",
-        "selector",
-        "ports",
-        "port",
-        "targetPort",
-        "protocol",
-        "addresses",
-        "conditions",
-        "ready",
-        "hostname",
-        "weft.dev/x",
-        "unknown",
-    ]);
-    let inner = leaf.prop_recursive(4, 40, 6, move |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::btree_map(names.clone(), inner, 0..6)
-                .prop_map(|map| map.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()),
-        ]
-    });
-    (any::<bool>(), inner.clone(), inner.clone(), inner).prop_map(|(service, metadata, spec, ports)| {
-        let (version, kind) =
-            if service { ("v1", "Service") } else { ("discovery.k8s.io/v1", "EndpointSlice") };
-        serde_json::json!({
-            "apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec, "ports": ports,
-            "addressType": "IPv4",
-        })
-    })
 }
