@@ -238,8 +238,8 @@ pub fn allocate(
     name: &str,
 ) -> Result<ServiceWish, ServiceAllocateError> {
     addresses(&mut wish, before, held, ranges, namespace, name)?;
-    let mut used = node_ports(&mut wish, held, ranges, namespace, name)?;
-    health_port(&mut wish, before, held, ranges, &mut used, namespace, name)?;
+    let used = node_ports(&mut wish, held, ranges, namespace, name)?;
+    health_port(&mut wish, before, held, ranges, &used, (namespace, name))?;
     Ok(wish)
 }
 
@@ -371,9 +371,8 @@ fn health_port(
     before: Option<&ServiceWish>,
     held: &ServiceHoldings,
     ranges: &ServiceRanges,
-    used: &mut BTreeSet<u16>,
-    namespace: &str,
-    name: &str,
+    used: &BTreeSet<u16>,
+    (namespace, name): (&str, &str),
 ) -> Result<(), ServiceAllocateError> {
     let port = wish.health_port;
     if !wish.kind.needs_health_port() {
@@ -392,6 +391,5 @@ fn health_port(
         node_port::check_requested(&ranges.node_ports, &held.ports, port)
             .map_err(ServiceAllocateError::HealthPort)?;
     }
-    used.insert(wish.health_port);
     Ok(())
 }

@@ -23,11 +23,11 @@ pub fn dsr_objects(port: Option<u16>) -> HostObjects {
     objects
 }
 
-/// The longest packets that can be handed over where packets of `mtu` bytes go from node to node, outside IPv4 and outside
-/// IPv6.
-pub fn dsr_mtus(mtu: u32) -> (u16, u16) {
-    let less = |overhead: u32| u16::try_from(mtu.saturating_sub(overhead)).unwrap_or(u16::MAX);
-    (less(OVERHEAD_V4), less(OVERHEAD_V6))
+/// The longest packet that can be handed over where packets of `mtu` bytes go from node to node between overlay addresses of
+/// that family.
+pub fn dsr_mtu(mtu: u32, is_ipv4: bool) -> u16 {
+    let overhead = if is_ipv4 { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    u16::try_from(mtu.saturating_sub(overhead)).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]
@@ -36,8 +36,8 @@ mod tests {
 
     #[test]
     fn a_full_ethernet_frame_needs_room_for_the_headers() {
-        assert_eq!(dsr_mtus(1_550), (1_500, 1_480));
-        assert_eq!(dsr_mtus(20), (0, 0));
+        assert_eq!((dsr_mtu(1_550, true), dsr_mtu(1_550, false)), (1_500, 1_480));
+        assert_eq!(dsr_mtu(20, true), 0);
         assert_eq!(dsr_objects(None), HostObjects::new());
         assert_eq!(dsr_objects(Some(51_823)).links.len(), 1);
     }

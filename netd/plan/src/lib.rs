@@ -33,7 +33,7 @@ pub mod shape;
 
 pub use backoff::Backoff;
 pub use delta::DeltaTracker;
-pub use dsr::{dsr_mtus, dsr_objects};
+pub use dsr::{dsr_mtu, dsr_objects};
 pub use gate::{GateConfig, gate_objects, gate_sources};
 pub use generation::{
     GenerationInput, GenerationPlan, Generations, PeerGenerationPlan, PeerGenerations, RotationRefused,

@@ -68,7 +68,7 @@ impl Around {
         Ok(NodeView {
             name: node.config.node_name.clone(),
             zone: zone(&node.config.node_labels).map(str::to_owned),
-            node_port_addresses: addresses(node, view).into_keys().collect(),
+            node_port_addresses: node_port_addresses(node, view),
             external_ips_enabled: node.config.services.external_ips,
             nodes: view.nodes.values().map(info).collect(),
         })
@@ -87,7 +87,8 @@ impl Around {
         let held = |ip: Option<IpAddr>| ip.map_or(address::UNSPECIFIED, address::address);
         let range = view.config.node_port_range;
         let dsr = view.dsr.then(|| netd_host::interface_index(DSR_DEVICE)).flatten();
-        let (dsr_mtu4, dsr_mtu6) = netd_plan::dsr_mtus(node.overlay.load().mtu);
+        // Nodes speak to each other's IPv4 overlay address where there is one, whatever family goes inside.
+        let dsr_mtu = netd_plan::dsr_mtu(node.overlay.load().mtu, of(true).is_some());
         let told = Told {
             config: DatapathConfig {
                 host_netns,
@@ -98,8 +99,8 @@ impl Around {
                 node_port_max: range.last,
                 snat_port_min: SNAT_PORT_MIN,
                 snat_port_max: snat_port_max(range.first),
-                dsr_mtu4,
-                dsr_mtu6,
+                dsr_mtu4: dsr_mtu,
+                dsr_mtu6: dsr_mtu,
                 hash_seed: seed(&node.config.cluster),
                 ..DatapathConfig::default()
             },
@@ -171,18 +172,22 @@ pub(crate) fn map_sizes(config: &ServicesConfig, memory: u64) -> MapSizes {
     sizes
 }
 
-/// The node's own addresses that answer node ports, as the kernel has them now, and those of other nodes by which they are
-/// known: pods that ask there are answered without the way.
+/// The node's own addresses, as the kernel has them now, and those of other nodes by which they are known, each with whether
+/// it answers node ports: pods that ask another node are answered without the way.
 fn addresses(node: &Node, view: &View) -> BTreeMap<IpAddr, u32> {
     let wanted = &node.config.services.node_port_addresses;
     let answers = |ip: &IpAddr| wanted.is_empty() || wanted.iter().any(|net: &IpNet| net.contains(ip));
     let flag = |ip: &IpAddr, own: u32| own | if answers(ip) { ADDRESS_NODE_PORT } else { 0 };
     let vips: BTreeSet<IpAddr> = node.config.dns_addresses.iter().copied().collect();
-    let others = view.peers(node.uuid).into_iter().map(|peer| peer.underlay).filter(&answers);
-    let others = others.map(|ip| (ip, ADDRESS_NODE_PORT));
+    let others = view.peers(node.uuid).into_iter().map(|peer| (peer.underlay, flag(&peer.underlay, 0)));
     let own = node.local_addresses.load();
     let own = own.iter().filter(|ip| !vips.contains(ip)).map(|ip| (*ip, flag(ip, ADDRESS_OWN)));
     others.chain(own).collect()
+}
+
+fn node_port_addresses(node: &Node, view: &View) -> Vec<IpAddr> {
+    let all = addresses(node, view).into_iter();
+    all.filter(|(_, flags)| flags & ADDRESS_NODE_PORT != 0).map(|(ip, _)| ip).collect()
 }
 
 fn overlays(record: &NodeRecord) -> (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>) {
