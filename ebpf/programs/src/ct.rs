@@ -92,6 +92,8 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         entry.set_flags(s.value.flags | CT_FIN);
         match peer {
             Some(peer) if peer.flags() & CT_FIN != 0 => CtState::Closed,
+            // Of a flow with one entry nobody sees the other FIN.
+            _ if s.value.flags & CT_ALONE != 0 => CtState::Closed,
             _ if s.value.state == CtState::Closed.number() => CtState::Closed,
             _ => CtState::Closing,
         }

@@ -63,7 +63,7 @@ pub(crate) fn send(packet: &Packet, s: &mut Scratch, origin: Origin) -> i32 {
         }
     }
     match pod_at(&s.value.dst) {
-        Some(pod) => deliver(packet, s, origin, &pod),
+        Some(pod) => deliver(packet, s, origin, pod),
         None => away(packet, s, origin),
     }
 }
@@ -86,7 +86,7 @@ pub(crate) fn refuse(packet: &Packet, service_id: u32) -> i32 {
 
 /// How to reach the pod of this node that has an address.
 #[inline(always)]
-fn pod_at(addr: &Address) -> Option<PodValue> {
+pub(crate) fn pod_at(addr: &Address) -> Option<&'static PodValue> {
     if is_ipv4(addr) { maps::pod(&PodKey { addr: tail(addr) }) } else { maps::pod6(&Pod6Key { addr: *addr }) }
 }
 

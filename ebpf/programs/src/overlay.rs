@@ -45,7 +45,7 @@ fn ingress4(packet: &Packet, head: &Head) -> Option<u32> {
         return None;
     }
     let pod = maps::pod(&PodKey { addr: [d0, d1, d2, d3] })?;
-    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &hop_to(&pod)) {
+    if pod.flags & POD_REDIRECT == 0 || !packet.readdress(head, &hop_to(pod)) {
         return None;
     }
     Some(pod.ifindex)
@@ -58,7 +58,7 @@ fn ingress6(packet: &Packet) -> Option<u32> {
         return None;
     }
     let pod = maps::pod6(&Pod6Key { addr: head.dst })?;
-    if pod.flags & POD_REDIRECT == 0 || !packet.readdress6(&head, &hop_to(&pod)) {
+    if pod.flags & POD_REDIRECT == 0 || !packet.readdress6(&head, &hop_to(pod)) {
         return None;
     }
     Some(pod.ifindex)
@@ -66,17 +66,16 @@ fn ingress6(packet: &Packet) -> Option<u32> {
 
 /// Where a pod's packet to another node goes: the overlay device, when the host's routes lead there; 0 else. The routes (the
 /// fail-closed one too), neighbours and the device's MTU are the kernel's; there is no second copy of them.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn egress(packet: &Packet, s: &mut Scratch) -> u32 {
     let ifindex = way(packet, s);
-    if ifindex != 0 && packet.readdress(&s.head, &s.way.hop) { ifindex } else { 0 }
+    if ifindex != 0 && readdress(packet, s, &s.way.hop) { ifindex } else { 0 }
 }
 
-/// The same for IPv6.
+/// Readdresses a pod's packet to its next hop.
 #[inline(never)]
-pub(crate) fn egress6(packet: &Packet, s: &mut Scratch) -> u32 {
-    let ifindex = way(packet, s);
-    if ifindex != 0 && packet.readdress6(&s.head6, &s.way.hop) { ifindex } else { 0 }
+pub(crate) fn readdress(packet: &Packet, s: &Scratch, hop: &Hop) -> bool {
+    if s.is_ipv6() { packet.readdress6(&s.head6, hop) } else { packet.readdress(&s.head, hop) }
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@
 //!
 //! IPv4 and ARP are here, IPv6 is in [`pod6`].
 
-use ebpf_abi::{DropReason, NO_IPV4, POD_IPV6, POD_REDIRECT, PodKey, PodLink, pod_address::mapped};
+use ebpf_abi::{DropReason, NO_IPV4, POD_IPV6, POD_REDIRECT, PodLink, pod_address::mapped};
 
 use crate::{
     ct::{self, Found},
@@ -50,6 +50,8 @@ pub(crate) enum Verdict {
     Forward { ifindex: u32 },
     /// Where the program's result says: the packet path has dealt with it.
     Done(i32),
+    /// Not decided yet: it is the pod's own, and this is what it is.
+    Own(Kind),
 }
 
 #[inline(always)]
@@ -66,11 +68,15 @@ pub(crate) fn ingress(packet: &Packet) -> Verdict {
     if packet.is_tagged() {
         return Verdict::Drop(DropReason::EtherType);
     }
-    match head.ether_type {
+    let verdict = match head.ether_type {
         ETHER_ARP if link.addr != NO_IPV4 => arp(packet, link, head),
         ETHER_IPV4 if link.addr != NO_IPV4 => ipv4(packet, s, link),
-        ETHER_IPV6 if link.flags & POD_IPV6 != 0 => pod6::ingress(packet, s, link),
+        ETHER_IPV6 if link.flags & POD_IPV6 != 0 => pod6::check(packet, s, link),
         _ => Verdict::Drop(DropReason::EtherType),
+    };
+    match verdict {
+        Verdict::Own(kind) => onward(packet, s, link, kind),
+        verdict => verdict,
     }
 }
 
@@ -89,7 +95,7 @@ fn arp(packet: &Packet, link: &PodLink, head: &Head) -> Verdict {
 
 #[inline(never)]
 fn ipv4(packet: &Packet, s: &mut Scratch, link: &PodLink) -> Verdict {
-    let [version, _, _, _, _, _, _, _, ttl, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = s.head.body;
+    let [version, _, _, _, _, _, _, _, _, _, _, _, s0, s1, s2, s3, d0, ..] = s.head.body;
     // Version 4 and at least five words of header.
     if version >> 4 != 4 || version & 0x0f < 5 {
         return Verdict::Drop(DropReason::Malformed);
@@ -103,24 +109,28 @@ fn ipv4(packet: &Packet, s: &mut Scratch, link: &PodLink) -> Verdict {
         return Verdict::Drop(DropReason::LoopbackAddress);
     }
     s.view.ip = s.head.body;
-    let kind = tuple::read4(packet, s);
+    Verdict::Own(tuple::read4(packet, s))
+}
+
+/// Where a packet goes that is the pod's own.
+#[inline(always)]
+fn onward(packet: &Packet, s: &mut Scratch, link: &PodLink, kind: Kind) -> Verdict {
     if let Some(verdict) = known(packet, s, kind, link) {
         return verdict;
     }
-    if ttl <= TTL_LAST {
+    if s.view.hops <= TTL_LAST {
         return Verdict::Continue;
     }
     // Both ends must allow it: a connection with one direction past the host's stack confuses its conntrack.
-    let is_fast = link.flags & POD_REDIRECT != 0;
-    let dst = [d0, d1, d2, d3];
-    let Some(pod) = maps::pod(&PodKey { addr: dst }) else {
+    let is_fast = link.flags & POD_REDIRECT != 0 && (!s.is_ipv6() || pod6::is_plain(&s.head6));
+    let Some(pod) = forward::pod_at(&s.key.dst) else {
         let ifindex = if is_fast { overlay::egress(packet, s) } else { 0 };
         if ifindex != 0 {
             return Verdict::Forward { ifindex };
         }
         return service(packet, s, kind, link);
     };
-    if !is_fast || pod.flags & POD_REDIRECT == 0 || !packet.readdress(&s.head, &overlay::hop_to(&pod)) {
+    if !is_fast || pod.flags & POD_REDIRECT == 0 || !overlay::readdress(packet, s, &overlay::hop_to(pod)) {
         return Verdict::Continue;
     }
     Verdict::Deliver { ifindex: pod.ifindex }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //! What happens to an IPv6 packet that a pod sends: the source must be the pod's, what it says in ICMPv6 must concern
-//! itself, and then it goes the ways that IPv4 has.
+//! itself; then it goes the ways that IPv4 has, see [`pod`](crate::pod).
 
-use ebpf_abi::{DropReason, POD_REDIRECT, Pod6Key, PodLink, pod_address::link_local};
+use ebpf_abi::{DropReason, PodLink, pod_address::link_local};
 
 use crate::{
     extension::{self, Fragment, HOP_BY_HOP, ICMPV6, Upper},
-    maps, neighbour, overlay,
+    maps, neighbour,
     packet::{Head6, Packet},
-    pod::{self, TTL_LAST, Verdict},
+    pod::{TTL_LAST, Verdict},
     scratch::Scratch,
     tuple,
 };
@@ -32,7 +32,7 @@ pub(crate) enum Source {
 }
 
 #[inline(never)]
-pub(crate) fn ingress(packet: &Packet, s: &mut Scratch, link: &PodLink) -> Verdict {
+pub(crate) fn check(packet: &Packet, s: &mut Scratch, link: &PodLink) -> Verdict {
     if !packet.head6_into(&mut s.head6) {
         return Verdict::Drop(DropReason::Malformed);
     }
@@ -62,25 +62,7 @@ pub(crate) fn ingress(packet: &Packet, s: &mut Scratch, link: &PodLink) -> Verdi
     if source != Source::Own || is_local(&head.dst) {
         return Verdict::Continue;
     }
-    let kind = tuple::read_upper(packet, s, &upper);
-    if let Some(verdict) = pod::known(packet, s, kind, link) {
-        return verdict;
-    }
-    if s.head6.hop_limit <= TTL_LAST {
-        return Verdict::Continue;
-    }
-    let is_fast = link.flags & POD_REDIRECT != 0 && is_plain(&s.head6);
-    let Some(pod) = maps::pod6(&Pod6Key { addr: s.head6.dst }) else {
-        let ifindex = if is_fast { overlay::egress6(packet, s) } else { 0 };
-        if ifindex != 0 {
-            return Verdict::Forward { ifindex };
-        }
-        return pod::service(packet, s, kind, link);
-    };
-    if !is_fast || pod.flags & POD_REDIRECT == 0 || !packet.readdress6(&s.head6, &overlay::hop_to(&pod)) {
-        return Verdict::Continue;
-    }
-    Verdict::Deliver { ifindex: pod.ifindex }
+    Verdict::Own(tuple::read_upper(packet, s, &upper))
 }
 
 /// Whether a router has no more to do with the packet than to forward it: hops are left, there are no options for each hop,

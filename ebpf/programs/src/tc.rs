@@ -21,6 +21,7 @@ fn weft_pod_ingress(ctx: TcContext) -> i32 {
         pod::Verdict::Deliver { ifindex } => route::redirect_peer(ifindex),
         pod::Verdict::Forward { ifindex } => route::redirect(ifindex),
         pod::Verdict::Done(action) => action,
+        pod::Verdict::Own(_) => packet::TC_DROP,
     }
 }
 

@@ -23,22 +23,22 @@ static OVERLAY: Array<u32> = Array::with_max_entries(1, 0);
 
 /// How to reach a pod of this node.
 #[inline(always)]
-pub(crate) fn pod(key: &PodKey) -> Option<PodValue> {
-    // SAFETY: the pointer is to a live map value of this type; it is copied before anything else happens.
-    PODS.get_ptr(key).map(|value| unsafe { value.read() })
+pub(crate) fn pod(key: &PodKey) -> Option<&'static PodValue> {
+    // SAFETY: a live map value of this type, which stays readable until the program ends.
+    PODS.get_ptr(key).map(|value| unsafe { &*value })
 }
 
 /// How to reach a pod of this node by IPv6.
 #[inline(always)]
-pub(crate) fn pod6(key: &Pod6Key) -> Option<PodValue> {
+pub(crate) fn pod6(key: &Pod6Key) -> Option<&'static PodValue> {
     // SAFETY: as above.
-    PODS6.get_ptr(key).map(|value| unsafe { value.read() })
+    PODS6.get_ptr(key).map(|value| unsafe { &*value })
 }
 
 /// What a pod link may send.
 #[inline(always)]
 pub(crate) fn pod_link(ifindex: u32) -> Option<&'static PodLink> {
-    // SAFETY: a live map value of this type, which stays readable until the program ends.
+    // SAFETY: as above.
     POD_LINKS.get_ptr(ifindex).map(|value| unsafe { &*value })
 }
 
