@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! TCP: connected once, named back, remembered until it is closed.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
 use ebpf_abi::{
     Counter, FrontendKey, NetnsValue, PROTO_TCP, Protocol, SCOPE_EXTERNAL, SCOPE_INTERNAL, SocketValue,
     address::address,
@@ -148,6 +153,41 @@ fn connections_spread_as_the_slots_say() {
         let to_two = said.iter().filter(|said| *said == "two").count();
         // 100 are expected; seven standard deviations are 61.
         assert!((39..161).contains(&to_two), "{to_two}");
+    });
+}
+
+#[test]
+fn services_that_come_and_go_beside_it_disturb_no_connection() {
+    in_lab(|lab| {
+        serve("10.244.0.1:8080", "one");
+        serve("10.244.0.2:8080", "two");
+        let world = World::new(lab);
+        let mut agent = Agent::start(&lab.cgroup);
+        let at = key("10.96.0.1:80", Protocol::Tcp);
+        let (first, ids) = world.serves("10.96.0.1:80", Protocol::Tcp, &["10.244.0.1:8080"]);
+        let second = world.change(at, first, &ids);
+        let (other, _) = world.serves("10.96.0.2:80", Protocol::Tcp, &["10.244.0.2:8080"]);
+
+        let mut services = world.services();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let churn = scope.spawn(|| {
+                // Longer than the connections take, and not for ever should they fail.
+                for round in (0..5_000_000_u32).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    let beside = key(&format!("10.96.1.{}:80", round % 256), Protocol::Tcp);
+                    services.insert(beside, other, 0).unwrap();
+                    services.insert(at, if round % 2 == 0 { first } else { second }, 0).unwrap();
+                    services.remove(&beside).unwrap();
+                }
+            });
+            let wrong: Vec<_> = (0..1_000)
+                .map(|_| agent.tcp_once("10.96.0.1:80"))
+                .filter(|seen| *seen != answer("10.96.0.1:80", "one"))
+                .collect();
+            stop.store(true, Ordering::Relaxed);
+            churn.join().unwrap();
+            assert_eq!(wrong, []);
+        });
     });
 }
 

@@ -86,7 +86,7 @@ impl<'lab> World<'lab> {
             slots.set(slot, *backend, 0).unwrap();
         }
         let value = ServiceValue { slot_offset, slot_count, ..value };
-        self.hash::<FrontendKey, ServiceValue>(names::SERVICES).insert(key, value, 0).unwrap();
+        self.services().insert(key, value, 0).unwrap();
         value
     }
 
@@ -127,6 +127,10 @@ impl<'lab> World<'lab> {
 
     pub(crate) fn affinity(&self) -> HashMap<MapData, AffinityKey, AffinityValue> {
         HashMap::try_from(Map::LruHashMap(self.pinned(names::AFFINITY))).unwrap()
+    }
+
+    pub(crate) fn services(&self) -> HashMap<MapData, FrontendKey, ServiceValue> {
+        self.hash(names::SERVICES)
     }
 
     pub(crate) fn sockets(&self) -> HashMap<MapData, u64, SocketValue> {
