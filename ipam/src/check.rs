@@ -65,6 +65,10 @@ pub struct Witnesses {
     pub service_claims: BTreeMap<IpAddr, String>,
     /// Services, `namespace/name`, with their ClusterIPs.
     pub services: BTreeMap<String, Vec<IpAddr>>,
+    /// Claimed node ports with their service.
+    pub port_claims: BTreeMap<u16, String>,
+    /// Node ports of services, by `namespace/name`.
+    pub service_ports: BTreeMap<String, BTreeSet<u16>>,
 }
 
 /// An attachment on record.
@@ -151,6 +155,8 @@ pub enum Action {
     CreateBlockRecord(IpNet),
     /// Delete the address's record, if it is unchanged.
     DeleteAddressRecord(IpAddr),
+    /// Delete the node port's claim, if it is unchanged.
+    DeletePortClaim(u16),
     /// Delete the ClusterIP's claim, if it is unchanged.
     DeleteServiceClaim(IpAddr),
     /// Forget the block, which is empty.
@@ -177,6 +183,7 @@ impl fmt::Display for Action {
         match self {
             Action::CreateBlockRecord(cidr) => write!(f, "write the record of block {cidr} again"),
             Action::DeleteAddressRecord(ip) => write!(f, "delete the record of {ip}"),
+            Action::DeletePortClaim(port) => write!(f, "free node port {port}"),
             Action::DeleteServiceClaim(ip) => write!(f, "free ClusterIP {ip}"),
             Action::DropBlock(cidr) => write!(f, "forget block {cidr}, which is empty"),
             Action::GiveBackSticky(name) => write!(f, "give sticky name {name} back"),
@@ -242,6 +249,7 @@ impl Witnesses {
             (self.sticky.len(), "sticky names"),
             (self.pods.len(), "pod records"),
             (self.service_claims.len(), "ClusterIP claims"),
+            (self.port_claims.len(), "node port claims"),
             (self.services.len(), "services"),
         ];
         let heard = if self.in_sync { store.as_slice() } else { &[] };

@@ -249,6 +249,9 @@ impl Agent {
         for error in errors.iter().filter(|error| !last.errors.contains(error)) {
             tracing::warn!("{error}");
         }
+        for problem in problems.iter().filter(|problem| !last.problems.contains(problem)) {
+            tracing::warn!(object = problem.key, reason = problem.reason, "a service is not served in full");
+        }
         // What concerns single pods or routes is pending and shown; it does not stop the node from serving the others.
         let programmed = as_wished && !behind;
         retry |= !errors.is_empty() || !pending.is_empty() || behind;

@@ -12,7 +12,7 @@ use ipam::{Action, AttachmentKey, BlockRecord, Finding, FindingKind, Owner, Witn
 use netd_api::{ApiError, IpamCheckReply, IpamFinding};
 use netd_host::Host;
 use netd_plan::links::LINK_PREFIX;
-use netd_store::claim::{StickyHolder, give_back_sticky};
+use netd_store::claim::{StickyHolder, give_back_sticky, node_ports_of};
 use netd_store::{MirrorState, Transaction};
 
 use crate::attachments::Phase;
@@ -184,6 +184,16 @@ async fn hear(node: &Arc<Node>) -> Result<Heard> {
                 (name, service.cluster_ips())
             })
             .collect(),
+        port_claims: view
+            .node_ports
+            .iter()
+            .map(|(port, claim)| (*port, format!("{}/{}", claim.namespace, claim.name)))
+            .collect(),
+        service_ports: view
+            .services
+            .iter()
+            .map(|service| (lb::ServiceName::of(service).to_string(), node_ports_of(service)))
+            .collect(),
         ..Witnesses::of_allocator(addresses.allocator(), node.addressing.now())
     };
     Ok(Heard { witnesses, items })
@@ -268,6 +278,7 @@ async fn act(node: &Arc<Node>, heard: &Heard, action: &Action) -> Result<bool> {
             };
             delete_as_heard(node, heard, &node.keys.address(*ip)).await
         }
+        Action::DeletePortClaim(port) => delete_as_heard(node, heard, &node.keys.node_port(*port)).await,
         Action::DeleteServiceClaim(ip) => delete_as_heard(node, heard, &node.keys.service_ip(*ip)).await,
     }
 }

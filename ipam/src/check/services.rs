@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! ClusterIPs: a claim stands exactly while its service has the address.
+//! ClusterIPs and node ports: a claim stands exactly while its service has the address or the port.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,6 +37,42 @@ pub(super) fn check(witnesses: &Witnesses) -> Vec<Finding> {
             let text = format!("service {service} has ClusterIP {ip} without a claim: another could get it");
             let action = operator(format!("apply service {service} again"));
             findings.push(Finding::of_address(FindingKind::MissingRecord, service, ip, text, action));
+        }
+    }
+    findings.extend(ports(witnesses));
+    findings
+}
+
+fn ports(witnesses: &Witnesses) -> Vec<Finding> {
+    let mut users: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
+    for (service, ports) in &witnesses.service_ports {
+        for port in ports {
+            users.entry(*port).or_default().push(service);
+        }
+    }
+    let mut findings = Vec::new();
+    for (port, service) in &witnesses.port_claims {
+        if witnesses.service_ports.get(service).is_none_or(|ports| !ports.contains(port)) {
+            let text = format!("node port {port} is claimed for service {service}, which does not have it");
+            let action = match users.contains_key(port) {
+                false => Action::DeletePortClaim(*port),
+                true => operator("another service has it: apply that one again, then this claim is its own"),
+            };
+            findings.push(Finding::of(FindingKind::Leak, service, text, action));
+        }
+    }
+    for (port, services) in users {
+        if services.len() > 1 {
+            let all = services.join(" and ");
+            let text = format!("node port {port} is in services {all}");
+            let action = operator("delete one of them and apply it again without nodePort");
+            findings.push(Finding::of(FindingKind::Double, all, text, action));
+        } else if !witnesses.port_claims.contains_key(&port) {
+            let service = services.concat();
+            let text =
+                format!("service {service} has node port {port} without a claim: another could get it");
+            let action = operator(format!("apply service {service} again"));
+            findings.push(Finding::of(FindingKind::MissingRecord, service, text, action));
         }
     }
     findings

@@ -370,6 +370,20 @@ fn cluster_ips_and_their_claims() {
 }
 
 #[test]
+fn node_ports_and_their_claims() {
+    let (_, mut witnesses) = healthy();
+    witnesses.service_ports = [("default/web".to_owned(), [30_080].into())].into();
+    witnesses.port_claims = [(30_080, "default/web".to_owned())].into();
+    assert_eq!(check(&witnesses), []);
+    witnesses.port_claims.insert(30_081, "default/gone".to_owned());
+    assert_eq!(only(&witnesses), (FindingKind::Leak, Action::DeletePortClaim(30_081)));
+    witnesses.port_claims = [].into();
+    assert_eq!(only(&witnesses).0, FindingKind::MissingRecord);
+    witnesses.service_ports.insert("default/web2".to_owned(), [30_080].into());
+    assert_eq!(only(&witnesses).0, FindingKind::Double);
+}
+
+#[test]
 fn one_address_of_pods_on_two_nodes_is_a_double() {
     let (_, mut witnesses) = healthy();
     witnesses.pods.push((OTHER, key(1), vec![ip("10.244.3.0")]));

@@ -2,11 +2,12 @@
 //! Services, from the store's objects to the maps, and what has to be done around them.
 //!
 //! `objects.rs`: the table, difference by difference; `sync.rs`: the table into the maps; `around.rs`: what the programs know of
-//! nodes and addresses, and the devices that they are on; `netns.rs`: what they know of pods' network namespaces; `ended.rs`:
+//! nodes and addresses, and the devices that they are on; `claims.rs`: what services hold of the cluster; `netns.rs`: what they know of pods' network namespaces; `ended.rs`:
 //! connections to backends that are gone; `flows.rs`: the sweep through conntrack, and what is in it; `health_check.rs`: what
 //! load balancers ask; `show.rs`: what people ask.
 
 mod around;
+mod claims;
 mod ended;
 mod flows;
 mod health_check;
@@ -18,6 +19,7 @@ mod sync;
 use std::collections::BTreeMap;
 
 pub(crate) use around::{Around, map_sizes};
+pub(crate) use claims::keep as keep_claims;
 pub(crate) use ended::Ended;
 pub(crate) use flows::{flows, keep as keep_flows};
 pub(crate) use health_check::keep as keep_health_checks;
