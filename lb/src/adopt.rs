@@ -92,10 +92,10 @@ impl Compiler {
         }
         let endpoints = self.holdings.endpoints().clone();
         for key in image.endpoints.keys().filter(|key| !endpoints.contains_key(key)) {
-            self.holdings.writes.set_endpoint(*key, 0);
+            self.holdings.writes().set_endpoint(*key, 0);
         }
         for (key, count) in endpoints.iter().filter(|(key, count)| image.endpoints.get(key) != Some(count)) {
-            self.holdings.writes.set_endpoint(*key, *count);
+            self.holdings.writes().set_endpoint(*key, *count);
         }
         self.adopted.affinity.clone_from(&image.affinity);
         self.adopted.source_ranges.clone_from(&image.ranges);
@@ -137,15 +137,15 @@ impl Compiler {
         }
         let nobody = Arc::new(ServiceName::new("", ""));
         for (key, found) in adopted.services {
-            self.holdings.writes.del_service(key);
+            self.holdings.writes().del_service(key);
             self.holdings.rest_service(key, nobody.clone(), found.service_id);
         }
         for (offset, length) in adopted.ranges.into_keys() {
             self.holdings.rest_slots(Range { offset, length });
         }
         adopted.affinity_ids.into_iter().for_each(|id| self.holdings.rest_affinity(id));
-        adopted.affinity.into_iter().for_each(|key| self.holdings.writes.del_affinity(key));
-        adopted.source_ranges.into_iter().for_each(|key| self.holdings.writes.del_range(key));
+        adopted.affinity.into_iter().for_each(|key| self.holdings.writes().del_affinity(key));
+        adopted.source_ranges.into_iter().for_each(|key| self.holdings.writes().del_range(key));
         self.holdings.rest_unused_backends();
     }
 }

@@ -146,7 +146,7 @@ impl Compiler {
         view: &NodeView,
         changed: Option<&BTreeSet<ServiceName>>,
         now_ms: u64,
-    ) -> Writes {
+    ) -> Arc<Writes> {
         self.holdings.release_due(now_ms);
         let same_view = self.view.as_ref() == Some(view);
         let mut work = match changed {
@@ -167,7 +167,7 @@ impl Compiler {
             let starved = self.starved.clone();
             self.run(starved, table, view, now_ms);
         }
-        self.holdings.writes.clone()
+        self.holdings.unwritten()
     }
 
     /// All of the last [`Self::update`] is in the kernel since `now_ms`: what it retired is free [`GRACE_MS`] later.

@@ -42,7 +42,7 @@ pub(crate) struct Holdings {
     /// Slots and backends that rest.
     resting: [u32; 2],
     /// What the kernel is not known to have.
-    pub(crate) writes: Writes,
+    writes: Arc<Writes>,
     /// Something became free since this was last set to false.
     pub(crate) freed: bool,
 }
@@ -90,9 +90,17 @@ impl Holdings {
             due: VecDeque::new(),
             tickets: 0,
             resting: [0; 2],
-            writes: Writes::default(),
+            writes: Arc::default(),
             freed: false,
         }
+    }
+
+    pub(crate) fn writes(&mut self) -> &mut Writes {
+        Arc::make_mut(&mut self.writes)
+    }
+
+    pub(crate) fn unwritten(&self) -> Arc<Writes> {
+        self.writes.clone()
     }
 
     pub(crate) fn backend(&self, id: u32) -> Option<BackendValue> {
@@ -119,9 +127,9 @@ impl Holdings {
         }
         let id = self.backend_ids.take()?;
         self.name_backend(id, value, 1);
-        self.writes.put_backend(id, value);
+        self.writes().put_backend(id, value);
         let count = self.endpoints.get(&value.endpoint()).copied().unwrap_or(0);
-        self.writes.set_endpoint(value.endpoint(), count);
+        self.writes().set_endpoint(value.endpoint(), count);
         Some(id)
     }
 
@@ -202,12 +210,12 @@ impl Holdings {
     /// A new meaning for an identifier.
     pub(crate) fn new_service(&mut self) -> Option<u32> {
         let id = self.service_ids.take()?;
-        self.writes.counters_reset.insert(id);
+        self.writes().counters_reset.insert(id);
         Some(id)
     }
 
     pub(crate) fn written(&mut self, now_ms: u64) {
-        self.writes = Writes::default();
+        self.writes = Arc::default();
         if !self.fresh.is_empty() {
             self.due.push_back((now_ms.saturating_add(GRACE_MS), std::mem::take(&mut self.fresh)));
         }
@@ -253,7 +261,7 @@ impl Holdings {
                     self.id_of.remove(&held.value);
                 }
                 self.backend_ids.release(id);
-                self.writes.del_backend(id);
+                self.writes().del_backend(id);
                 let endpoint = held.value.endpoint();
                 let count = self.endpoints.get(&endpoint).copied().unwrap_or(0).saturating_sub(1);
                 if count == 0 {
@@ -261,7 +269,7 @@ impl Holdings {
                 } else {
                     self.endpoints.insert(endpoint, count);
                 }
-                self.writes.set_endpoint(endpoint, count);
+                self.writes().set_endpoint(endpoint, count);
             }
             Resting::Service { key, id, ticket } => {
                 // Awake again, perhaps to rest again since: then it is in a later batch.

@@ -8,6 +8,7 @@ use ebpf_abi::service::{
     ALGORITHM_HASH, ALGORITHM_LEAST_CONNECTIONS, ALGORITHM_RANDOM, SERVICE_AFFINITY, SERVICE_DROP_EMPTY,
 };
 use ebpf_abi::{AffinityBackendKey, FrontendKey, ServiceValue, SourceRangeKey};
+use ipnet::IpNet;
 
 use crate::choose::Empty;
 use crate::compile::{Compiled, Frontend, Set};
@@ -100,7 +101,7 @@ impl Compiler {
         let ids: Vec<u32> = members.filter_map(|(value, _)| self.holdings.hold_backend(*value)).collect();
         if adopted.is_none() && range.length > 0 {
             let filled = slots.iter().filter_map(|index| ids.get(*index as usize)).copied();
-            self.holdings.writes.slots_put.insert(range.offset, filled.collect());
+            self.holdings.writes().slots_put.insert(range.offset, filled.collect());
         }
         let mut unique = ids;
         unique.sort_unstable();
@@ -138,12 +139,12 @@ impl Compiler {
         }
         for key in members.iter().map(member) {
             if self.affinity.insert(key) && !self.adopted.affinity.remove(&key) {
-                self.holdings.writes.put_affinity(key);
+                self.holdings.writes().put_affinity(key);
             }
         }
         for key in set.members.iter().filter(|id| members.binary_search(id).is_err()).map(member) {
             self.affinity.remove(&key);
-            self.holdings.writes.del_affinity(key);
+            self.holdings.writes().del_affinity(key);
             self.holdings.freed = true;
         }
         set.members = members;
@@ -171,7 +172,7 @@ impl Compiler {
         for key in compiled.keys.extract_if(.., |key| !wishes.frontends.contains_key(key)) {
             if let Some(frontend) = self.frontends.remove(&key) {
                 self.forget_frontend(key, frontend);
-                self.holdings.writes.del_service(key);
+                self.holdings.writes().del_service(key);
                 next.extend(self.waiting.get(&key).and_then(BTreeSet::first).cloned());
             }
         }
@@ -181,7 +182,7 @@ impl Compiler {
     fn forget_frontend(&mut self, key: FrontendKey, frontend: Frontend) {
         for range in &frontend.ranges {
             self.ranges.remove(range);
-            self.holdings.writes.del_range(*range);
+            self.holdings.writes().del_range(*range);
             self.holdings.freed = true;
         }
         self.by_id.remove(&frontend.value.service_id);
@@ -212,7 +213,7 @@ impl Compiler {
             if let Some(frontend) = self.frontends.remove(&key) {
                 self.leave(&frontend, &owner);
                 self.forget_frontend(key, frontend);
-                self.holdings.writes.del_service(key);
+                self.holdings.writes().del_service(key);
             }
             next.insert(owner);
         }
@@ -275,8 +276,10 @@ impl Compiler {
             return Err(self.refuse(format!("{owner}:{name}"), Limit::Services, 1, 0));
         };
         value.service_id = service_id;
-        let ranges =
-            wish.ranges.iter().map(|net| SourceRangeKey::new(service_id, net.addr(), net.prefix_len()));
+        // Those of the other family would match nobody here.
+        let own_family = |net: &&IpNet| net.addr().is_ipv4() == key.address().is_ipv4();
+        let ranges = wish.ranges.iter().filter(own_family);
+        let ranges = ranges.map(|net| SourceRangeKey::new(service_id, net.addr(), net.prefix_len()));
         let mut ranges: BTreeSet<SourceRangeKey> = ranges.collect();
         let new = ranges.iter().filter(|range| !self.ranges.contains(range)).count();
         let free = (self.limits.source_ranges as usize).saturating_sub(self.ranges.len());
@@ -288,18 +291,18 @@ impl Compiler {
         }
         for range in &ranges {
             if self.ranges.insert(*range) && !self.adopted.source_ranges.remove(range) {
-                self.holdings.writes.put_range(*range);
+                self.holdings.writes().put_range(*range);
             }
         }
         let old = self.frontends.remove(&key);
         let held = old.as_ref().map(|old| old.value).or_else(|| adopted.map(|old| old.value));
         for range in old.iter().flat_map(|old| old.ranges.difference(&ranges)) {
             self.ranges.remove(range);
-            self.holdings.writes.del_range(*range);
+            self.holdings.writes().del_range(*range);
             self.holdings.freed = true;
         }
         if held != Some(value) {
-            self.holdings.writes.put_service(key, value);
+            self.holdings.writes().put_service(key, value);
         }
         self.by_id.insert(service_id, key);
         compiled.keys.insert(key);
@@ -315,7 +318,7 @@ impl Compiler {
             for id in &*set.members {
                 let key = AffinityBackendKey { affinity_id: set.affinity_id, backend_id: *id };
                 self.affinity.remove(&key);
-                self.holdings.writes.del_affinity(key);
+                self.holdings.writes().del_affinity(key);
             }
             self.holdings.rest_affinity(set.affinity_id);
             self.holdings.rest_slots(set.range);
@@ -336,9 +339,9 @@ impl Compiler {
     /// By frontend, which backends its connections may have.
     fn connections(&self, compiled: &Compiled) -> Connections {
         let frontends = compiled.keys.iter().filter_map(|key| self.frontends.get(key));
-        let used = frontends.map(|frontend| {
-            let set = frontend.set.and_then(|set| compiled.sets.get(&set));
-            (frontend.value.service_id, set.map(|set| set.ids.clone()).unwrap_or_default())
+        let used = frontends.filter_map(|frontend| {
+            let set = compiled.sets.get(&frontend.set?);
+            Some((frontend.value.service_id, set.map(|set| set.ids.clone()).unwrap_or_default()))
         });
         Connections { used: used.collect(), listed: compiled.listed.keys().copied().collect() }
     }
@@ -348,10 +351,10 @@ impl Compiler {
         for (service_id, ids) in &before.used {
             let kept = now.used.get(service_id);
             let left = ids.iter().filter(|id| kept.is_none_or(|kept| kept.binary_search(id).is_err()));
-            self.holdings.writes.left.extend(left.map(|id| (*service_id, *id)));
+            self.holdings.writes().left.extend(left.map(|id| (*service_id, *id)));
             let unlisted =
                 before.listed.iter().filter(|id| kept.is_none() || now.listed.binary_search(id).is_err());
-            self.holdings.writes.left.extend(unlisted.map(|id| (*service_id, *id)));
+            self.holdings.writes().left.extend(unlisted.map(|id| (*service_id, *id)));
         }
     }
 
@@ -359,7 +362,7 @@ impl Compiler {
     fn leave(&mut self, frontend: &Frontend, owner: &ServiceName) {
         let Some(compiled) = self.services.get(owner) else { return };
         let ids = compiled.listed.keys();
-        self.holdings.writes.left.extend(ids.map(|id| (frontend.value.service_id, *id)));
+        self.holdings.writes().left.extend(ids.map(|id| (frontend.value.service_id, *id)));
     }
 
     fn refuse(&self, frontend: String, limit: Limit, wanted: usize, free: u32) -> CapacityError {

@@ -3,14 +3,30 @@
 //! `WEFT_UPDATE=1` rewrites the lower halves.
 //!
 //! Steps (`> STEP`, manifests on the lines below it):
-//! `apply` objects; `delete KIND NS/NAME`; `table` shows backends and verdicts; `limits services=N backends=N slots=N`;
-//! `compile NOW_MS` shows the image; `written NOW_MS`; `restart` adopts the last image in a new compiler.
+//!
+//! | Step | |
+//! | --- | --- |
+//! | `apply` | objects, as an operator gives them |
+//! | `delete KIND NS/NAME` | |
+//! | `node NAME [zone=Z] [external-ips]` | which node this is; nodes n1, n2, n3 have indexes 1, 2, 3 |
+//! | `limits services=N backends=N slots=N …` | |
+//! | `table` | Services, backends and verdicts |
+//! | `compile NOW_MS` | writes what changed, and shows the maps with identifiers and slots |
+//! | `maps NOW_MS` | writes what changed, and shows what clients see |
+//! | `written NOW_MS` | the grace period begins |
+//! | `restart` | a new compiler adopts the maps |
+//! | `explain NS/NAME [CLIENT]` | where connections go, and why |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
-use lb::{Compiler, EndpointSlice, Image, Limits, Object, Service, ServiceTable, parse_object};
+use ebpf_abi::service::SERVICE_DROP_EMPTY;
+use lb::{
+    Catalogue, Changed, Compiler, Image, Limits, NodeInfo, NodeView, Object, ServiceName, explain,
+    parse_object,
+};
 
 const SEPARATOR: &str = "====";
 
@@ -37,8 +53,9 @@ fn text_cases() {
 
 #[derive(Default)]
 struct World {
-    services: BTreeMap<String, Service>,
-    slices: BTreeMap<String, EndpointSlice>,
+    catalogue: Catalogue,
+    changed: Changed,
+    view: NodeView,
     compiler: Option<Compiler>,
     limits: Limits,
     image: Image,
@@ -47,6 +64,7 @@ struct World {
 
 fn run(story: &str) -> String {
     let mut world = World::default();
+    world.set_node(&["n1"]);
     let mut steps = story.split("\n> ");
     steps.next(); // the explanation above the first step
     for step in steps {
@@ -56,12 +74,17 @@ fn run(story: &str) -> String {
         writeln!(out, "> {}", words.join(" ")).unwrap();
         match words[..] {
             ["apply"] => world.apply(body),
-            ["compile", now] => world.compile(now.parse().unwrap()),
-            ["delete", "EndpointSlice", name] => drop(world.slices.remove(name).unwrap()),
-            ["delete", "Service", name] => drop(world.services.remove(name).unwrap()),
+            ["compile", now] => world.compile(now.parse().unwrap(), true),
+            ["delete", "EndpointSlice", name] => world.changed.extend(world.catalogue.remove_slice(name)),
+            ["delete", "Service", name] => {
+                world.changed.extend(world.catalogue.remove_service(&parsed(name)))
+            }
+            ["explain", name, ref client @ ..] => world.explain(name, client.first().copied()),
             ["limits", ..] => world.limit(&words[1..]),
+            ["maps", now] => world.compile(now.parse().unwrap(), false),
+            ["node", ..] => world.set_node(&words[1..]),
             ["restart"] => {
-                let image = world.image.clone();
+                let image = Image { names: BTreeMap::new(), ..world.image.clone() };
                 world.compiler().adopt(&image);
             }
             ["table"] => world.show_table(),
@@ -70,6 +93,11 @@ fn run(story: &str) -> String {
         }
     }
     world.output
+}
+
+fn parsed(name: &str) -> ServiceName {
+    let (namespace, name) = name.split_once('/').unwrap();
+    ServiceName::new(namespace, name)
 }
 
 impl World {
@@ -84,11 +112,25 @@ impl World {
                         writeln!(self.output, "  ignored {field}").unwrap();
                     }
                     let name = format!("{}/{}", object.metadata().namespace, object.metadata().name);
-                    match object {
-                        Object::EndpointSlice(slice) => drop(self.slices.insert(name, slice)),
-                        Object::Service(service) => drop(self.services.insert(name, service)),
-                    }
+                    self.changed.extend(match object {
+                        Object::EndpointSlice(slice) => self.catalogue.set_slice(&name, Arc::new(slice)),
+                        Object::Service(service) => self.catalogue.set_service(Arc::new(service)),
+                    });
                 }
+            }
+        }
+    }
+
+    fn set_node(&mut self, words: &[&str]) {
+        let info = |index| NodeInfo { index, ..NodeInfo::default() };
+        let nodes =
+            ["n1", "n2", "n3"].into_iter().zip(1..).map(|(name, index)| (name.to_owned(), info(index)));
+        self.view = NodeView { name: words[0].to_owned(), nodes: nodes.collect(), ..NodeView::default() };
+        for word in &words[1..] {
+            match word.split_once('=') {
+                Some(("zone", zone)) => self.view.zone = Some(zone.to_owned()),
+                None if *word == "external-ips" => self.view.external_ips_enabled = true,
+                _ => panic!("no such word: {word}"),
             }
         }
     }
@@ -98,7 +140,9 @@ impl World {
             let (name, size) = word.split_once('=').unwrap();
             let size = size.parse().unwrap();
             match name {
+                "affinity" => self.limits.affinity_backends = size,
                 "backends" => self.limits.backends = size,
+                "ranges" => self.limits.source_ranges = size,
                 "services" => self.limits.services = size,
                 "slots" => self.limits.slots = size,
                 _ => panic!("no such limit: {name}"),
@@ -110,16 +154,12 @@ impl World {
         self.compiler.get_or_insert_with(|| Compiler::new(self.limits))
     }
 
-    fn table(&mut self) -> ServiceTable {
-        let (table, problems) = ServiceTable::build(1, self.services.values(), self.slices.values());
-        for problem in problems {
+    fn show_table(&mut self) {
+        let table = self.catalogue.table(1);
+        for problem in self.catalogue.problems() {
             writeln!(self.output, "  problem {problem}").unwrap();
         }
-        table
-    }
-
-    fn show_table(&mut self) {
-        for (name, entry) in self.table().services {
+        for (name, entry) in table.services.iter() {
             let out = &mut self.output;
             write!(out, "  {name} {}", entry.kind).unwrap();
             if entry.headless {
@@ -134,6 +174,13 @@ impl World {
             for port in &entry.ports {
                 let name = port.name.as_deref().unwrap_or("");
                 write!(out, " {name}:{}/{}", port.port, port.protocol.as_lower()).unwrap();
+                if let Some(node_port) = port.node_port {
+                    write!(out, " node:{node_port}").unwrap();
+                }
+            }
+            if let Some(port) = entry.health_check_node_port {
+                let local = entry.ready_local(&self.view.name);
+                write!(out, " health:{port}={}", if local > 0 { 200 } else { 503 }).unwrap();
             }
             writeln!(out).unwrap();
             for backend in &entry.backends {
@@ -141,19 +188,19 @@ impl World {
                 let ports: Vec<String> = ports
                     .map(|port| format!("{}:{}", port.name.as_deref().unwrap_or(""), port.port))
                     .collect();
-                let verdict = backend.verdict;
-                write!(
-                    out,
-                    "    {} {} {} ({})",
-                    backend.address,
-                    ports.join(","),
-                    verdict.state,
-                    verdict.source
-                )
-                .unwrap();
-                for (what, value) in
-                    [("hostname", &backend.hostname), ("node", &backend.node), ("pod", &backend.pod)]
-                {
+                let (address, verdict) = (backend.address, backend.verdict);
+                write!(out, "    {address} {} {} ({})", ports.join(","), verdict.state, verdict.source)
+                    .unwrap();
+                let hints = [backend.hints.nodes.join("+"), backend.hints.zones.join("+")];
+                let hints = hints.map(|hint| Some(hint).filter(|hint| !hint.is_empty()));
+                for (what, value) in [
+                    ("hostname", &backend.hostname),
+                    ("node", &backend.node),
+                    ("zone", &backend.zone),
+                    ("pod", &backend.pod),
+                    ("for-nodes", &hints[0]),
+                    ("for-zones", &hints[1]),
+                ] {
                     if let Some(value) = value {
                         write!(out, " {what}={value}").unwrap();
                     }
@@ -163,38 +210,70 @@ impl World {
         }
     }
 
-    fn compile(&mut self, now_ms: u64) {
-        let table = self.table();
-        let outcome = self.compiler().compile(&table, now_ms);
-        let (image, out) = (outcome.image, &mut self.output);
-        let mut retired_slots = image.slots.clone();
-        let mut retired_backends = image.backends.clone();
+    fn compile(&mut self, now_ms: u64, detailed: bool) {
+        let table = self.catalogue.table(1);
+        let (changed, view) = (std::mem::take(&mut self.changed), self.view.clone());
+        let writes = self.compiler().update(&table, &view, Some(&changed), now_ms);
+        self.image.apply(&writes);
+        self.image.names = self.compiler().names();
+        if detailed {
+            self.show_maps();
+        } else {
+            for line in self.image.dump().lines() {
+                writeln!(self.output, "  {line}").unwrap();
+            }
+        }
+        let compiler = self.compiler.as_ref().unwrap();
+        let out = &mut self.output;
+        for (service_id, backend_id) in &writes.left {
+            let backend = compiler.backend(*backend_id).unwrap();
+            let standing = compiler.standing(*service_id, *backend_id);
+            if detailed {
+                writeln!(out, "  left by {service_id}: {backend}: {standing:?}").unwrap();
+            }
+        }
+        for problem in self.catalogue.problems().into_iter().chain(compiler.problems()) {
+            writeln!(out, "  problem {problem}").unwrap();
+        }
+        for error in compiler.capacity() {
+            writeln!(out, "  capacity {error}").unwrap();
+        }
+    }
+
+    fn show_maps(&mut self) {
+        let (image, out) = (&self.image, &mut self.output);
+        let mut resting: BTreeSet<u32> = image.backends.keys().copied().collect();
         for (key, value) in &image.services {
             let name = image.names.get(&value.service_id).map_or("?", String::as_str);
             write!(out, "  {key} id={} {name}", value.service_id).unwrap();
-            if value.slot_count == 0 {
-                write!(out, " refuse").unwrap();
+            match value.slot_count {
+                0 if value.flags & SERVICE_DROP_EMPTY != 0 => write!(out, " drop").unwrap(),
+                0 => write!(out, " refuse").unwrap(),
+                _ => {}
             }
             for slot in value.slot_offset..value.slot_offset + value.slot_count {
                 let id = image.slots[&slot];
                 write!(out, " [{slot}]={id}={}", image.backends[&id]).unwrap();
-                retired_slots.remove(&slot);
-                retired_backends.remove(&id);
+                resting.remove(&id);
             }
             writeln!(out).unwrap();
         }
-        if !retired_slots.is_empty() {
-            writeln!(out, "  retired slots {:?}", retired_slots.keys().collect::<Vec<_>>()).unwrap();
+        for id in resting {
+            writeln!(out, "  unused backend {id}={}", image.backends[&id]).unwrap();
         }
-        for (id, backend) in retired_backends {
-            writeln!(out, "  retired backend {id}={backend}").unwrap();
+    }
+
+    fn explain(&mut self, name: &str, client: Option<&str>) {
+        let table = self.catalogue.table(1);
+        let client = client.map(|client| client.parse().unwrap());
+        for found in explain(&table, &self.view, &parsed(name), client) {
+            let out = &mut self.output;
+            writeln!(out, "  {} ({}): {}: {}", found.frontend, found.asked_by, found.verdict, found.reason)
+                .unwrap();
+            for backend in found.backends {
+                let here = if backend.local { ", here" } else { "" };
+                writeln!(out, "    {} {:.1} %{here}", backend.backend, backend.share).unwrap();
+            }
         }
-        for problem in &outcome.problems {
-            writeln!(out, "  problem {problem}").unwrap();
-        }
-        for error in &outcome.capacity {
-            writeln!(out, "  capacity {error}").unwrap();
-        }
-        self.image = image;
     }
 }
