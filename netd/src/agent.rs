@@ -230,6 +230,8 @@ impl Agent {
                 synced.problems
             }
             Err(error) => {
+                // Tried again like everything that fails.
+                self.services_due = None;
                 kernel.push(format!("services: {error:#}"));
                 last.problems.clone()
             }
@@ -399,6 +401,8 @@ impl Agent {
         let node = &self.node;
         tokio::task::block_in_place(|| {
             let mut services = lock(&node.services);
+            // Before the lock that every ADD needs: of thousands of services this takes its time.
+            services.recollect();
             let mut datapath = lock(&node.datapath);
             let node_view = self.around.node_view(node, view, &datapath)?;
             self.around.tell(node, view, &mut datapath)?;

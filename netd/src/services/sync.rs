@@ -15,6 +15,8 @@ pub(crate) struct ServiceSync {
     sizes: MapSizes,
     adopted: bool,
     doubtful: bool,
+    /// What the maps should hold, for the comparison in doubt.
+    wished: Option<Image>,
     attached: bool,
     /// There were services in the maps, or there are now: without the store in sync they are left as they are.
     filled: bool,
@@ -52,6 +54,7 @@ impl ServiceSync {
             sizes,
             adopted: false,
             doubtful: false,
+            wished: None,
             attached: false,
             filled: false,
             compared: false,
@@ -78,6 +81,11 @@ impl ServiceSync {
     /// The next pass reads the maps back, mends what differs and attaches the socket programs anew.
     pub(crate) fn suspect(&mut self) {
         self.doubtful = true;
+    }
+
+    /// Makes ready for a pass in doubt, without the maps.
+    pub(crate) fn recollect(&mut self) {
+        self.wished = (self.adopted && self.doubtful).then(|| self.compiler.image());
     }
 
     /// The next pass looks at these, too.
@@ -107,7 +115,7 @@ impl ServiceSync {
         }
         if self.doubtful {
             let observed = datapath.read_image().context("cannot read the pinned maps back")?;
-            if !is_as_written(&self.compiler.image(), &observed) {
+            if self.wished.take().is_some_and(|wished| !is_as_written(&wished, &observed)) {
                 tracing::warn!("the service maps are not as they were written: they are written anew");
                 self.adopt(datapath)?;
             }
@@ -116,6 +124,7 @@ impl ServiceSync {
             }
             self.doubtful = false;
         }
+        let mut due_ms = None;
         if sweep || !self.filled {
             let writes = self.compiler.update(table, &view, self.changed.as_ref(), now_ms);
             self.view = view;
@@ -129,13 +138,14 @@ impl ServiceSync {
             self.compiler.written(now_ms);
             self.left.all |= !std::mem::replace(&mut self.compared, true);
             self.filled = true;
+            due_ms = self.compiler.next_deadline();
         }
         if !self.attached {
             datapath.attach_cgroup().context("cannot attach the socket programs")?;
             self.attached = true;
             tracing::info!("socket programs attached");
         }
-        Ok(Synced { problems: self.problems.clone(), due_ms: self.compiler.next_deadline() })
+        Ok(Synced { problems: self.problems.clone(), due_ms })
     }
 
     fn adopt(&mut self, datapath: &mut Datapath) -> Result<()> {
