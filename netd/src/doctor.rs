@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ebpf_abi::Counter;
 use netd_api::{DoctorCheck, DoctorReply, PeerInfo, Status, Verdict};
 use netd_host::{Host, Nft, Underlay, UnderlayNow};
 use netd_plan::BackendKind;
@@ -15,6 +16,7 @@ use crate::members;
 use crate::mtu::{Answer, ProbedPath};
 use crate::node::{Node, lock, now_ms};
 use crate::overlay;
+use crate::services;
 use crate::{status, tunnel};
 
 /// Sessions of WireGuard end after so long without a new handshake, in seconds (REJECT_AFTER_TIME, WireGuard paper 6.1).
@@ -46,10 +48,20 @@ pub(crate) async fn examine(node: &Node) -> DoctorReply {
         checks.say(verdict, "members", text);
     }
     checks.pods(node);
+    checks.services(node);
     checks.kernel(&status);
     checks.drops(node).await;
     DoctorReply { checks: checks.0 }
 }
+
+/// Something had no room, or was not understood.
+const NOTEWORTHY: [Counter; 5] = [
+    Counter::SocketsFull,
+    Counter::CtFull,
+    Counter::SnatPortExhausted,
+    Counter::FragmentUnknown,
+    Counter::NoRoute,
+];
 
 /// Asks every live peer now, and waits for their answers; when that was, in milliseconds since the Unix epoch.
 async fn ask_peers(node: &Node) -> u64 {
@@ -201,6 +213,53 @@ impl Checks {
         }
         for bad in &status.bad_values {
             self.say(Verdict::Wrong, format!("store value {}", bad.key), &bad.reason);
+        }
+    }
+
+    /// How the world reaches services, and what of them does not fit.
+    fn services(&mut self, node: &Node) {
+        let view = node.view.load();
+        let devices = match &node.config.services.devices {
+            None => vec![node.underlay.device.clone()],
+            Some(devices) => devices.clone(),
+        };
+        for device in devices.iter().filter(|device| netd_host::interface_index(device).is_none()) {
+            let text =
+                format!("{device}, which service-devices names, is not there: nobody reaches services by it");
+            self.say(Verdict::Wrong, "services", text);
+        }
+        let (left_out, fills, counters) = tokio::task::block_in_place(|| {
+            let left_out = lock(&node.services).compiler().capacity().len();
+            let datapath = lock(&node.datapath);
+            (left_out, datapath.conntrack_fill(), datapath.packet_counters().unwrap_or_default())
+        });
+        let by = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
+        let text = format!(
+            "{} services; from outside by {by}, node ports {} on {} addresses",
+            view.table.services.len(),
+            view.config.node_port_range,
+            node.local_addresses.load().len()
+        );
+        self.say(Verdict::Ok, "services", text);
+        if left_out > 0 {
+            let text =
+                format!("{left_out} do not fit into the maps whole: see service-frontends-max and its like");
+            self.say(Verdict::Wrong, "services", text);
+        }
+        for (fill, flows) in fills.iter().zip(["established", "half-open"]) {
+            if fill.max_entries > 0
+                && fill.entries * 100 >= fill.max_entries as usize * services::PRESSURE_PERCENT
+            {
+                let text =
+                    format!("conntrack holds {} of {} {flows} entries", fill.entries, fill.max_entries);
+                self.say(Verdict::Note, "services", format!("{text}: the least recently used ones go"));
+            }
+        }
+        for counter in NOTEWORTHY {
+            let count = counters.get(&counter).copied().unwrap_or(0);
+            if count > 0 {
+                self.say(Verdict::Note, "services", format!("{count} times {}", counter.name()));
+            }
         }
     }
 

@@ -1,12 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pod's label may be: as Kubernetes has it, so that any selector can name it.
 
+use std::collections::BTreeMap;
+
+use lb::{NamedPort, Protocol};
+
 /// A name, and a value (Kubernetes: Labels and Selectors, "Syntax and character set").
 const NAME_MAX: usize = 63;
 /// A prefix is a DNS subdomain (RFC 1123).
 const PREFIX_MAX: usize = 253;
 /// Prefix of labels that every pod has implicitly, with its own name and namespace.
 const OWN_PREFIX: &str = "weft.dev";
+
+/// Prefix of labels that name a port of the pod, for a Service's `targetPort` by name: `port.weft.dev/http=8080`, or
+/// `8080-udp`.
+const PORT_PREFIX: &str = "port.weft.dev";
+
+/// The ports that a pod's labels name.
+pub(crate) fn named_ports(labels: &BTreeMap<String, String>) -> Vec<NamedPort> {
+    let named = |(key, value): (&String, &String)| {
+        let (port, protocol) = port(value)?;
+        Some(NamedPort { name: key.strip_prefix(PORT_PREFIX)?.strip_prefix('/')?.to_owned(), port, protocol })
+    };
+    labels.iter().filter_map(named).collect()
+}
+
+fn port(value: &str) -> Option<(u16, Protocol)> {
+    let (number, protocol) = match value.split_once('-') {
+        None => (value, Protocol::Tcp),
+        Some((number, "tcp")) => (number, Protocol::Tcp),
+        Some((number, "udp")) => (number, Protocol::Udp),
+        Some((number, "sctp")) => (number, Protocol::Sctp),
+        Some(_) => return None,
+    };
+    let number = number.parse().ok().filter(|number| *number != 0)?;
+    Some((number, protocol))
+}
 
 /// Why this cannot be a label; `None` as a value means that it is dropped, which must be possible whatever it is.
 pub(crate) fn objection(key: &str, value: Option<&str>) -> Option<String> {
@@ -29,6 +58,9 @@ pub(crate) fn objection(key: &str, value: Option<&str>) -> Option<String> {
              digit, and may have a DNS name and '/' before it"
         ));
     }
+    if prefix == Some(PORT_PREFIX) && port(value).is_none() {
+        return Some(format!("label {key}: the value {value:?} is not a port: 8080, 8080-udp or 8080-sctp"));
+    }
     (!value.is_empty() && !is_name(value)).then(|| {
         format!(
             "label {key}: the value {value:?} must be empty, or at most {NAME_MAX} letters, digits, '-', '_' and '.', with a \
@@ -49,6 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn labels_name_the_ports_of_a_pod() {
+        let labels = [("app", "80"), ("port.weft.dev/http", "8080"), ("port.weft.dev/dns", "53-udp")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let port = |name: &str, port, protocol| NamedPort { name: name.to_owned(), port, protocol };
+        assert_eq!(named_ports(&labels), [port("dns", 53, Protocol::Udp), port("http", 8080, Protocol::Tcp)]);
+    }
+
+    #[test]
     fn a_label_is_what_a_selector_can_name() {
         let long = "x".repeat(64);
         for (key, value) in
@@ -67,6 +107,9 @@ mod tests {
             ("a/b/c", "d"),
             ("A.b/c", "d"),
             ("weft.dev/name", "zzz"),
+            ("port.weft.dev/http", "eighty"),
+            ("port.weft.dev/http", "80-icmp"),
+            ("port.weft.dev/http", "0"),
         ] {
             assert!(objection(key, Some(value)).is_some(), "{key}={value}");
         }

@@ -18,6 +18,7 @@ use netd_store::{
 };
 
 use crate::attachments::{Attachment, Phase};
+use crate::labels;
 use crate::node::{Node, Published, lock};
 use crate::overlay::{recorded, sent_by};
 use crate::pace::Pace;
@@ -276,7 +277,7 @@ fn pod_facts(node: &Node, attachment: &Attachment) -> PodFacts {
         ready: true,
         terminating: false,
         hostname: None,
-        ports: Vec::new(),
+        ports: labels::named_ports(&attachment.labels),
     }
 }
 

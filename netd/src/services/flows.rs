@@ -22,7 +22,7 @@ const STEPS_PER_ROUND: usize = 30;
 /// Small maps are gone through in few steps, which cost a system call each.
 const STEP_MIN: usize = 4_096;
 /// Of the maps' entries: from here on a flood of new flows puts others out.
-const PRESSURE_PERCENT: usize = 90;
+pub(crate) const PRESSURE_PERCENT: usize = 90;
 /// Flows of one answer.
 const FLOWS_MAX: usize = 10_000;
 

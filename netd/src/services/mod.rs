@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 pub(crate) use around::{Around, map_sizes};
 pub(crate) use claims::keep as keep_claims;
 pub(crate) use ended::Ended;
-pub(crate) use flows::{flows, keep as keep_flows};
+pub(crate) use flows::{PRESSURE_PERCENT, flows, keep as keep_flows};
 pub(crate) use health_check::keep as keep_health_checks;
 pub(crate) use netns::{Netnses, enter as enter_netns, leave as leave_netns, sweep as sweep_netns};
 pub(crate) use objects::Objects;

@@ -126,7 +126,7 @@ fn unserved(name: &ServiceName, entry: &lb::ServiceEntry) -> Vec<BadValue> {
             key: format!("Service {name}"),
             reason: format!(
                 "port {}/{}: none of the {} backends is ready on it; a targetPort given by name needs pods that declare it, \
-                 which they cannot here: use a number",
+                 by a label such as port.weft.dev/http=8080",
                 port.port,
                 port.protocol,
                 entry.backends.len()
