@@ -74,11 +74,6 @@ pub(crate) fn detach(interface: &str, direction: TcAttachType) -> Result<bool, A
     }
 }
 
-/// Whether our filter is there: a removal of what is not there fails, so it is asked for by its program.
-pub(crate) fn is_attached(interface: &str, direction: TcAttachType) -> bool {
-    SchedClassifierLink::attached(interface, direction, PRIORITY, HANDLE, None).is_ok()
-}
-
 /// The name of the interface with this index, while there is one in this netns.
 pub(crate) fn interface_name(index: u32) -> Option<String> {
     nix::net::if_::if_indextoname(index).ok()?.into_string().ok()

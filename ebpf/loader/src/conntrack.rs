@@ -75,7 +75,6 @@ impl Datapath {
         let mut swept = Swept::default();
         while swept.seen < budget && !swept.is_round_over {
             let map = if self.sweep.in_new { &self.maps.ct_new } else { &self.maps.ct_live };
-            let Some(map) = map else { return Ok(swept) };
             let wanted = STEP.min(budget - swept.seen);
             let Some(entries) = map.step(&mut self.sweep.walk, wanted)? else {
                 swept.is_round_over = self.sweep.end_of_map();
@@ -98,8 +97,8 @@ impl Datapath {
     pub fn conntrack_fill(&self) -> [Fill; 2] {
         let [live, new] = self.sweep.fill;
         [
-            Fill { entries: live, max_entries: self.maps.ct_live.as_ref().map_or(0, BpfMap::max_entries) },
-            Fill { entries: new, max_entries: self.maps.ct_new.as_ref().map_or(0, BpfMap::max_entries) },
+            Fill { entries: live, max_entries: self.maps.ct_live.max_entries() },
+            Fill { entries: new, max_entries: self.maps.ct_new.max_entries() },
         ]
     }
 
@@ -112,7 +111,6 @@ impl Datapath {
     ) -> Result<Vec<TrackedFlow>, MapAccessError> {
         let mut found = Vec::new();
         for (name, map) in [(FlowMap::Live, &self.maps.ct_live), (FlowMap::New, &self.maps.ct_new)] {
-            let Some(map) = map else { continue };
             let mut walk = Walk::default();
             while let Some(entries) = map.step(&mut walk, STEP)? {
                 let wanted = entries
@@ -137,7 +135,6 @@ impl Datapath {
     ) -> Result<usize, MapAccessError> {
         let mut removed = 0;
         for map in [&self.maps.ct_live, &self.maps.ct_new] {
-            let Some(map) = map else { continue };
             let mut walk = Walk::default();
             while let Some(entries) = map.step(&mut walk, STEP)? {
                 let keys: Vec<CtKey> = entries

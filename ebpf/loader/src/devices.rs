@@ -4,7 +4,7 @@
 //! Which ones have a program is written below `links`: `<hook>-<index>` is the pin of the bpf_link, or, for a clsact filter, a
 //! directory of that name; `uplink-out-<index>` is what an uplink sends. So it is known after a restart, and to `netd clean`.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use ebpf_abi::names;
 
@@ -14,7 +14,7 @@ use crate::{
     error::AttachError,
     link::{self, Attached},
     sys::{self, LinkInfo},
-    tc::{Direction, Place, unpin},
+    tc::{Direction, Place},
 };
 
 /// What an interface of the node is, and so what is done with packets that come in by it.
@@ -65,12 +65,13 @@ impl Datapath {
             let index = nix::net::if_::if_nametoindex(*device).map_err(|_| changed())?;
             let has_ethernet = sys::is_ethernet(device).map_err(|_| changed())?;
             let pin = format!("{}-{index}", hook.name());
-            let place = Place { interface: device, index, direction: Direction::Ingress, pin: &pin };
-            let mark = self.links_dir().join(&pin);
-            if self.tcx {
-                // The mark of another attach mode is in the pin's way.
-                remove_mark(&mark)?;
-            }
+            let place = Place {
+                interface: device,
+                index,
+                direction: Direction::Ingress,
+                pin: &pin,
+                leaves_mark: true,
+            };
             if hook == Hook::Uplink {
                 // The way back first.
                 let back = Place { direction: Direction::Egress, pin: &back_pin(index), ..place };
@@ -80,9 +81,6 @@ impl Datapath {
                 }
             }
             let outcome = self.attach_tc(hook.program(has_ethernet), place)?;
-            if !self.tcx {
-                make_mark(&mark)?;
-            }
             if outcome != Attached::Updated {
                 tracing::info!(device, hook = hook.name(), ?outcome, "attached");
             }
@@ -107,19 +105,9 @@ impl Datapath {
     }
 
     fn detach_device(&mut self, hook: Hook, index: u32) -> Result<(), AttachError> {
-        let pin = self.links_dir().join(format!("{}-{index}", hook.name()));
-        if pin.is_dir() {
-            if let Some(interface) = clsact::interface_name(index) {
-                for direction in [Direction::Ingress, Direction::Egress] {
-                    clsact::detach(&interface, direction.clsact())?;
-                }
-            }
-            remove_mark(&pin)?;
-        } else {
-            unpin(&pin)?;
-        }
+        self.detach_tc(&format!("{}-{index}", hook.name()), index, Direction::Ingress)?;
         if hook == Hook::Uplink {
-            unpin(&self.links_dir().join(back_pin(index)))?;
+            self.detach_tc(&back_pin(index), index, Direction::Egress)?;
         }
         tracing::info!(index, hook = hook.name(), "detached");
         Ok(())
@@ -168,21 +156,4 @@ pub(crate) fn sweep_dead_pins(links_dir: &Path) {
             Err(error) => tracing::warn!(pin = %path.display(), %error, "cannot remove a dead pin"),
         }
     }
-}
-
-fn make_mark(path: &Path) -> Result<(), AttachError> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(AttachError::Pin { path: path.to_owned(), reason: error.to_string() })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn remove_mark(path: &Path) -> Result<(), AttachError> {
-    if !path.is_dir() {
-        return Ok(());
-    }
-    fs::remove_dir(path)
-        .map_err(|error| AttachError::Pin { path: path.to_owned(), reason: error.to_string() })
 }

@@ -20,7 +20,7 @@
 //! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs; `object.rs`: the built-in object; [`MapSizes`];
 //! * `services.rs`: services, read back and written; `sockets.rs`, `conntrack.rs`: what goes through them; `node.rs`: the nodes;
 //! * `cgroup.rs`, `pod.rs`, `overlay.rs`, `devices.rs`: attachments; `pod_maps.rs` is what the maps say of a pod; `tc.rs` and
-//!   `link.rs` are what they share, `clsact.rs` is for kernels without TCX;
+//!   `link.rs` are what they share, `clsact.rs` and `qdisc.rs` are for kernels without TCX;
 //! * `migrate.rs`: other ABI versions and map sizes; `v1.rs`: what version 1 had;
 //! * `expedite.rs`: short grace periods while something is attached;
 //! * [`probe()`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
@@ -46,6 +46,7 @@ mod overlay;
 mod pod;
 mod pod_maps;
 mod probe;
+mod qdisc;
 mod services;
 mod sizes;
 mod sockets;

@@ -4,11 +4,10 @@
 use ebpf_abi::names;
 
 use crate::{
-    clsact,
     datapath::Datapath,
     error::{AttachError, MapAccessError},
     link::Attached,
-    tc::{Direction, Place, unpin},
+    tc::{Direction, Place},
 };
 
 /// Name of its bpf_link's pin.
@@ -24,7 +23,8 @@ impl Datapath {
     pub fn attach_overlay(&mut self, device: &str) -> Result<Attached, AttachError> {
         let index = nix::net::if_::if_nametoindex(device)
             .map_err(|_| AttachError::InterfaceChanged { interface: device.to_owned(), index: NO_DEVICE })?;
-        let place = Place { interface: device, index, direction: Direction::Ingress, pin: PIN };
+        let place =
+            Place { interface: device, index, direction: Direction::Ingress, pin: PIN, leaves_mark: false };
         let outcome = self.attach_tc(names::OVERLAY_INGRESS, place)?;
         self.maps.overlay.set(&ENTRY, &index)?;
         Ok(outcome)
@@ -34,10 +34,7 @@ impl Datapath {
     pub fn detach_overlay(&mut self) -> Result<(), AttachError> {
         let index = self.overlay()?;
         self.maps.overlay.set(&ENTRY, &NO_DEVICE)?;
-        unpin(&self.links_dir().join(PIN))?;
-        if let Some(device) = index.and_then(clsact::interface_name) {
-            clsact::detach(&device, Direction::Ingress.clsact())?;
-        }
+        self.detach_tc(PIN, index.unwrap_or(NO_DEVICE), Direction::Ingress)?;
         Ok(())
     }
 

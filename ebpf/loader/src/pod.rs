@@ -7,12 +7,11 @@ use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 use ebpf_abi::names;
 
 use crate::{
-    clsact,
     datapath::Datapath,
     error::AttachError,
     link::{self, Attached},
     sys::{self, LinkInfo},
-    tc::{Direction, Place, unpin},
+    tc::{Direction, Place},
 };
 
 /// No interface has it: indexes count up from 1.
@@ -73,9 +72,15 @@ impl Datapath {
 
         let interface = pod.host_ifname.as_str();
         let [ingress, egress] = pin_names(pod.host_index);
-        let place = Place { interface, index: pod.host_index, direction: Direction::Ingress, pin: &ingress };
+        let place = Place {
+            interface,
+            index: pod.host_index,
+            direction: Direction::Ingress,
+            pin: &ingress,
+            leaves_mark: false,
+        };
         // The way back first: what goes out translated comes back to be translated.
-        let back = Place { direction: Direction::Egress, pin: &egress, ..place };
+        let back = Place { direction: Direction::Egress, pin: &egress, leaves_mark: true, ..place };
         if let Err(error) = self.attach_tc(names::POD_EGRESS, back) {
             // An ingress qdisc of others excludes clsact, and so any filter at egress.
             tracing::warn!(interface, %error, "answers through the host's stack are not translated back: services reach this pod's connections by its sockets only");
@@ -92,15 +97,9 @@ impl Datapath {
         let addresses = addresses.iter().map(IpAddr::to_canonical);
         self.known_addresses.entry(host_index).or_default().extend(addresses);
         self.make_unreachable(host_index)?;
-        let pins = pin_names(host_index);
-        for pin in &pins {
-            unpin(&self.links_dir().join(pin))?;
-        }
-        if let Some(interface) = clsact::interface_name(host_index) {
-            for direction in [Direction::Ingress, Direction::Egress] {
-                clsact::detach(&interface, direction.clsact())?;
-            }
-        }
+        let [ingress, egress] = pin_names(host_index);
+        self.detach_tc(&ingress, host_index, Direction::Ingress)?;
+        self.detach_tc(&egress, host_index, Direction::Egress)?;
         // Last: while the program runs, a link without an entry may send nothing.
         self.remove_pod(host_index)?;
         Ok(())
@@ -113,8 +112,7 @@ impl Datapath {
         if self.tcx {
             return self.has_link(host_index, &egress);
         }
-        clsact::interface_name(host_index)
-            .is_some_and(|interface| clsact::is_attached(&interface, Direction::Egress.clsact()))
+        self.links_dir().join(egress).is_dir()
     }
 
     /// Whether a pinned TCX bpf_link holds the program at this host end.

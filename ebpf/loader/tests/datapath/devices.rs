@@ -24,7 +24,7 @@ fn veth(name: &str) {
 fn filters(device: &str) -> [usize; 2] {
     ["ingress", "egress"].map(|direction| {
         let output = Command::new("tc").args(["filter", "show", "dev", device, direction]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).matches("weft_").count()
+        String::from_utf8_lossy(&output.stdout).matches("handle 0x1 ").count()
     })
 }
 

@@ -6,12 +6,14 @@
 
 mod checked;
 mod client;
+mod conntrack;
 mod devices;
 mod lab;
 mod lifecycle;
 mod neighbour;
 mod nodes;
 mod overlay;
+mod packets;
 mod pod;
 mod pods;
 mod qdisc;

@@ -131,12 +131,14 @@ fn an_attach_mode_can_change_between_runs() {
                 datapath.attach_pod(&pod.attachment).unwrap();
             }
             assert_eq!(one.asks(&two).as_deref(), Some("two"), "{mode:?}");
+            // A bpf_link each for both directions; with clsact the marks of what is at egress.
             assert_eq!(lab.pin_dir("node").join("links").read_dir().unwrap().count(), {
-                if mode == AttachMode::Clsact { 0 } else { 2 }
+                if mode == AttachMode::Clsact { 2 } else { 4 }
             });
+            assert!(datapath.pod_has_egress(one.attachment.host_index), "{mode:?}");
         }
         let removed = ebpf_loader::remove_all(&lab.pin_dir("node")).unwrap();
-        assert_eq!(removed.filters, 2);
+        assert_eq!(removed.filters, 4);
         assert_eq!(one.asks(&two), None);
     });
 }

@@ -91,6 +91,9 @@ fn is_shaped(lab: &Lab, mode: AttachMode, shaper: Shaper) {
         shape(device, shaper);
     }
     assert_eq!(datapath.attach_pod(&plain).unwrap(), Attached::Created, "{mode:?}");
+    // An ingress qdisc takes a filter for egress as one for ingress: there must be none.
+    let excludes_egress = mode == AttachMode::Clsact && shaper == Shaper::IngressBefore;
+    assert_eq!(datapath.pod_has_egress(plain.host_index), !excludes_egress, "{mode:?} {shaper:?}");
     if shaper != Shaper::IngressBefore {
         shape(device, shaper);
     }
