@@ -96,13 +96,6 @@ pub(crate) fn source_allowed(service: &ServiceValue, client: &Address) -> bool {
     service.flags & SERVICE_SOURCE_RANGES == 0 || maps::client_may_ask(service.service_id, client)
 }
 
-/// The backend in the slot that a hash (or random number) means.
-#[inline(always)]
-#[allow(dead_code, reason = "for packets that choose without a client")]
-pub(crate) fn slot_backend(service: &ServiceValue, hash: u32) -> Option<(u32, Backend)> {
-    with_backend(slot(service, hash)?)
-}
-
 /// The backend that the client stays with; `None` when it has none, may no longer, or has not come for too long.
 #[inline(always)]
 pub(crate) fn affinity(service: &ServiceValue, client: &Address) -> Option<u32> {
