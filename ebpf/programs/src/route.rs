@@ -22,6 +22,8 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// BPF_FIB_LKUP_RET_SUCCESS (linux/bpf.h): forwarded, with a neighbour.
 const FIB_SUCCESS: i64 = 0;
+/// BPF_FIB_LKUP_RET_FRAG_NEEDED: the same, and the packet is too long (the kernel looks at packets that are not GSO only).
+const FIB_TOO_LONG: i64 = 8;
 /// BPF_FIB_LKUP_RET_NO_NEIGH: forwarded, but the next hop's MAC is not known yet.
 const FIB_NO_NEIGHBOUR: i64 = 7;
 /// BPF_MTU_CHK_SEGS (linux/bpf.h): a GSO packet is judged by its segments.
@@ -66,7 +68,8 @@ impl Packet {
         let bytes = size_of::<bpf_fib_lookup_params>() as i32;
         // SAFETY: the helper takes the context of a TC program and a parameter block of the size given.
         let verdict = unsafe { bpf_fib_lookup(self.skb.cast(), &raw mut params, bytes, 0) };
-        let resolved = verdict == FIB_SUCCESS;
+        // Too long for its link it is a matter of the caller, who asks `fits`.
+        let resolved = verdict == FIB_SUCCESS || verdict == FIB_TOO_LONG;
         if !resolved && verdict != FIB_NO_NEIGHBOUR {
             return false;
         }
