@@ -196,6 +196,7 @@ impl Agent {
         // not know the mark are replaced first, so that an upgrade costs running pods nothing. One whose program cannot be
         // replaced is cut off then, and shown as pending.
         let mut pending = self.keep_pods(&view, doubt.programs, &mut kernel);
+        let pods_attached = pending.is_empty();
         if doubt.programs
             && view.in_sync
             && let Err(error) = tokio::task::block_in_place(|| services::sweep_netns(&self.node))
@@ -269,7 +270,7 @@ impl Agent {
         }));
         if as_wished {
             self.node.programmed.send_replace(change);
-            self.finish_migration(view.in_sync);
+            self.finish_migration(view.in_sync && pods_attached);
         }
         if view.in_sync && lock(&self.node.usage).is_due(self.node.addressing.now()) {
             let claimed = usage::claimed(&self.node);
@@ -400,12 +401,13 @@ impl Agent {
     fn keep_services(&mut self, view: &View) -> Result<Synced> {
         let node = &self.node;
         tokio::task::block_in_place(|| {
+            let own = node.facts().overlays;
             let mut services = lock(&node.services);
             // Before the lock that every ADD needs: of thousands of services this takes its time.
             services.recollect();
             let mut datapath = lock(&node.datapath);
             let node_view = self.around.node_view(node, view, &datapath)?;
-            self.around.tell(node, view, &mut datapath)?;
+            self.around.tell(node, view, &own, &mut datapath)?;
             services.pass(&mut datapath, &view.table, node_view, view.in_sync, monotonic_ms())
         })
     }
@@ -416,8 +418,8 @@ impl Agent {
     }
 
     /// Once everything is attached, what an earlier version left beside is not needed any more.
-    fn finish_migration(&mut self, in_sync: bool) {
-        if self.migrated || !in_sync {
+    fn finish_migration(&mut self, attached: bool) {
+        if self.migrated || !attached {
             return;
         }
         match tokio::task::block_in_place(|| lock(&self.node.datapath).finish_migration()) {

@@ -138,7 +138,7 @@ pub(crate) struct Options {
     /// Frontends (address, port, protocol) that fit into the maps of this node [default: 131072].
     #[arg(long, env = "WEFT_SERVICE_FRONTENDS_MAX", value_name = "NUMBER", global = true)]
     pub service_frontends_max: Option<u32>,
-    /// Backends (address, port, protocol) that fit into the maps of this node [default: 262144].
+    /// Backends (address, port, protocol) that fit into the maps of this node [default: 131072].
     #[arg(long, env = "WEFT_SERVICE_BACKENDS_MAX", value_name = "NUMBER", global = true)]
     pub service_backends_max: Option<u32>,
     /// Places that frontends choose their backends from; a service that hashes needs about a hundred for each of
@@ -146,7 +146,7 @@ pub(crate) struct Options {
     #[arg(long, env = "WEFT_SERVICE_SLOTS_MAX", value_name = "NUMBER", global = true)]
     pub service_slots_max: Option<u32>,
     /// Connections through services that are remembered, by their client's socket and by packets each; the oldest
-    /// go first [default: by memory, 32768 to 524288].
+    /// go first [default: by memory; 262144 for 8 GiB].
     #[arg(long, env = "WEFT_SERVICE_CONNECTIONS_MAX", value_name = "NUMBER", global = true)]
     pub service_connections_max: Option<u32>,
     /// Destinations outside the pod and service CIDRs that pods reach with their own address, comma-separated.

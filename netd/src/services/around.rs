@@ -74,15 +74,21 @@ impl Around {
         })
     }
 
-    /// Tells the programs of nodes and addresses; before services, which point at nodes.
-    pub(crate) fn tell(&mut self, node: &Node, view: &View, datapath: &mut Datapath) -> Result<()> {
+    /// Tells the programs of nodes and addresses; before services, which point at nodes. `own` are this node's overlay
+    /// addresses.
+    pub(crate) fn tell(
+        &mut self,
+        node: &Node,
+        view: &View,
+        own: &[IpAddr],
+        datapath: &mut Datapath,
+    ) -> Result<()> {
         let host_netns = node.netns_cookie;
         let nodes = view.nodes.values().filter_map(|record| {
             let (overlay4, overlay6) = overlays(record);
             let index = *self.indexes.get(&record.uuid)?;
             Some((index, NodeValue::new(overlay4.map(IpAddr::V4), overlay6.map(IpAddr::V6))))
         });
-        let own = node.facts().overlays;
         let of = |v4: bool| own.iter().copied().find(|ip| ip.is_ipv4() == v4);
         let held = |ip: Option<IpAddr>| ip.map_or(address::UNSPECIFIED, address::address);
         let range = view.config.node_port_range;
