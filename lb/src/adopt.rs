@@ -70,12 +70,16 @@ impl Compiler {
         for id in image.slots.values() {
             self.holdings.adopt_bare_backend(*id);
         }
+        // In ascending order, for only what lies above the last one can be reserved.
+        let affinity_ids: BTreeSet<u32> = image.services.values().map(|value| value.affinity_id).collect();
+        for id in affinity_ids {
+            if self.holdings.affinity_ids.reserve(id) {
+                self.adopted.affinity_ids.insert(id);
+            }
+        }
         for (key, value) in &image.services {
             let service_id =
                 if self.holdings.service_ids.reserve(value.service_id) { value.service_id } else { 0 };
-            if value.affinity_id != 0 && self.holdings.affinity_ids.reserve(value.affinity_id) {
-                self.adopted.affinity_ids.insert(value.affinity_id);
-            }
             self.adopt_range(value, image);
             self.adopted.services.insert(*key, AdoptedService { value: *value, service_id });
         }

@@ -149,15 +149,15 @@ impl Compiler {
     ) -> Arc<Writes> {
         self.holdings.release_due(now_ms);
         let same_view = self.view.as_ref() == Some(view);
-        let mut work = match changed {
-            Some(changed) if same_view => changed.clone(),
+        let mut work: BTreeSet<ServiceName> = match changed {
+            Some(changed) if same_view => {
+                let dependents = changed.iter().filter_map(|name| self.dependents.get(name));
+                dependents.flatten().chain(changed).cloned().collect()
+            }
             _ => table.services.keys().chain(self.services.keys()).cloned().collect(),
         };
         if !same_view {
             self.view = Some(view.clone());
-        }
-        for name in work.clone() {
-            work.extend(self.dependents.get(&name).into_iter().flatten().cloned());
         }
         work.extend(self.warming.iter().take_while(|(at, _)| *at <= now_ms).map(|(_, name)| name.clone()));
         self.run(work, table, view, now_ms);
@@ -311,6 +311,8 @@ impl Compiler {
             }
             let warmth = &compiled.warmth;
             wishes = frontends::wishes(name, entry, table, view, |address| warmth.tenths(address, now_ms));
+        } else {
+            compiled.warmth = Warmth::default();
         }
         if let Some(at) = compiled.warmth.next_step() {
             self.warming.insert((at, name.clone()));

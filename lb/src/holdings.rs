@@ -79,7 +79,7 @@ impl Holdings {
             service_ids: IdSpace::new(limits.services),
             backend_ids: IdSpace::new(limits.backends),
             // Keys of hash maps, bounded by what is in them.
-            affinity_ids: IdSpace::new(u32::MAX),
+            affinity_ids: IdSpace::plenty(),
             slots: SlotSpace::new(limits.slots),
             backends: BTreeMap::new(),
             id_of: BTreeMap::new(),

@@ -15,11 +15,18 @@ pub(crate) struct IdSpace {
     queue: VecDeque<(u32, u64)>,
     free: BTreeMap<u32, u64>,
     tickets: u64,
+    /// There are so many that those below a reserved one need not be remembered.
+    plenty: bool,
 }
 
 impl IdSpace {
     pub(crate) fn new(size: u32) -> Self {
-        Self { size, next: 1, queue: VecDeque::new(), free: BTreeMap::new(), tickets: 0 }
+        Self { size, next: 1, queue: VecDeque::new(), free: BTreeMap::new(), tickets: 0, plenty: false }
+    }
+
+    /// More than anybody uses up; those that can be reserved leave as many again.
+    pub(crate) fn plenty() -> Self {
+        Self { plenty: true, ..Self::new(u32::MAX) }
     }
 
     pub(crate) fn take(&mut self) -> Option<u32> {
@@ -44,9 +51,11 @@ impl IdSpace {
         if id < self.next {
             return self.free.remove(&id).is_some();
         }
-        for skipped in self.next..id {
-            self.release(skipped);
+        if self.plenty && id > self.size / 2 {
+            return false;
         }
+        let skipped = if self.plenty { id..id } else { self.next..id };
+        skipped.for_each(|id| self.release(id));
         self.next = id + 1;
         true
     }
@@ -74,6 +83,14 @@ mod tests {
         assert_eq!(ids.free(), 4);
         assert!(ids.reserve(2));
         assert_eq!(std::iter::from_fn(|| ids.take()).collect::<Vec<_>>(), [4, 5, 1]);
+    }
+
+    #[test]
+    fn among_plenty_no_number_is_too_far_off_to_be_reserved() {
+        let mut ids = IdSpace::plenty();
+        assert!(ids.reserve(2_000_000_000) && !ids.reserve(4_000_000_000));
+        assert_eq!(ids.take(), Some(2_000_000_001));
+        assert!(!ids.reserve(7), "below, and not remembered");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ebpf_abi::service::{
     ALGORITHM_HASH, ALGORITHM_LEAST_CONNECTIONS, ALGORITHM_RANDOM, SERVICE_AFFINITY, SERVICE_DROP_EMPTY,
 };
-use ebpf_abi::{AffinityBackendKey, FrontendKey, ServiceValue, SourceRangeKey};
+use ebpf_abi::{AffinityBackendKey, FrontendKey, SCOPE_INTERNAL, ServiceValue, SourceRangeKey};
 use ipnet::IpNet;
 
 use crate::choose::Empty;
@@ -34,11 +34,13 @@ impl Compiler {
         for (key, wish) in &wishes.frontends {
             match self.claim(*key, name, compiled, &mut next) {
                 Ok(()) => granted.push((*key, wish)),
-                Err(owner) => compiled.problems.push(Problem {
+                // Once for all who ask there.
+                Err(owner) if key.scope == SCOPE_INTERNAL => compiled.problems.push(Problem {
                     object: format!("Service {name}"),
                     field: if key.is_node_port() { "spec.ports.nodePort" } else { "spec" }.to_owned(),
                     reason: format!("{key} already belongs to Service {owner}; change one of the two"),
                 }),
+                Err(_) => {}
             }
         }
         let used: BTreeSet<SetKey> = granted.iter().filter_map(|(_, wish)| wish.set).collect();

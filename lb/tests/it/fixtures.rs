@@ -38,6 +38,7 @@ pub(crate) struct Spec {
     algorithm: &'static str,
     dsr: bool,
     weights: Weights,
+    slow_start: bool,
     extra_addresses: bool,
     backends: Vec<(u8, State, u8)>,
     hints: bool,
@@ -129,6 +130,7 @@ fn spec() -> impl Strategy<Value = Spec> {
                 algorithm,
                 dsr,
                 weights,
+                slow_start: false,
                 extra_addresses,
                 backends,
                 hints,
@@ -178,6 +180,18 @@ impl World {
         changed
     }
 
+    /// The same, but that backends that come up warm up.
+    pub(crate) fn with_slow_start(&self) -> Self {
+        let mut world = self.clone();
+        world.services.values_mut().for_each(|spec| spec.slow_start = true);
+        world
+    }
+
+    /// The same node, and no Service.
+    pub(crate) fn without_services(&self) -> Self {
+        Self { services: BTreeMap::new(), ..self.clone() }
+    }
+
     /// Numbers of the Services whose backends a Service may use.
     pub(crate) fn may_use(&self, number: u8) -> BTreeSet<u8> {
         let mut numbers = BTreeSet::from([number]);
@@ -225,6 +239,9 @@ impl Spec {
                 let next = (number + 1) % 5;
                 drop(annotations.insert("weft.dev/weights", format!("s{number}=9,s{next}=1")));
             }
+        }
+        if self.slow_start {
+            annotations.insert("weft.dev/slow-start", "2s".to_owned());
         }
         if self.dsr {
             annotations.insert("weft.dev/forwarding", "dsr".to_owned());
