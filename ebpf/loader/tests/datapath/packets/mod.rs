@@ -7,3 +7,4 @@ mod node_ports;
 mod pod_clients;
 mod pressure;
 mod service;
+mod tunnel;
