@@ -19,9 +19,6 @@ use crate::{
     tc::Direction,
 };
 
-/// Maps that an earlier version pinned and this one does not have; none so far.
-const FORMER_MAPS: [&str; 0] = [];
-
 /// What was there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -52,12 +49,12 @@ pub fn remove_all(pin_dir: &Path) -> Result<Removed, CleanError> {
 
 /// Unpins everything below `pin_dir`, then removes the directory: bpf_links go, clsact filters stay.
 pub(crate) fn remove_pins(pin_dir: &Path) -> Result<Removed, CleanError> {
-    let mut removed = Removed::default();
-    removed.links = remove_pins_in(&pin_dir.join(LINKS_DIR))?;
+    let links = remove_pins_in(&pin_dir.join(LINKS_DIR))?;
+    let mut removed = Removed { links, ..Removed::default() };
     for dir in [OLD_DIR, NEW_DIR, CARRYING] {
         removed.maps += remove_pins_in(&pin_dir.join(dir))?;
     }
-    for name in names::MAPS.into_iter().chain(FORMER_MAPS) {
+    for name in names::MAPS {
         removed.maps += usize::from(unpin(&pin_dir.join(name))?);
     }
     remove_dir(pin_dir)?;

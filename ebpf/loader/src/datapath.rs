@@ -179,7 +179,7 @@ impl Datapath {
 }
 
 impl Maps {
-    fn open(dir: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, LoadError> {
         let slots: BpfMap<u32, u32> = BpfMap::open(dir, names::SLOTS)?;
         Ok(Self {
             services: BpfMap::open(dir, names::SERVICES)?,

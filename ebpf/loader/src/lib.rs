@@ -24,7 +24,7 @@
 //! * `migrate.rs`: other ABI versions and map sizes; `v1.rs`: what version 1 had;
 //! * `expedite.rs`: short grace periods while something is attached;
 //! * [`probe()`]: what the kernel lacks, in words; [`mounts`]: bpffs and cgroup2;
-//! * [`remove_all`]: `netd clean`;
+//! * [`remove_all`]: `netd clean`; [`look()`]: for a witness beside netd;
 //! * `map.rs`: one map with its types; `sys`: bpf(2), mmap(2) and socket options, the only `unsafe`.
 
 mod cgroup;
@@ -37,6 +37,7 @@ mod devices;
 mod error;
 mod expedite;
 mod link;
+mod look;
 mod map;
 mod migrate;
 pub mod mounts;
@@ -62,6 +63,7 @@ pub use devices::Hook;
 pub use error::{AttachError, CleanError, LoadError, MapAccessError, MountError, WriteError};
 pub use expedite::{Expedited, settle as settle_expedited};
 pub use link::Attached;
+pub use look::{Pinned, look};
 pub use mounts::{cgroup2_mount, ensure_bpffs};
 pub use pod::{ObservedPod, PodAttachment};
 pub use probe::{Features, Missing, probe};

@@ -9,7 +9,7 @@ use ebpf_abi::{BackendValue, FrontendKey, ServiceValue};
 use lb::{Image, Writes};
 
 use crate::{
-    datapath::Datapath,
+    datapath::{Datapath, Maps},
     error::{MapAccessError, WriteError},
 };
 
@@ -76,19 +76,7 @@ impl Datapath {
 
     /// Services as the maps hold them now, without names: what a compiler adopts.
     pub fn read_image(&mut self) -> Result<Image, MapAccessError> {
-        let maps = &self.maps;
-        let image = Image {
-            services: maps.services.entries()?.into_iter().collect(),
-            backends: maps.backends.entries()?.into_iter().filter(|(_, value)| !value.is_unused()).collect(),
-            slots: (0..maps.slots.len())
-                .map(|slot| (slot, maps.slots.load(slot)))
-                .filter(|(_, backend_id)| *backend_id != 0)
-                .collect(),
-            endpoints: maps.backend_endpoints.entries()?.into_iter().collect(),
-            affinity: maps.affinity_backends.entries()?.into_iter().map(|(key, _)| key).collect(),
-            ranges: maps.source_ranges.entries()?.into_iter().map(|(key, _)| key).collect(),
-            ..Image::default()
-        };
+        let image = self.maps.read_image()?;
         self.learn(image.services.iter().map(|(key, value)| (*key, *value)));
         Ok(image)
     }
@@ -128,5 +116,22 @@ impl Datapath {
             within("end of a service's slots", end, slots + 1)?;
         }
         Ok(())
+    }
+}
+
+impl Maps {
+    pub(crate) fn read_image(&self) -> Result<Image, MapAccessError> {
+        Ok(Image {
+            services: self.services.entries()?.into_iter().collect(),
+            backends: self.backends.entries()?.into_iter().filter(|(_, value)| !value.is_unused()).collect(),
+            slots: (0..self.slots.len())
+                .map(|slot| (slot, self.slots.load(slot)))
+                .filter(|(_, backend_id)| *backend_id != 0)
+                .collect(),
+            endpoints: self.backend_endpoints.entries()?.into_iter().collect(),
+            affinity: self.affinity_backends.entries()?.into_iter().map(|(key, _)| key).collect(),
+            ranges: self.source_ranges.entries()?.into_iter().map(|(key, _)| key).collect(),
+            ..Image::default()
+        })
     }
 }

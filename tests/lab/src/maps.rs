@@ -5,9 +5,8 @@ use crate::names::BPF_DIR;
 use crate::node;
 use crate::state::State;
 use anyhow::{Context, Result};
-use ebpf_loader::{AttachMode, Datapath, DatapathConfig};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Addresses in a node's maps.
@@ -16,7 +15,7 @@ pub struct Maps {
     /// Of the node's pods, once for each entry.
     pub pods: Vec<IpAddr>,
     /// Of backends, once for each entry.
-    pub backends: Vec<Ipv4Addr>,
+    pub backends: Vec<IpAddr>,
     /// Number of frontends.
     pub frontends: usize,
 }
@@ -29,15 +28,11 @@ pub(crate) fn pin_dir(state: &State, node: &str) -> Result<PathBuf> {
 
 /// Reads a node's maps.
 pub(crate) fn read(state: &State, node: &str) -> Result<Maps> {
-    let dir = pin_dir(state, node)?;
-    let mut versions = fs::read_dir(&dir).with_context(|| dir.display().to_string())?.flatten();
-    let pin_dir = versions.next().with_context(|| format!("{} is empty", dir.display()))?.path();
-    let cgroup_root = state.node(node)?.cgroup.clone();
-    let mut datapath = Datapath::open(DatapathConfig { pin_dir, cgroup_root, attach: AttachMode::Auto })?;
-    let image = datapath.observed_image()?;
+    let pins = pin_dir(state, node)?.join(ebpf_abi::ABI_VERSION.to_string());
+    let pinned = ebpf_loader::look(&pins).with_context(|| pins.display().to_string())?;
     Ok(Maps {
-        pods: datapath.pods()?.into_values().flat_map(|pod| pod.addresses).collect(),
-        backends: image.backends.values().map(|backend| backend.address()).collect(),
-        frontends: image.services.len(),
+        pods: pinned.pods,
+        backends: pinned.image.backends.values().map(|backend| backend.address()).collect(),
+        frontends: pinned.image.services.len(),
     })
 }

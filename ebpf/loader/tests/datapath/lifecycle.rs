@@ -24,6 +24,7 @@ fn connections_work_with_the_loader_gone_and_the_next_one_adopts_everything() {
 
         let mut datapath = lab.open(AttachMode::Auto);
         assert_eq!(datapath.read_image().unwrap(), first);
+        assert_eq!(ebpf_loader::look(&lab.pin_dir("node")).unwrap().image, first);
         assert_eq!(datapath.counters().unwrap()[&1].connections, 1);
         datapath.attach_cgroup().unwrap();
         write(&mut datapath, &image(&[(VIP, 80, &[backend(2)])]));
