@@ -133,19 +133,22 @@ impl Datapath {
         proto: u8,
         chosen: &BTreeSet<(u32, u32)>,
     ) -> Result<usize, MapAccessError> {
-        let mut removed = 0;
-        for map in [&self.maps.ct_live, &self.maps.ct_new] {
+        let maps = [&self.maps.ct_live, &self.maps.ct_new];
+        let mut keys = BTreeSet::new();
+        for map in maps {
             let mut walk = Walk::default();
             while let Some(entries) = map.step(&mut walk, STEP)? {
-                let keys: Vec<CtKey> = entries
-                    .into_iter()
-                    .filter(|(key, value)| {
-                        key.proto == proto && chosen.contains(&(value.service_id, value.backend_id))
-                    })
-                    .map(|(key, _)| key)
-                    .collect();
-                removed += map.remove_all(keys.iter())?;
+                for (key, value) in entries {
+                    if key.proto == proto && chosen.contains(&(value.service_id, value.backend_id)) {
+                        // Both directions, wherever they are: one alone would keep its addresses and ports taken.
+                        keys.extend([key, key.peer(&value)]);
+                    }
+                }
             }
+        }
+        let mut removed = 0;
+        for map in maps {
+            removed += map.remove_all(keys.iter())?;
         }
         Ok(removed)
     }

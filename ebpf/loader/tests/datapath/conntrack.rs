@@ -111,7 +111,10 @@ fn flows_are_listed_and_those_of_a_backend_forgotten() {
         let of_two = datapath.tracked_flows(NOW, 100, |_, value| value.backend_id == 2).unwrap();
         assert_eq!(of_two.iter().map(|flow| flow.key).collect::<Vec<_>>(), [key(5, PROTO_UDP)]);
 
-        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 1)].into()).unwrap(), 3);
+        // The other direction goes with it, wherever it is.
+        let back = key(4, PROTO_UDP).peer(&value(CtState::New, 0, 1));
+        live.insert(back, CtValue { service_id: 0, ..value(CtState::New, 0, 0) }, 0).unwrap();
+        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 1)].into()).unwrap(), 4);
         assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 1), (8, 2)].into()).unwrap(), 0);
         assert_eq!((live.keys().count(), new.keys().count()), (1, 1), "TCP and the other backend's stay");
     });
