@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags, environment and file, turned once into a checked [`Config`].
 
+mod services;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipam::NodePortRange;
-use ipnet::{IpNet, Ipv6Net};
-use netd_store::records::{ClusterConfig, tenth};
+use ipnet::IpNet;
+use netd_store::records::ClusterConfig;
 use netd_wireguard::PresharedKey;
 use thiserror::Error;
 
@@ -18,6 +19,8 @@ use crate::args::{
 use crate::desired;
 use crate::mtu::PROBE_PORT;
 use crate::psk;
+
+pub(crate) use services::ServicesConfig;
 
 /// Read when it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/weft/netd.toml";
@@ -33,18 +36,6 @@ const SOCKET_FILE: &str = "netd.sock";
 const DNS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
 /// The same over IPv6.
 const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x53, 0, 0, 0, 0, 0, 0x53);
-/// Where ClusterIPs of the second family come from.
-const SERVICES_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0), 112);
-/// Smaller maps hold not even a test's services.
-const MAP_MIN: u32 = 256;
-/// A service with a hundred backends and a table to hash into needs this many.
-const SLOTS_MIN: u32 = 65_537;
-/// About 300 MiB of frontends or backends.
-const FRONTENDS_LIMIT: u32 = 1 << 22;
-/// 256 MiB of slots.
-const SLOTS_LIMIT: u32 = 1 << 26;
-/// About 5 GiB of connections.
-const CONNECTIONS_LIMIT: u32 = 1 << 24;
 /// What a conflist may say: those versions that know lists and CHECK.
 const CNI_CONF_VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
 
@@ -112,23 +103,6 @@ pub(crate) struct DropInConfig {
     pub socket: PathBuf,
 }
 
-/// How services reach the world, and how many fit.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct ServicesConfig {
-    /// What the first node gives the cluster.
-    pub node_port_range: NodePortRange,
-    /// Prefixes of the node's addresses that answer node ports; empty: all of them do.
-    pub node_port_addresses: Vec<IpNet>,
-    /// Devices that the world comes by; `None`: the underlay's.
-    pub devices: Option<Vec<String>>,
-    pub external_ips: bool,
-    /// Sizes of the maps, where somebody said something.
-    pub frontends_max: Option<u32>,
-    pub backends_max: Option<u32>,
-    pub slots_max: Option<u32>,
-    pub connections_max: Option<u32>,
-}
-
 /// How to reach etcd; without endpoints the store is a file in the state directory.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreConfig {
@@ -163,6 +137,7 @@ impl Config {
     }
 
     fn check(o: Options) -> Result<Self, ConfigError> {
+        let services = services::check(&o)?;
         let cluster = o.cluster.unwrap_or_else(|| "weft".into());
         check_name("cluster", &cluster)?;
         let node_name = match o.node_name {
@@ -177,32 +152,7 @@ impl Config {
         check_name("node-name", &node_name)?;
         let given = Given { pod_cidr: o.pod_cidr.is_some(), service_cidr: o.service_cidr.is_some() };
         let pod_cidrs = check_pod_cidrs(o.pod_cidr)?;
-        let service_cidrs = check_service_cidrs(o.service_cidr, &pod_cidrs)?;
-        let services = ServicesConfig {
-            node_port_range: check_port_range(o.node_port_range.as_deref())?,
-            node_port_addresses: o.node_port_addresses.unwrap_or_default(),
-            devices: check_devices(o.service_devices)?,
-            external_ips: o.external_ips.unwrap_or(false),
-            frontends_max: check_max(
-                "service-frontends-max",
-                o.service_frontends_max,
-                MAP_MIN,
-                FRONTENDS_LIMIT,
-            )?,
-            backends_max: check_max(
-                "service-backends-max",
-                o.service_backends_max,
-                MAP_MIN,
-                FRONTENDS_LIMIT,
-            )?,
-            slots_max: check_max("service-slots-max", o.service_slots_max, SLOTS_MIN, SLOTS_LIMIT)?,
-            connections_max: check_max(
-                "service-connections-max",
-                o.service_connections_max,
-                MAP_MIN,
-                CONNECTIONS_LIMIT,
-            )?,
-        };
+        let service_cidrs = services::check_cidrs(o.service_cidr, &pod_cidrs)?;
         let state_dir = o.state_dir.unwrap_or_else(|| "/var/lib/weft".into());
         let run_dir = o.run_dir.unwrap_or_else(|| "/run/weft".into());
         let drop_in = check_drop_in(
@@ -379,73 +329,6 @@ fn check_pod_cidrs(cidrs: Option<Vec<IpNet>>) -> Result<Vec<IpNet>, ConfigError>
         pool.validate().map_err(|error| bad("pod-cidr", error.to_string()))?;
     }
     Ok(cidrs)
-}
-
-/// By default a CIDR for each family that pods have, IPv4 first.
-fn check_service_cidrs(cidrs: Option<Vec<IpNet>>, pod_cidrs: &[IpNet]) -> Result<Vec<IpNet>, ConfigError> {
-    let option = "service-cidr";
-    let cidrs = cidrs.unwrap_or_else(|| {
-        let has = |v4: bool| pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == v4);
-        let v4 = has(true).then(|| IpNet::V4(v4net([10, 96, 0, 0], 16)));
-        v4.into_iter().chain(has(false).then_some(IpNet::V6(SERVICES_V6))).collect()
-    });
-    for cidr in &cidrs {
-        no_host_bits(option, *cidr)?;
-        if tenth(*cidr).is_none() {
-            return Err(bad(option, format!("{cidr} is too small: DNS has its tenth address")));
-        }
-        if let Some(pods) = pod_cidrs.iter().find(|pods| overlap(pods, cidr)) {
-            return Err(bad(option, format!("{cidr} overlaps the pod CIDR {pods}")));
-        }
-    }
-    match cidrs[..] {
-        [_] => Ok(cidrs),
-        [a, b] if a.addr().is_ipv4() != b.addr().is_ipv4() => Ok(cidrs),
-        _ => Err(bad(option, "one CIDR, or one of each family, is needed".into())),
-    }
-}
-
-fn check_port_range(text: Option<&str>) -> Result<NodePortRange, ConfigError> {
-    let Some(text) = text else { return Ok(NodePortRange::default()) };
-    let parsed = text.split_once('-').and_then(|(first, last)| {
-        Some(NodePortRange { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
-    });
-    match parsed {
-        // Below are ports that the kernel lets only root listen on.
-        Some(range) if range.first >= 1_024 && range.first <= range.last => Ok(range),
-        _ => Err(bad(
-            "node-port-range",
-            format!("{text:?} is not FIRST-LAST, such as 30000-32767, from 1024 on"),
-        )),
-    }
-}
-
-fn check_devices(devices: Option<Vec<String>>) -> Result<Option<Vec<String>>, ConfigError> {
-    let Some(devices) = devices else { return Ok(None) };
-    if devices == ["none"] {
-        return Ok(Some(Vec::new()));
-    }
-    let wrong = |name: &&String| {
-        name.is_empty() || name.len() > netd_plan::links::LINK_NAME_BYTES_MAX || name.contains(['/', ' '])
-    };
-    match devices.iter().find(wrong) {
-        Some(name) => Err(bad("service-devices", format!("{name:?} is not the name of a device"))),
-        None => Ok(Some(devices)),
-    }
-}
-
-fn check_max(
-    option: &'static str,
-    wanted: Option<u32>,
-    min: u32,
-    max: u32,
-) -> Result<Option<u32>, ConfigError> {
-    match wanted {
-        Some(number) if !(min..=max).contains(&number) => {
-            Err(bad(option, format!("{number} is not between {min} and {max}")))
-        }
-        wanted => Ok(wanted),
-    }
 }
 
 fn no_host_bits(option: &'static str, cidr: IpNet) -> Result<(), ConfigError> {
