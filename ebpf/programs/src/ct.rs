@@ -16,6 +16,9 @@ use crate::{
     scratch::{Scratch, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
 
+/// Answers for longer than this make a flow of a single datagram.
+const STREAM_SECS: u32 = 2;
+
 /// What conntrack says about a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -139,8 +142,10 @@ fn fresh(s: &mut Scratch, now_secs: u32) -> Found {
         } else if !answered {
             entry.set_state(CtState::Answered);
         }
-        // Nobody asks through this entry: that the other side goes on to speak must do.
-        if is_alone && answered && !s.has_tcp(TCP_SYN | TCP_RST) {
+        // Nobody asks through this entry, or asked once and is answered for a while: that the other side goes on to speak
+        // must do.
+        let goes_on = s.key.proto != PROTO_TCP && now_secs.wrapping_sub(s.value.began_secs) > STREAM_SECS;
+        if (is_alone || goes_on) && answered && !s.has_tcp(TCP_SYN | TCP_RST) {
             establish(s, now_secs);
         }
         return kind(&s.value);

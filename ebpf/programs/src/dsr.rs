@@ -72,7 +72,7 @@ pub(crate) fn clamp(packet: &Packet, s: &Scratch) -> bool {
             OPTION_MSS => {
                 // On an odd address the checksum would take the bytes the other way round; nobody writes it there.
                 let Some(now) = packet.load::<[u8; 4]>(at) else { return true };
-                if (at - tcp) % 2 == 0 && u16::from_be_bytes([now[2], now[3]]) > mss_max {
+                if (at - tcp).is_multiple_of(2) && u16::from_be_bytes([now[2], now[3]]) > mss_max {
                     let [high, low] = mss_max.to_be_bytes();
                     let then = [now[0], now[1], high, low];
                     if packet.checksum_word(tcp + TCP_CHECKSUM, now, then, false) {

@@ -57,10 +57,9 @@ pub(crate) fn send(packet: &Packet, s: &mut Scratch, origin: Origin) -> i32 {
     if s.view.hops <= TTL_LAST {
         return if is_reply { drop(DropReason::NoRoute) } else { next(packet, origin) };
     }
-    if s.value.flags & CT_UNWRAPPED != 0 && is_reply && s.has_tcp(TCP_SYN) {
-        if !dsr::clamp(packet, s) {
-            return drop(DropReason::ServiceHeaders);
-        }
+    let needs_clamp = s.value.flags & CT_UNWRAPPED != 0 && is_reply && s.has_tcp(TCP_SYN);
+    if needs_clamp && !dsr::clamp(packet, s) {
+        return drop(DropReason::ServiceHeaders);
     }
     match pod_at(&s.value.dst) {
         Some(pod) => deliver(packet, s, origin, pod),

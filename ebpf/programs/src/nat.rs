@@ -93,7 +93,8 @@ impl Begun {
 pub(crate) fn begin(s: &mut Scratch, asker: Asker) -> Begun {
     let found = match asker {
         Asker::Pod => frontend(s, SCOPE_INTERNAL),
-        Asker::World => frontend(s, SCOPE_EXTERNAL) || frontend(s, SCOPE_INTERNAL),
+        // What only the inside asks (ClusterIPs) is not there for the world, whoever routes it here.
+        Asker::World => frontend(s, SCOPE_EXTERNAL),
         Asker::Node => frontend(s, SCOPE_DSR),
     };
     match (found, asker) {
