@@ -100,8 +100,9 @@ pub(crate) fn leave(node: &Node, key: &AttachmentKey) {
 
 /// Forgets every netns that no attachment has.
 pub(crate) fn sweep(node: &Node) -> Result<(), MapAccessError> {
-    let known: BTreeSet<u64> = lock(&node.netnses).0.values().map(|known| known.cookie).collect();
+    // First the maps: what somebody tells them meanwhile is known before.
     let mut datapath = lock(&node.datapath);
+    let known: BTreeSet<u64> = lock(&node.netnses).0.values().map(|known| known.cookie).collect();
     for cookie in datapath.netns()?.into_keys() {
         if cookie != node.netns_cookie && !known.contains(&cookie) {
             datapath.remove_netns(cookie)?;
