@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ebpf_abi::{AffinityBackendKey, FrontendKey, ServiceValue};
+use ebpf_abi::{AffinityBackendKey, BackendValue, FrontendKey, ServiceValue};
 use lb::{Catalogue, Compiler, Image, Limits, NodeView, ServiceName, ServiceTable, Standing};
 use proptest::prelude::*;
 
@@ -57,6 +57,13 @@ fn check_image(image: &Image) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// What a frontend does, and its backends with their nodes.
+type Seen = (String, Option<Vec<BackendValue>>);
+
+fn look(image: &Image, key: &FrontendKey) -> Seen {
+    (image.describe(key), image.resolve(key))
+}
+
 fn owner_of(compiler: &Compiler, image: &Image, key: &FrontendKey) -> Option<ServiceName> {
     compiler.frontend(image.services.get(key)?.service_id).map(|(owner, _)| owner.clone())
 }
@@ -88,7 +95,7 @@ proptest! {
         let mut before: Option<&World> = None;
         // Who left before an adopted image was brought up to date is not known.
         let mut adopted = false;
-        let mut settled: BTreeMap<FrontendKey, (ServiceName, ServiceValue, String)> = BTreeMap::new();
+        let mut settled: BTreeMap<FrontendKey, (ServiceName, ServiceValue, Seen)> = BTreeMap::new();
         for (world, turn) in worlds.iter().zip(turns) {
             now_ms += turn.passed_ms;
             if turn.restarts {
@@ -111,9 +118,9 @@ proptest! {
             prop_assert_eq!(kernel.image.dump(), fresh(&table, &view).dump());
             prop_assert_eq!(compiler.image().dump(), kernel.image.dump());
             check_owners(&kernel.image, world, &compiler)?;
-            for (key, (owner, value, text)) in &settled {
+            for (key, (owner, value, seen)) in &settled {
                 let same_owner = owner_of(&compiler, &kernel.image, key).as_ref() == Some(owner);
-                if same_owner && kernel.image.describe(key) == *text {
+                if same_owner && look(&kernel.image, key) == *seen {
                     prop_assert_eq!(kernel.image.services.get(key), Some(value), "{} moved for nothing", key);
                 }
             }
@@ -138,7 +145,7 @@ proptest! {
             adopted = false;
             let settle = |(key, value): (&FrontendKey, &ServiceValue)| {
                 let owner = owner_of(&compiler, &kernel.image, key).expect("a frontend of nobody");
-                (*key, (owner, *value, kernel.image.describe(key)))
+                (*key, (owner, *value, look(&kernel.image, key)))
             };
             settled = kernel.image.services.iter().map(settle).collect();
             prop_assert!(compiler.update(&table, &view, Some(&Default::default()), now_ms).is_empty(), "nothing new");
