@@ -13,7 +13,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Long enough to see that no answer comes.
 pub(crate) const SILENCE: Duration = Duration::from_millis(600);
 /// Several socket buffers, so that segmentation offload takes place.
