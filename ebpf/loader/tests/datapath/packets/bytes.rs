@@ -153,12 +153,12 @@ impl Bench {
         (result.return_value, out, context)
     }
 
-    fn from_world(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+    fn arrives_at_uplink(&self, packet: &[u8]) -> (u32, Vec<u8>) {
         let (verdict, packet, _) = self.run(names::UPLINK_INGRESS, self.uplink, packet, 0);
         (verdict, packet)
     }
 
-    fn from_pod(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+    fn leaves_pod(&self, packet: &[u8]) -> (u32, Vec<u8>) {
         let (verdict, packet, _) = self.run(names::POD_INGRESS, self.pod, packet, 0);
         (verdict, packet)
     }
@@ -285,7 +285,11 @@ fn a_packet_to_a_node_port_becomes_one_to_the_backend_and_the_answer_one_of_the_
                     (asked.options, asked.payload) = (options, vec![0xa5; payload]);
                     let expected =
                         Packet { macs: (POD_MAC, HOST_MAC), to: backend(like), hops: 63, ..asked.clone() };
-                    assert_eq!(bench.from_world(&asked.bytes()), (REDIRECT, expected.bytes()), "{asked:?}");
+                    assert_eq!(
+                        bench.arrives_at_uplink(&asked.bytes()),
+                        (REDIRECT, expected.bytes()),
+                        "{asked:?}"
+                    );
 
                     let answer = Packet {
                         macs: (HOST_MAC, POD_MAC),
@@ -300,7 +304,7 @@ fn a_packet_to_a_node_port_becomes_one_to_the_backend_and_the_answer_one_of_the_
                         hops: 63,
                         ..answer.clone()
                     };
-                    assert_eq!(bench.from_pod(&answer.bytes()), (REDIRECT, expected.bytes()), "{answer:?}");
+                    assert_eq!(bench.leaves_pod(&answer.bytes()), (REDIRECT, expected.bytes()), "{answer:?}");
                 }
             }
         }
@@ -314,7 +318,7 @@ fn a_datagram_without_a_checksum_has_none_afterwards() {
         let asked = of_world(client(v4(0)), node(v4(0)), None);
         let mut bytes = asked.bytes();
         bytes[40..42].copy_from_slice(&[0, 0]);
-        let (verdict, out) = bench.from_world(&bytes);
+        let (verdict, out) = bench.arrives_at_uplink(&bytes);
         assert_eq!((verdict, &out[40..42]), (REDIRECT, &[0, 0][..]));
         assert_eq!(complement(&out[14..34]), [0, 0], "the header's own");
     });
@@ -349,7 +353,7 @@ fn what_is_for_nobody_of_ours_stays_as_it_is() {
                 // On its last hop.
                 Packet { hops: 1, ..of_world(client(like), node(like), Some(SYN)) },
             ] {
-                assert_eq!(bench.from_world(&packet.bytes()), (NEXT, packet.bytes()), "{packet:?}");
+                assert_eq!(bench.arrives_at_uplink(&packet.bytes()), (NEXT, packet.bytes()), "{packet:?}");
             }
             let empty = ServiceValue { service_id: 9, ..ServiceValue::default() };
             let mut bench = Bench { ebpf: EbpfLoader::new().load(OBJECT).unwrap(), ..bench_like(&bench) };
@@ -379,7 +383,7 @@ fn icmp_errors_are_mapped_both_ways() {
             for tcp in [Some(SYN), None] {
                 let mut asked = of_world(client(like), node(like), tcp);
                 asked.payload = vec![7; 100];
-                let (_, seen) = bench.from_world(&asked.bytes());
+                let (_, seen) = bench.arrives_at_uplink(&asked.bytes());
                 // The pod about what it got.
                 let error =
                     icmp((HOST_MAC, POD_MAC), backend(like).ip(), client(like).ip(), 64, &seen[14..], true);
@@ -392,7 +396,7 @@ fn icmp_errors_are_mapped_both_ways() {
                     &original[14..],
                     true,
                 );
-                let (verdict, out) = bench.from_pod(&error);
+                let (verdict, out) = bench.leaves_pod(&error);
                 assert_eq!(verdict, REDIRECT, "{like} {tcp:?}");
                 assert_same_error(&out, &expected, tcp.is_some());
 
@@ -403,14 +407,14 @@ fn icmp_errors_are_mapped_both_ways() {
                 let error = icmp((UPLINK_MAC, ROUTER_MAC), router, node(like).ip(), 64, &answer[14..], false);
                 let inner = Packet { from: backend(like), to: client(like), ..asked.clone() }.bytes();
                 let expected = icmp((POD_MAC, HOST_MAC), router, backend(like).ip(), 63, &inner[14..], false);
-                let (verdict, out) = bench.from_world(&error);
+                let (verdict, out) = bench.arrives_at_uplink(&error);
                 assert_eq!(verdict, REDIRECT, "{like} {tcp:?}");
                 assert_same_error(&out, &expected, tcp.is_some());
 
                 // A pod that speaks of a flow of others is not believed.
                 let foreign =
                     icmp((HOST_MAC, POD_MAC), backend(like).ip(), node(like).ip(), 64, &answer[14..], false);
-                assert_eq!(bench.from_pod(&foreign), (NEXT, foreign), "{like} {tcp:?}");
+                assert_eq!(bench.leaves_pod(&foreign), (NEXT, foreign), "{like} {tcp:?}");
             }
         }
     });
