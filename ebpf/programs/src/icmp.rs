@@ -81,6 +81,7 @@ pub(crate) fn about(packet: &Packet, s: &mut Scratch) -> Found {
 }
 
 /// Reads the packet in the error: its addresses and ports, the other way round, into [`Scratch::inner_key`].
+// Not inline: LLVM 22 dies on the debug information that it makes of that.
 #[inline(never)]
 fn read(packet: &Packet, s: &mut Scratch) -> bool {
     let ip = s.view.transport + HEADER_BYTES;
