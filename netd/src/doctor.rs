@@ -220,7 +220,7 @@ impl Checks {
     fn services(&mut self, node: &Node) {
         let view = node.view.load();
         let devices = match &node.config.services.devices {
-            None => vec![node.underlay.device.clone()],
+            None => vec![node.underlay.load().device.clone()],
             Some(devices) => devices.clone(),
         };
         for device in devices.iter().filter(|device| netd_host::interface_index(device).is_none()) {

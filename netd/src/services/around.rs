@@ -130,7 +130,7 @@ impl Around {
     /// that is not there (any more) is passed over: the pass that finds it attaches.
     pub(crate) fn attach(&mut self, node: &Node, view: &View, datapath: &mut Datapath) -> Result<()> {
         let uplinks = match &node.config.services.devices {
-            None => vec![node.underlay.device.clone()],
+            None => vec![node.underlay.load().device.clone()],
             Some(devices) => devices.clone(),
         };
         let tunnels = WIREGUARD_DEVICES.map(str::to_owned).to_vec();

@@ -5,7 +5,6 @@ use crate::names::BPF_DIR;
 use crate::node;
 use crate::state::State;
 use anyhow::{Context, Result};
-use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
