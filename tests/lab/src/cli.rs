@@ -125,6 +125,12 @@ pub(crate) enum Verb {
         #[arg(long = "for", default_value = "10s", value_parser = values::duration)]
         duration: Duration,
     },
+    /// One socket that asks again and again, a line of JSON for each answer
+    #[command(hide = true)]
+    Talk(TalkArgs),
+    /// Many short connections, counted by who answered
+    #[command(hide = true)]
+    Rush(RushArgs),
     /// One DNS question, the answer as JSON
     #[command(hide = true)]
     Query {
@@ -237,6 +243,44 @@ pub(crate) struct ProbeArgs {
     pub(crate) timeout: Duration,
     #[arg(long, default_value = "0ms", value_parser = values::duration)]
     pub(crate) interval: Duration,
+}
+
+/// How to talk.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TalkArgs {
+    #[arg(long)]
+    pub(crate) to: String,
+    #[arg(long)]
+    pub(crate) udp: bool,
+    #[arg(long, requires = "udp")]
+    pub(crate) connected: bool,
+    #[arg(long, default_value = "1s", value_parser = values::duration)]
+    pub(crate) timeout: Duration,
+    #[arg(long, default_value = "20ms", value_parser = values::duration)]
+    pub(crate) interval: Duration,
+    #[arg(long = "for", default_value = "60s", value_parser = values::duration)]
+    pub(crate) duration: Duration,
+}
+
+/// How to rush.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RushArgs {
+    #[arg(long)]
+    pub(crate) to: String,
+    #[arg(long)]
+    pub(crate) udp: bool,
+    #[arg(long, default_value_t = u64::MAX)]
+    pub(crate) count: u64,
+    #[arg(long = "for", default_value = "60s", value_parser = values::duration)]
+    pub(crate) duration: Duration,
+    #[arg(long, default_value_t = 0)]
+    pub(crate) rate: u64,
+    #[arg(long, default_value_t = 1)]
+    pub(crate) threads: u64,
+    #[arg(long, default_value = "2s", value_parser = values::duration)]
+    pub(crate) timeout: Duration,
+    #[arg(long)]
+    pub(crate) each: bool,
 }
 
 /// A file holds the state of one host.

@@ -19,6 +19,7 @@ use crate::wires::Offloads;
 use crate::witness::{Witness, witness_clear_text};
 use crate::workers::probe::ProbeReport;
 use crate::workers::query::QueryReport;
+use crate::workers::rush::RushReport;
 use crate::{etcd, faults, target, teardown, tunnel};
 use anyhow::{Context, Result};
 use netd_api::{ApplyReply, Client, ClientError, Status};
@@ -32,6 +33,8 @@ use std::time::Duration;
 
 /// How long one command of a test may take.
 const EXEC_LIMIT: Duration = Duration::from_secs(30);
+/// Of a hundred thousand connections, in a debug build.
+const RUSH_LIMIT: Duration = Duration::from_secs(180);
 const APPLY_LIMIT: Duration = Duration::from_secs(15);
 
 /// A running lab. One that this process brought up is taken down when the value is dropped.
@@ -154,6 +157,19 @@ impl Lab {
     /// Runs `weft-lab probe` in a pod or node. `args` are its own: `--to`, `--count`, …
     pub fn probe(&self, target: &str, args: &[&str]) -> Result<ProbeReport> {
         self.worker(target, "probe", args)?.json(&format!("a probe from {target}"))
+    }
+
+    /// Runs `weft-lab rush` in a pod or node to its end: many short connections. `args` are its own.
+    pub fn rush(&self, target: &str, args: &[&str]) -> Result<RushReport> {
+        let own = run::sibling("weft-lab")?;
+        let own = own.to_str().context("the path of weft-lab is not UTF-8")?;
+        let answer = self.exec_within(target, &[&[own, "rush"], args].concat(), RUSH_LIMIT)?;
+        answer.json(&format!("a rush from {target}"))
+    }
+
+    /// Starts `weft-lab VERB` in a pod or node; it ends with the value.
+    pub fn worker_start(&self, target: &str, args: &[&str]) -> Result<Running> {
+        self.worker_spawn(target, &args.iter().map(ToString::to_string).collect::<Vec<_>>())
     }
 
     /// Runs `weft-lab query` in a pod or node: a question to its own name server, unless `args` say otherwise.

@@ -82,6 +82,9 @@ pub struct Pod {
     pub result: Option<Value>,
     /// Further interfaces, in the order in which they were added.
     pub further: Vec<Attachment>,
+    /// Whether its processes run outside of its node's control group, where programs see its packets only.
+    #[serde(default)]
+    pub outside_cgroup: bool,
 }
 
 /// A further interface of a pod; the fields are those of [`Pod`].
@@ -133,6 +136,11 @@ impl Node {
     /// Where its container runtime caches results, in a folder `results`.
     pub fn cni_cache_dir(&self) -> PathBuf {
         self.dir.join("cni-cache")
+    }
+
+    /// Where pods run whose processes are outside of the node's control group.
+    pub(crate) fn guests_cgroup(&self) -> PathBuf {
+        self.cgroup.with_file_name(format!("{}-guests", self.name))
     }
 
     /// Whether its netd runs.

@@ -79,6 +79,7 @@ pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
     let state = State::read(lab)?;
     let node = state.node(name)?;
     cgroup::kill_all(&node.cgroup)?;
+    cgroup::kill_all(&node.guests_cgroup())?;
     for process in [node.process, node.tunnel].into_iter().flatten() {
         process.wait_gone(KILL_LIMIT);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Each verb of the command line, done.
 
-use crate::cli::{Args, EtcdVerb, NodeVerb, PodVerb, ProbeArgs, UpArgs, Verb};
+use crate::cli::{Args, EtcdVerb, NodeVerb, PodVerb, ProbeArgs, RushArgs, TalkArgs, UpArgs, Verb};
 use crate::families::StoreKind;
 use crate::place::{Failure, Place};
 use crate::run::sibling;
@@ -11,6 +11,8 @@ use crate::state::{self, State};
 use crate::up::{UpOptions, up};
 use crate::usage::usage;
 use crate::workers::probe::{ProbeOptions, probe};
+use crate::workers::rush::{RushOptions, rush};
+use crate::workers::talk::{TalkOptions, talk};
 use crate::workers::{outside, query, serve, stream};
 use crate::{apply, demo, etcd, faults, interrupt, names, node, pod, target, teardown, tunnel};
 use anyhow::Result;
@@ -54,6 +56,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Verb::Serve { tcp, udp, server } => serve::serve(&server, &tcp, &udp)?,
         Verb::Probe(args) => say(serde_json::to_string(&probe(&args.into()))?),
         Verb::Stream { to, duration } => stream::stream(&to, duration)?,
+        Verb::Talk(args) => talk(&args.into())?,
+        Verb::Rush(args) => rush(&args.into())?,
         Verb::Query { question, kind, server, timeout } => {
             say(serde_json::to_string(&query::query(&question, &kind, server, timeout)?)?);
         }
@@ -179,6 +183,34 @@ impl From<ProbeArgs> for ProbeOptions {
             connected: args.connected,
             limit: args.timeout,
             interval: args.interval,
+        }
+    }
+}
+
+impl From<TalkArgs> for TalkOptions {
+    fn from(args: TalkArgs) -> TalkOptions {
+        TalkOptions {
+            to: args.to,
+            udp: args.udp,
+            connected: args.connected,
+            limit: args.timeout,
+            interval: args.interval,
+            duration: args.duration,
+        }
+    }
+}
+
+impl From<RushArgs> for RushOptions {
+    fn from(args: RushArgs) -> RushOptions {
+        RushOptions {
+            to: args.to,
+            udp: args.udp,
+            count: args.count,
+            duration: args.duration,
+            rate: args.rate,
+            threads: args.threads,
+            limit: args.timeout,
+            each: args.each,
         }
     }
 }

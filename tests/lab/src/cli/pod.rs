@@ -88,6 +88,9 @@ pub(crate) struct PodAddArgs {
     /// JSON to lay over the network configuration
     #[arg(long, hide = true, value_parser = values::json, value_name = "JSON")]
     extra: Option<Value>,
+    /// Its processes run outside of the node's control group, as those of a virtual machine do
+    #[arg(long)]
+    outside_cgroup: bool,
     /// Only the namespace, no ADD
     #[arg(long, hide = true)]
     pub(crate) bare: bool,
@@ -115,6 +118,7 @@ impl PodAddArgs {
             cni_version: self.cni_version.unwrap_or(plain.cni_version),
             prev_result: prev_result.transpose()?,
             extra: self.extra.unwrap_or_default(),
+            outside_cgroup: self.outside_cgroup,
             name: plain.name,
             node: plain.node,
         })

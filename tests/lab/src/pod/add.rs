@@ -66,6 +66,7 @@ fn reserve(lab: &str, spec: &PodSpec, config: impl FnOnce(&Node) -> Value) -> Re
             ips: Vec::new(),
             result: None,
             further: Vec::new(),
+            outside_cgroup: spec.outside_cgroup,
         };
         state.pods.insert(pod.name.clone(), pod.clone());
         Ok((pod, true))

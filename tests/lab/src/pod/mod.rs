@@ -21,9 +21,12 @@ use crate::state::{self, State};
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// The control group of a pod.
+/// The control group of a pod: below its node's, or beside it.
 pub fn pod_cgroup(lab: &str, pod: &Pod) -> Result<PathBuf> {
-    Ok(State::read(lab)?.node(&pod.node)?.cgroup.join(&pod.name))
+    let state = State::read(lab)?;
+    let node = state.node(&pod.node)?;
+    let parent = if pod.outside_cgroup { node.guests_cgroup() } else { node.cgroup.clone() };
+    Ok(parent.join(&pod.name))
 }
 
 fn forget(lab: &str, pod: &str) -> Result<()> {

@@ -52,6 +52,8 @@ pub struct PodSpec {
     pub prev_result: Option<Value>,
     /// Laid over the network configuration, key by key: for whatever has no field here.
     pub extra: Value,
+    /// Its processes run outside of its node's control group, as those of a virtual machine do: only its packets are seen.
+    pub outside_cgroup: bool,
 }
 
 /// A port of the node that leads to a port of the pod.
@@ -95,7 +97,14 @@ impl PodSpec {
             cni_version: CNI_VERSION.into(),
             prev_result: None,
             extra: Value::Null,
+            outside_cgroup: false,
         }
+    }
+
+    /// With its processes outside of the node's control group.
+    pub fn outside_cgroup(mut self) -> PodSpec {
+        self.outside_cgroup = true;
+        self
     }
 
     /// With a label.

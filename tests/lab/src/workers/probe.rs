@@ -139,13 +139,14 @@ fn over_udp(address: SocketAddr, options: &ProbeOptions) -> Result<(String, Sock
     Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), peer))
 }
 
-fn kind(error: &anyhow::Error) -> String {
+pub(super) fn kind(error: &anyhow::Error) -> String {
     let Some(error) = error.downcast_ref::<std::io::Error>() else {
         return if error.to_string() == "closed" { "closed".into() } else { format!("{error:#}") };
     };
     match error.kind() {
         ErrorKind::ConnectionRefused => "refused".into(),
         ErrorKind::ConnectionReset => "reset".into(),
+        ErrorKind::ConnectionAborted => "aborted".into(),
         ErrorKind::TimedOut | ErrorKind::WouldBlock => "timeout".into(),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".into(),
         ErrorKind::PermissionDenied => "not permitted".into(),

@@ -15,18 +15,19 @@ const DATAGRAM_MAX: usize = 65_535;
 
 /// Serves until it is ended.
 ///
-/// TCP: one line `NAME peer-address`, then everything back. UDP: the same line for each datagram.
+/// TCP: one line `NAME peer-address`, then everything back. UDP: the same line for each datagram, but one that begins with
+/// `echo` comes back as it is. In `name`, `{port}` stands for the port that was asked.
 pub(crate) fn serve(name: &str, tcp: &[u16], udp: &[u16]) -> Result<()> {
     let mut threads = Vec::new();
     for &port in tcp {
         for listener in sockets::listeners(port)? {
-            let name = name.to_owned();
+            let name = name.replace("{port}", &port.to_string());
             threads.push(thread::spawn(move || accept(&name, &listener)));
         }
     }
     for &port in udp {
         for socket in sockets::datagrams(port)? {
-            let name = name.to_owned();
+            let name = name.replace("{port}", &port.to_string());
             threads.push(thread::spawn(move || answer(&name, &socket)));
         }
     }
@@ -57,7 +58,10 @@ fn answer(name: &str, socket: &UdpSocket) {
     let mut buffer = vec![0; DATAGRAM_MAX];
     // An ICMP error of an earlier answer shows up here and means nothing to the next datagram.
     loop {
-        if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
+        if buffer[..length].starts_with(b"echo") {
+            let _ = socket.send_to(&buffer[..length], peer);
+        } else {
             let _ = socket.send_to(format!("{name} {peer}\n").as_bytes(), peer);
         }
     }
