@@ -22,7 +22,7 @@ use crate::workers::query::QueryReport;
 use crate::workers::rush::RushReport;
 use crate::{etcd, faults, target, teardown, tunnel};
 use anyhow::{Context, Result};
-use netd_api::{ApplyReply, Client, ClientError, Status};
+use netd_api::{ApplyReply, Client, ClientError, DeleteRequest, Status};
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -193,6 +193,14 @@ impl Lab {
         let mut file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         file.write_all(yaml.as_bytes())?;
         apply::apply(&self.name, file.path(), Some(APPLY_LIMIT))
+    }
+
+    /// Deletes a `Service` or `EndpointSlice` of the namespace `default` through n1, and waits until every live node has
+    /// programmed that.
+    pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        let request = DeleteRequest { kind: kind.into(), namespace: "default".into(), name: name.into() };
+        let reply = self.ask("n1", async |client| client.delete(&request).await)?;
+        apply::wait_programmed(&self.name, reply.revision, APPLY_LIMIT)
     }
 
     /// Runs the weft CLI against a node.

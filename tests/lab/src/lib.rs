@@ -67,7 +67,7 @@ pub use names::{
     BPF_DIR, LABS_DIR, NETNS_DIR, OUTSIDE_FAR_IP, OUTSIDE_FAR_IP6, OUTSIDE_IP, OUTSIDE_IP6, UNDERLAY_IF,
     lab_dir, netns, netns_path,
 };
-pub use netd_api::{KeyRotateReply, KeyRotateRequest};
+pub use netd_api::{ApplyReply, ApplyResult, FlowInfo, KeyRotateReply, KeyRotateRequest, ServiceDetail};
 pub use overlay::{DEFAULT_OVERLAY, Overlay};
 pub use place::{Place, in_netns};
 pub use pod::{Bandwidth, NETWORK, PodSpec, PortMapping, cni, network_config, pod_cgroup};
