@@ -42,11 +42,16 @@ fn underlay(i: usize, node: &str) -> Result<()> {
     ip(Some(NET), &["link", "set", &port, "master", "br0", "up"])?;
     ip(Some(node), &["addr", "add", &format!("192.0.2.{}/24", i + 1), "dev", "eth0"])?;
     ip(Some(node), &["link", "set", "eth0", "up"])?;
+    forward(node)
+}
+
+/// Lets a namespace pass packets on.
+pub(crate) fn forward(netns: &str) -> Result<()> {
     let forward = Command::new("nsenter")
-        .args([&format!("--net=/run/netns/{node}"), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+        .args([&format!("--net=/run/netns/{netns}"), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
         .status()?;
     if !forward.success() {
-        bail!("cannot switch forwarding on in {node}");
+        bail!("cannot switch forwarding on in {netns}");
     }
     Ok(())
 }
@@ -84,7 +89,8 @@ fn vxlan(i: usize, node: &str) -> Result<()> {
     ip(Some(node), &["route", "add", &format!("10.201.{peer}.0/24"), "via", &overlay, "dev", "vx0", "onlink"])
 }
 
-fn wire_pod(pod: &str, node: &str, address: &str) -> Result<()> {
+/// Joins a pod's namespace to its node's, with a route and fixed neighbours.
+pub(crate) fn wire_pod(pod: &str, node: &str, address: &str) -> Result<()> {
     let host = format!("h{}", address.rsplit_once('.').map_or("", |p| p.1));
     ip(
         Some(node),
@@ -118,7 +124,7 @@ pub(crate) fn remove() {
     }
 }
 
-fn ip(netns: Option<&str>, args: &[&str]) -> Result<()> {
+pub(crate) fn ip(netns: Option<&str>, args: &[&str]) -> Result<()> {
     let mut command = Command::new("ip");
     if let Some(netns) = netns {
         command.args(["-n", netns]);

@@ -2,18 +2,16 @@
 //! One side of the CNI rows: a plugin, its config, and a namespace that it runs in. Both sides are called by the same
 //! code, from a thread that is in that namespace already: what is measured is the plugin's process, from start to end.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail};
-use nix::sched::{CloneFlags, setns};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::lab;
+use crate::{lab, netns};
 
 /// Where Debian's package containernetworking-plugins puts the reference plugins.
 const REFERENCE_DIR: &str = "/usr/lib/cni";
@@ -43,7 +41,7 @@ impl Side {
     pub(crate) fn weft() -> Result<Self> {
         let (netns, config) = lab::VXLAN.node("n1")?;
         let plugin = std::env::current_exe()?.with_file_name("weft-cni");
-        Self::new(plugin, config, Path::new("/run/netns").join(netns))
+        Self::new(plugin, config, netns::path(&netns))
     }
 
     /// The reference bridge with host-local in a namespace of its own. Without masquerade, which Weft has in place for
@@ -64,11 +62,7 @@ impl Side {
                 "dataDir": books,
             },
         });
-        Self::new(
-            Path::new(REFERENCE_DIR).join("bridge"),
-            config,
-            Path::new("/run/netns").join(REFERENCE_NODE),
-        )
+        Self::new(Path::new(REFERENCE_DIR).join("bridge"), config, netns::path(REFERENCE_NODE))
     }
 
     fn new(plugin: PathBuf, config: Value, netns: PathBuf) -> Result<Self> {
@@ -131,17 +125,9 @@ impl Side {
         Ok((out.stdout, time))
     }
 
-    /// On a thread of its own in the side's namespace; programs that it starts are there from their first instruction.
+    /// In the side's namespace.
     fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                let file = File::open(&self.netns).with_context(|| self.netns.display().to_string())?;
-                setns(file, CloneFlags::CLONE_NEWNET)
-                    .with_context(|| format!("entering {}", self.netns.display()))?;
-                work()
-            });
-            thread.join().map_err(|_| anyhow!("a measuring thread panicked"))?
-        })
+        netns::inside(&self.netns, work)
     }
 }
 
@@ -166,10 +152,7 @@ pub(crate) fn discard(containers: Vec<Container>) -> Result<()> {
 
 /// Removes every namespace of these rows; none is fine.
 pub(crate) fn remove() {
-    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    for name in names.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with(OWN)) {
-        let _ = Command::new("ip").args(["netns", "del"]).arg(&name).stderr(Stdio::null()).status();
-    }
+    netns::remove_all(OWN);
 }
 
 fn must(command: &mut Command) -> Result<()> {

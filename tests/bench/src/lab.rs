@@ -14,12 +14,15 @@ use serde_json::Value;
 pub(crate) struct Lab {
     name: &'static str,
     overlay: &'static str,
+    nodes: u8,
 }
 
-/// The one that all rows of services and plugins run in.
-pub(crate) const VXLAN: Lab = Lab { name: "bench", overlay: "vxlan" };
+/// The one that rows of the overlay, of plugins and of node ports run in.
+pub(crate) const VXLAN: Lab = Lab { name: "bench", overlay: "vxlan", nodes: 2 };
 /// The encrypted overlay as users have it.
-pub(crate) const WIREGUARD: Lab = Lab { name: "bench-wg", overlay: "wireguard" };
+pub(crate) const WIREGUARD: Lab = Lab { name: "bench-wg", overlay: "wireguard", nodes: 2 };
+/// Many services: one node has enough to do with them.
+pub(crate) const SERVICES: Lab = Lab { name: "bench-svc", overlay: "vxlan", nodes: 1 };
 
 fn program() -> Result<PathBuf> {
     let beside = std::env::current_exe()?.with_file_name("weft-lab");
@@ -43,10 +46,25 @@ impl Lab {
         Ok(out.stdout)
     }
 
-    /// Brings it up: two nodes.
+    /// Brings it up.
     pub(crate) fn up(self) -> Result<()> {
         self.down();
-        self.weft_lab(&["up", "--nodes", "2", "--overlay", self.overlay]).map(drop)
+        self.weft_lab(&["up", "--nodes", &self.nodes.to_string(), "--overlay", self.overlay]).map(drop)
+    }
+
+    /// Its name, which is also its cluster's.
+    pub(crate) fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// What it consists of.
+    pub(crate) fn show(self) -> Result<Value> {
+        serde_json::from_slice(&self.weft_lab(&["show", "--json"])?).context("weft-lab show: no JSON")
+    }
+
+    /// The network namespace of one of its pods: whoever enters it by this alone is in none of the lab's control groups.
+    pub(crate) fn pod_netns(self, name: &str) -> String {
+        format!("weft-{}-{name}", self.name)
     }
 
     /// Takes it down; none is fine.
@@ -57,7 +75,7 @@ impl Lab {
     /// Adds a pod labelled `app=LABEL` and returns its address.
     pub(crate) fn pod(self, node: &str, name: &str, label: &str) -> Result<IpAddr> {
         self.weft_lab(&["pod", "add", node, name, "--label", &format!("app={label}")])?;
-        let shown: Value = serde_json::from_slice(&self.weft_lab(&["show", "--json"])?)?;
+        let shown = self.show()?;
         shown["pods"]
             .as_array()
             .into_iter()
@@ -71,7 +89,7 @@ impl Lab {
 
     /// A node's network namespace, and what weft-cni gets on standard input there.
     pub(crate) fn node(self, name: &str) -> Result<(String, Value)> {
-        let shown: Value = serde_json::from_slice(&self.weft_lab(&["show", "--json"])?)?;
+        let shown = self.show()?;
         let nodes = shown["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
         let node = nodes.iter().find(|node| node["name"] == name);
         let node = node.with_context(|| format!("weft-lab shows no node {name}"))?;
@@ -97,7 +115,7 @@ impl Lab {
 
     /// The tunnel processes of all nodes; none where the kernel has the device.
     pub(crate) fn tunnels(self) -> Result<Vec<u32>> {
-        let shown: Value = serde_json::from_slice(&self.weft_lab(&["show", "--json"])?)?;
+        let shown = self.show()?;
         let nodes = shown["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
         let netns: Vec<PathBuf> = nodes
             .iter()

@@ -6,8 +6,10 @@ mod bare;
 mod cni;
 mod cni_rows;
 mod lab;
+mod netns;
 mod pairs;
 mod rows;
+mod services;
 mod tunnel;
 mod worker;
 
@@ -30,6 +32,9 @@ struct Args {
     /// Seconds of one throughput sample.
     #[arg(long, default_value_t = 2)]
     secs: u64,
+    /// The most services of the service rows; fewer leave stages out.
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    services: u32,
     /// Where the report goes.
     #[arg(long, default_value = "target/bench/report.json")]
     report: PathBuf,
@@ -68,6 +73,7 @@ fn bench(args: Args) -> Result<()> {
                 only: args.row,
                 pairs: args.pairs.max(1),
                 secs: args.secs,
+                services: args.services as usize,
                 report: args.report,
             });
             clean_up();
@@ -91,6 +97,7 @@ fn clean_up() {
     lab::WIREGUARD.down();
     cni::remove();
     bare::remove();
+    services::remove();
     tunnel::remove();
 }
 

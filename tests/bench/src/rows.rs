@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::pairs::{Bound, Row, Terms, measure};
 use crate::worker::{self, Place};
-use crate::{bare, cni_rows, lab, say, tunnel};
+use crate::{bare, cni_rows, lab, say, services, tunnel};
 
 /// The port of the answering server; the stream's sink is the one above it.
 const PORT: u16 = 7000;
@@ -24,8 +24,8 @@ const CONNECTS: u64 = 5_000;
 /// Services of the large row.
 const MANY: usize = 10_000;
 
-/// A round of the tunnels is long; ten pairs elsewhere make five of them, the fewest for a median that counts.
-const PAIRS_PER_TUNNEL_ROUND: usize = 2;
+/// A round of the tunnels or services is long; ten pairs elsewhere make five of them, the fewest for a median that counts.
+const PAIRS_PER_ROUND: usize = 2;
 
 /// What to run.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub only: Option<String>,
     pub pairs: usize,
     pub secs: u64,
+    /// The most services of the service rows.
+    pub services: usize,
     pub report: PathBuf,
 }
 
@@ -43,32 +45,39 @@ const ROWS: [&str; 5] =
 pub(crate) fn run(plan: &Plan) -> Result<()> {
     let asked = |row: &&str| plan.only.as_ref().is_none_or(|only| row.contains(only.as_str()));
     let wanted: Vec<&str> = ROWS.into_iter().filter(asked).collect();
+    let of_services: Vec<&str> = services::ROWS.into_iter().filter(asked).collect();
     let tunnels: Vec<&str> = tunnel::ROWS.into_iter().filter(asked).collect();
     anyhow::ensure!(
-        !wanted.is_empty() || !tunnels.is_empty(),
+        !wanted.is_empty() || !of_services.is_empty() || !tunnels.is_empty(),
         "no such row; there are: {}",
-        ROWS.into_iter().chain(tunnel::ROWS).collect::<Vec<_>>().join(", ")
+        ROWS.into_iter().chain(services::ROWS).chain(tunnel::ROWS).collect::<Vec<_>>().join(", ")
     );
-    let (mut rows, mut figures) = (Vec::new(), serde_json::Value::Null);
+    let mut rows = Vec::new();
+    let mut figures = Figures::default();
     if !wanted.is_empty() {
         rows.extend(of_the_lab(plan, &wanted)?);
     }
-    if !tunnels.is_empty() {
-        let (more, all) = of_tunnels(plan, tunnels)?;
+    let rounds = plan.pairs.div_ceil(PAIRS_PER_ROUND);
+    if !of_services.is_empty() {
+        let (secs, services) = (plan.secs, plan.services);
+        let (more, all) = services::run(&services::Plan { rows: of_services, rounds, secs, services })?;
         rows.extend(more);
-        figures = all;
+        figures.services = all;
+    }
+    if !tunnels.is_empty() {
+        let (whole, secs) = (plan.only.is_some(), plan.secs);
+        let (more, all) = tunnel::run(&tunnel::Plan { rows: tunnels, whole, rounds, secs })?;
+        rows.extend(more);
+        figures.tunnels = all;
     }
     publish(plan, &rows, &figures)
 }
 
-/// Tunnels beside each other.
-fn of_tunnels(plan: &Plan, rows: Vec<&str>) -> Result<(Vec<Row>, serde_json::Value)> {
-    tunnel::run(&tunnel::Plan {
-        rows,
-        whole: plan.only.is_some(),
-        rounds: plan.pairs.div_ceil(PAIRS_PER_TUNNEL_ROUND),
-        secs: plan.secs,
-    })
+/// All figures of the rows whose ways are more than two.
+#[derive(Debug, Default)]
+struct Figures {
+    services: serde_json::Value,
+    tunnels: serde_json::Value,
 }
 
 /// Weft in a lab against the bare paths.
@@ -191,7 +200,7 @@ fn service(name: &str, vip: &str, target: u16, backends: &[String]) -> String {
     text
 }
 
-fn publish(plan: &Plan, rows: &[Row], tunnels: &serde_json::Value) -> Result<()> {
+fn publish(plan: &Plan, rows: &[Row], figures: &Figures) -> Result<()> {
     let machine = json!({
         "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
         "congestion_control": std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default().trim(),
@@ -205,10 +214,9 @@ fn publish(plan: &Plan, rows: &[Row], tunnels: &serde_json::Value) -> Result<()>
     if let Some(dir) = plan.report.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    std::fs::write(
-        &plan.report,
-        serde_json::to_vec_pretty(&json!({ "machine": machine, "rows": rows, "tunnels": tunnels }))?,
-    )?;
+    let Figures { services, tunnels } = figures;
+    let report = json!({ "machine": machine, "rows": rows, "services": services, "tunnels": tunnels });
+    std::fs::write(&plan.report, serde_json::to_vec_pretty(&report)?)?;
     say(&format!("report: {}", plan.report.display()));
     Ok(())
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::netns;
+
 /// The nodes; the prefix is the bench's own.
 pub(super) const NODES: [&str; 2] = ["weftbench-ta", "weftbench-tb"];
 /// Every namespace of these rows begins so.
@@ -179,8 +181,5 @@ pub(super) fn must(command: &mut Command) -> Result<()> {
 
 /// Removes every namespace of these rows; none is fine.
 pub(super) fn remove() {
-    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    for name in names.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with(OWN)) {
-        let _ = Command::new("ip").args(["netns", "del"]).arg(&name).stderr(Stdio::null()).status();
-    }
+    netns::remove_all(OWN);
 }

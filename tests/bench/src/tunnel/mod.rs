@@ -22,6 +22,7 @@ use crate::say;
 use ground::Underlay;
 use path::{Kind, Path};
 use sample::{Probe, Samples};
+pub(crate) use wireguard::installed;
 
 /// Names that `--row` may hold a part of.
 pub(crate) const ROWS: [&str; 5] =

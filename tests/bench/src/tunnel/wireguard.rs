@@ -78,7 +78,7 @@ impl Program {
 }
 
 /// In PATH, or where `cargo install` puts it.
-pub(super) fn installed(name: &str) -> Option<PathBuf> {
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo/bin"));
     let sbin = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];

@@ -20,13 +20,16 @@ use crate::lab::Lab;
 const STREAM_CHUNK: usize = 128 * 1024;
 /// A client that gets nothing for this long reports an error instead of a figure.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Threads that answer on the port for several clients.
+const ACCEPTORS: usize = 4;
 /// The first part of every latency sample is not counted: caches and neighbours warm up.
 const WARM_UP: usize = 200;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Worker {
     /// Answers a byte with a byte on --port, and swallows streams on --port + 1. Datagrams come back on --port; those to
-    /// --port + 1 are counted, and a connection to --port + 2 gets the count.
+    /// --port + 1 are counted, and a connection to --port + 2 gets the count. --port + 3 answers as --port does, to several
+    /// clients at once.
     Serve {
         #[arg(long)]
         bind: IpAddr,
@@ -35,6 +38,8 @@ pub(crate) enum Worker {
     },
     /// Connect, one byte there, one back, reset; COUNT times.
     Connects { target: SocketAddr, count: usize },
+    /// The same by THREADS clients at once, COUNT connections in all.
+    Rate { target: SocketAddr, count: usize, threads: usize },
     /// One byte there and back on one connection; COUNT times.
     Requests { target: SocketAddr, count: usize },
     /// As many bytes as go through in SECS, on one connection or several.
@@ -73,12 +78,15 @@ pub(crate) struct Figures {
     pub sent: u64,
     /// Datagrams that arrived in a second.
     pub packets_per_sec: f64,
+    /// Connections in a second, of all clients.
+    pub connects_per_sec: f64,
 }
 
 pub(crate) fn run(worker: &Worker) -> Result<()> {
     match *worker {
         Worker::Serve { bind, port } => serve(bind, port),
         Worker::Connects { target, count } => print(&latency(count, || connect_once(target))?),
+        Worker::Rate { target, count, threads } => print(&rate(target, count, threads.max(1))?),
         Worker::Requests { target, count } => {
             let mut stream = open(target)?;
             print(&latency(count, || ping(&mut stream))?)
@@ -101,11 +109,21 @@ fn serve(bind: IpAddr, port: u16) -> Result<()> {
         }
     });
     datagrams::serve(bind, port)?;
-    let listener = TcpListener::bind((bind, port)).context("cannot listen")?;
-    for stream in listener.incoming().flatten() {
-        // One thread, one connection at a time: the clients here never overlap.
-        let mut stream = stream;
-        stream.set_nodelay(true)?;
+    let several = TcpListener::bind((bind, port + 3)).context("cannot listen")?;
+    for _ in 0..ACCEPTORS {
+        let listener = several.try_clone()?;
+        std::thread::spawn(move || answer(&listener));
+    }
+    answer(&TcpListener::bind((bind, port)).context("cannot listen")?)
+}
+
+/// One connection at a time: the clients of one listener never overlap, or there are several that answer.
+fn answer(listener: &TcpListener) -> Result<()> {
+    for mut stream in listener.incoming().flatten() {
+        // One that the client has reset already is nobody's any more.
+        if stream.set_nodelay(true).is_err() {
+            continue;
+        }
         let mut byte = [0_u8; 1];
         while matches!(stream.read(&mut byte), Ok(1)) {
             if stream.write_all(&byte).is_err() {
@@ -142,6 +160,23 @@ fn connect_once(target: SocketAddr) -> Result<()> {
     // A reset at the end keeps TIME_WAIT from eating the ports.
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     Ok(())
+}
+
+/// Connections of several clients, after a warm-up of each.
+fn rate(target: SocketAddr, count: usize, threads: usize) -> Result<Figures> {
+    let each = count.div_ceil(threads);
+    for _ in 0..WARM_UP {
+        connect_once(target)?;
+    }
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let clients = (0..threads)
+            .map(|_| scope.spawn(|| (0..each).try_for_each(|_| connect_once(target))))
+            .collect::<Vec<_>>();
+        clients.into_iter().try_for_each(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
+    })?;
+    let connects_per_sec = (each * threads) as f64 / start.elapsed().as_secs_f64();
+    Ok(Figures { connects_per_sec, ..Figures::default() })
 }
 
 fn latency(count: usize, mut once: impl FnMut() -> Result<()>) -> Result<Figures> {
