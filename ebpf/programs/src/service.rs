@@ -6,8 +6,8 @@ use ebpf_abi::{
     ServiceValue, address,
     hash::{below, hash_client},
     service::{
-        ALGORITHM_LEAST_CONNECTIONS, SERVICE_AFFINITY, SERVICE_DROP_EMPTY, SERVICE_KEEP_SOURCE,
-        SERVICE_SOURCE_RANGES,
+        ALGORITHM_LEAST_CONNECTIONS, SCOPE_DSR, SERVICE_AFFINITY, SERVICE_DROP_EMPTY,
+        SERVICE_KEEP_SOURCE, SERVICE_SOURCE_RANGES,
     },
 };
 
@@ -36,7 +36,8 @@ pub(crate) enum Chance {
 }
 
 /// The frontend that answers for an address, port and protocol: itself, a node port, or the wildcard of the address.
-/// `on_host` says whether the host itself asks, where loopback addresses answer node ports; asked only when it matters.
+/// `on_host` says whether the host itself asks, where loopback addresses answer node ports; asked only when it matters. Which of
+/// its addresses answers node ports was the other node's to say where that one has wrapped the packet.
 #[inline(always)]
 pub(crate) fn find(key: &FrontendKey, on_host: impl FnOnce() -> bool) -> Option<ServiceValue> {
     // The keys of node ports have this address; nobody may ask for them by it.
@@ -47,7 +48,9 @@ pub(crate) fn find(key: &FrontendKey, on_host: impl FnOnce() -> bool) -> Option<
         return Some(service);
     }
     if maps::config().is_some_and(|config| config.is_node_port(key.port))
-        && (maps::answers_node_ports(&key.addr) || (address::is_loopback(&key.addr) && on_host()))
+        && (key.scope == SCOPE_DSR
+            || maps::answers_node_ports(&key.addr)
+            || (address::is_loopback(&key.addr) && on_host()))
         && let Some(service) = node_port(key)
     {
         return Some(service);
