@@ -269,6 +269,16 @@ fn addresses(
     }
     if !wish.kind.has_addresses() {
         wish.addresses.clear();
+        if wish.kind == ServiceKind::Headless {
+            // Its names have addresses of these families.
+            let asked = FamilyWish {
+                policy: wish.policy,
+                families: wish.families.clone(),
+                ..FamilyWish::default()
+            };
+            let (families, policy) = service_family::families(&asked, &ranges.families())?;
+            (wish.families, wish.policy) = (families, Some(policy));
+        }
         return Ok(());
     }
     let had = before.filter(|before| before.kind.has_addresses());

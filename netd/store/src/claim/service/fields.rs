@@ -55,6 +55,8 @@ pub(super) fn write(service: &mut Service, given: &ServiceWish, key: &str) -> Re
             let addresses = |ip: &IpAddr| Value::from(ip.to_string());
             set("clusterIP", given.addresses.first().map(addresses));
             set("clusterIPs", Some(given.addresses.iter().map(addresses).collect()));
+        }
+        if given.kind.has_addresses() || (given.kind == ServiceKind::Headless && !given.families.is_empty()) {
             set("ipFamilies", Some(given.families.iter().map(|family| family.to_string()).collect()));
             set("ipFamilyPolicy", given.policy.map(|policy| Value::from(policy.as_str())));
         }
