@@ -45,6 +45,8 @@ mod runtime_containerd;
 mod runtime_podman;
 mod same_key;
 mod secured_store;
+mod service_choice;
+mod service_policies;
 mod service_stage;
 mod service_types;
 mod state_dir;
