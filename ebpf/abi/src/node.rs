@@ -10,6 +10,11 @@ pub const ADDRESS_NODE_PORT: u32 = 1;
 /// Value of NODE_ADDRESSES: an address of this host.
 pub const ADDRESS_OWN: u32 = 2;
 
+/// Flag of [`DatapathConfig`]: node ports do not answer at IPv4 loopback addresses.
+pub const CONFIG_SILENT_LOOPBACK4: u32 = 1;
+/// Flag of [`DatapathConfig`]: node ports do not answer at the IPv6 loopback address.
+pub const CONFIG_SILENT_LOOPBACK6: u32 = 2;
+
 /// VXLAN network identifier of packets for direct server return; the overlay's own is 4242.
 pub const DSR_VNI: u32 = 4243;
 
@@ -60,7 +65,7 @@ pub struct DatapathConfig {
     pub dsr_mtu6: u16,
     /// Seed of [`hash`](crate::hash): the same on all nodes, so that each of them chooses the same backend.
     pub hash_seed: u32,
-    /// Reserved, zero.
+    /// `CONFIG_*`.
     pub flags: u32,
     /// Zero.
     pub pad: [u32; 7],

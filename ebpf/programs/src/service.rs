@@ -47,10 +47,11 @@ pub(crate) fn find(key: &FrontendKey, on_host: impl FnOnce() -> bool) -> Option<
     if let Some(service) = maps::service(key) {
         return Some(service);
     }
-    if maps::config().is_some_and(|config| config.is_node_port(key.port))
+    if let Some(config) = maps::config()
+        && config.is_node_port(key.port)
         && (key.scope == SCOPE_DSR
             || maps::answers_node_ports(&key.addr)
-            || (address::is_loopback(&key.addr) && on_host()))
+            || (address::is_loopback(&key.addr) && config.answers_loopback(&key.addr) && on_host()))
         && let Some(service) = node_port(key)
     {
         return Some(service);

@@ -3,11 +3,13 @@
 //! that they are on. Compared with what was told last; in doubt told again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use ebpf_abi::limits::NODES_MAX;
-use ebpf_abi::node::{ADDRESS_NODE_PORT, ADDRESS_OWN};
+use ebpf_abi::node::{
+    ADDRESS_NODE_PORT, ADDRESS_OWN, CONFIG_SILENT_LOOPBACK4, CONFIG_SILENT_LOOPBACK6,
+};
 use ebpf_abi::{DatapathConfig, NetnsValue, NodeValue, address};
 use ebpf_loader::{Datapath, Hook, MapSizes};
 use ipnet::IpNet;
@@ -108,6 +110,7 @@ impl Around {
                 dsr_mtu4: dsr_mtu,
                 dsr_mtu6: dsr_mtu,
                 hash_seed: seed(&node.config.cluster),
+                flags: silent_loopback(&node.config.services.node_port_addresses),
                 ..DatapathConfig::default()
             },
             nodes: nodes.collect(),
@@ -196,7 +199,7 @@ fn node_port_addresses(node: &Node, view: &View) -> Vec<IpAddr> {
     all.filter(|(_, flags)| flags & ADDRESS_NODE_PORT != 0).map(|(ip, _)| ip).collect()
 }
 
-fn overlays(record: &NodeRecord) -> (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>) {
+fn overlays(record: &NodeRecord) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
     let all = record.overlay.into_iter().chain(record.overlay6);
     let (mut v4, mut v6) = (None, None);
     for ip in all {
@@ -242,6 +245,14 @@ fn assign(indexes: &mut BTreeMap<Uuid, u32>, nodes: impl Iterator<Item = Uuid>) 
     }
 }
 
+/// Loopback addresses answer node ports where no prefixes are given, or theirs is.
+fn silent_loopback(wanted: &[IpNet]) -> u32 {
+    let answers = |ip: IpAddr| wanted.is_empty() || wanted.iter().any(|net| net.contains(&ip));
+    let flag = |ip: IpAddr, silent: u32| if answers(ip) { 0 } else { silent };
+    flag(Ipv4Addr::LOCALHOST.into(), CONFIG_SILENT_LOOPBACK4)
+        | flag(Ipv6Addr::LOCALHOST.into(), CONFIG_SILENT_LOOPBACK6)
+}
+
 fn snat_port_max(node_ports: u16) -> u16 {
     let below = node_ports.saturating_sub(1).min(SNAT_PORT_MAX);
     if below >= SNAT_PORT_MIN + SNAT_PORTS_MIN { below } else { SNAT_PORT_MAX }
@@ -276,6 +287,14 @@ mod tests {
         assert_eq!(snat_port_max(40_000), SNAT_PORT_MAX);
         assert_eq!(snat_port_max(2_000), SNAT_PORT_MAX);
         assert_ne!(seed("a"), seed("b"));
+    }
+
+    #[test]
+    fn node_ports_are_at_loopback_addresses_unless_prefixes_leave_them_out() {
+        let silent = |nets: &[&str]| silent_loopback(&nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>());
+        assert_eq!(silent(&[]), 0);
+        assert_eq!(silent(&["192.0.2.0/24"]), CONFIG_SILENT_LOOPBACK4 | CONFIG_SILENT_LOOPBACK6);
+        assert_eq!(silent(&["192.0.2.0/24", "127.0.0.0/8"]), CONFIG_SILENT_LOOPBACK6);
     }
 
     #[test]

@@ -11,8 +11,9 @@ use aya_ebpf::{
 };
 use ebpf_abi::{
     Address, Counter, DatapathConfig, DropReason, NodeValue,
+    address::is_ipv4,
     limits::{COUNTERS_MAX, DROPS_MAX, NODE_ADDRESSES_MAX, NODES_MAX},
-    node::ADDRESS_NODE_PORT,
+    node::{ADDRESS_NODE_PORT, CONFIG_SILENT_LOOPBACK4, CONFIG_SILENT_LOOPBACK6},
 };
 
 pub(crate) use pod::{may_send_from, overlay, pod, pod_link, pod6};
@@ -108,7 +109,7 @@ fields! {
     dsr_mtu6: u16,
     /// Seed of the hashes.
     hash_seed: u32,
-    /// Reserved.
+    /// `CONFIG_*`.
     flags: u32,
 }
 
@@ -136,6 +137,13 @@ impl Config {
     #[inline(always)]
     pub(crate) fn is_host_netns(self, cookie: u64) -> bool {
         cookie != 0 && cookie == self.host_netns()
+    }
+
+    /// Whether node ports answer at this loopback address, for the host itself.
+    #[inline(always)]
+    pub(crate) fn answers_loopback(self, address: &Address) -> bool {
+        let silent = if is_ipv4(address) { CONFIG_SILENT_LOOPBACK4 } else { CONFIG_SILENT_LOOPBACK6 };
+        self.flags() & silent == 0
     }
 
     /// Whether a port (network order) is in the range of node ports.
