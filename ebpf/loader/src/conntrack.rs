@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeSet, io, time::Duration};
 
-use ebpf_abi::{CtKey, conntrack::CtValue};
+use ebpf_abi::{
+    CtKey,
+    conntrack::{CT_REPLY, CtValue},
+};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -14,6 +17,15 @@ use crate::{
     error::MapAccessError,
     map::{BpfMap, Walk},
 };
+
+/// Which entries of a flow are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forget {
+    /// The one that the client's packets are translated by: answers that are on their way still arrive.
+    Questions,
+    /// Both: neither keeps its addresses and ports taken.
+    All,
+}
 
 /// Entries per system call of a walk.
 const STEP: usize = 4_096;
@@ -127,21 +139,30 @@ impl Datapath {
     }
 
     /// Removes flows of this protocol that chose one of these (frontend, backend) pairs, so that their next packet chooses
-    /// anew: for datagrams. Gives the number of entries, two for each flow.
+    /// anew: for datagrams. Gives the number of entries, two for each flow where both are removed.
     pub fn forget_flows(
         &mut self,
         proto: u8,
         chosen: &BTreeSet<(u32, u32)>,
+        what: Forget,
     ) -> Result<usize, MapAccessError> {
+        if chosen.is_empty() {
+            return Ok(0);
+        }
         let maps = [&self.maps.ct_live, &self.maps.ct_new];
         let mut keys = BTreeSet::new();
         for map in maps {
             let mut walk = Walk::default();
             while let Some(entries) = map.step(&mut walk, STEP)? {
                 for (key, value) in entries {
-                    if key.proto == proto && chosen.contains(&(value.service_id, value.backend_id)) {
-                        // Both directions, wherever they are: one alone would keep its addresses and ports taken.
-                        keys.extend([key, key.peer(&value)]);
+                    if key.proto != proto || !chosen.contains(&(value.service_id, value.backend_id)) {
+                        continue;
+                    }
+                    match what {
+                        // Wherever they are.
+                        Forget::All => keys.extend([key, key.peer(&value)]),
+                        Forget::Questions if value.flags & CT_REPLY == 0 => drop(keys.insert(key)),
+                        Forget::Questions => {}
                     }
                 }
             }

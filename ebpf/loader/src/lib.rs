@@ -56,7 +56,7 @@ mod tc;
 mod v1;
 
 pub use clean::{Removed, remove_all};
-pub use conntrack::{Fill, FlowMap, Swept, TrackedFlow, monotonic_secs};
+pub use conntrack::{Fill, FlowMap, Forget, Swept, TrackedFlow, monotonic_secs};
 pub use counters::MapUsage;
 pub use datapath::{AttachMode, Datapath, OpenOptions};
 pub use devices::Hook;

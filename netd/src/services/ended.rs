@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use ebpf_abi::{PROTO_TCP, PROTO_UDP};
-use ebpf_loader::{Datapath, ServiceSocket};
+use ebpf_loader::{Datapath, Forget, ServiceSocket};
 use lb::{Compiler, GRACE_MS, Standing};
 use netd_host::{Destination, Netns, SockDiag, Transport};
 
@@ -28,6 +28,8 @@ struct Found {
     sockets: Vec<ServiceSocket>,
     /// Whose datagrams choose anew.
     datagrams: BTreeSet<(u32, u32)>,
+    /// The same, and nobody waits for their answers any more.
+    over: BTreeSet<(u32, u32)>,
 }
 
 impl Ended {
@@ -45,7 +47,7 @@ impl Ended {
             let due: BTreeSet<(u32, u32)> =
                 self.again.extract_if(.., |_, at| *at <= now).map(|(pair, _)| pair).collect();
             self.again.extend(left.pairs.iter().map(|pair| (*pair, now + GRACE_MS)));
-            let mut pairs: BTreeSet<(u32, u32)> = left.pairs.into_iter().chain(due).collect();
+            let mut pairs: BTreeSet<(u32, u32)> = left.pairs.into_iter().chain(due.iter().copied()).collect();
             let datapath = lock(&node.datapath);
             if left.all {
                 pairs.extend(remembered(&datapath)?);
@@ -53,12 +55,15 @@ impl Ended {
             if pairs.is_empty() {
                 return Ok(None);
             }
-            find(&services, &datapath, &pairs).map(Some)
+            find(&services, &datapath, &pairs, &due).map(Some)
         })?;
         let Some(found) = found else { return Ok(()) };
-        if !found.datagrams.is_empty() {
+        {
             let mut datapath = lock(&node.datapath);
-            tokio::task::block_in_place(|| datapath.forget_flows(PROTO_UDP, &found.datagrams))?;
+            tokio::task::block_in_place(|| {
+                datapath.forget_flows(PROTO_UDP, &found.datagrams, Forget::Questions)?;
+                datapath.forget_flows(PROTO_UDP, &found.over, Forget::All)
+            })?;
         }
         let mut by_netns: BTreeMap<Option<PathBuf>, BTreeMap<u64, Destination>> = BTreeMap::new();
         for socket in &found.sockets {
@@ -102,14 +107,21 @@ fn remembered(datapath: &Datapath) -> Result<BTreeSet<(u32, u32)>> {
     Ok(sockets.chain(flows).collect())
 }
 
-fn find(services: &ServiceSync, datapath: &Datapath, pairs: &BTreeSet<(u32, u32)>) -> Result<Found> {
+fn find(
+    services: &ServiceSync,
+    datapath: &Datapath,
+    pairs: &BTreeSet<(u32, u32)>,
+    due: &BTreeSet<(u32, u32)>,
+) -> Result<Found> {
     let compiler = services.compiler();
     let sockets = datapath.sockets_to(pairs)?;
     let sockets = sockets.into_iter().filter(|socket| {
         is_ended(compiler.standing(socket.service_id, socket.backend_id), socket.proto != PROTO_TCP)
     });
-    let datagrams = pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), true));
-    Ok(Found { sockets: sockets.collect(), datagrams: datagrams.collect() })
+    let datagrams: BTreeSet<(u32, u32)> =
+        pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), true)).collect();
+    let (over, datagrams) = datagrams.into_iter().partition(|pair| due.contains(pair));
+    Ok(Found { sockets: sockets.collect(), datagrams, over })
 }
 
 fn standing(compiler: &Compiler, (service_id, backend_id): (u32, u32)) -> Standing {

@@ -5,10 +5,10 @@ use aya::maps::{HashMap, Map, MapData};
 use ebpf_abi::{
     CtKey, PROTO_TCP, PROTO_UDP,
     address::mapped,
-    conntrack::{CtState, CtValue, TCP_IDLE_SECS, UDP_FLOW_SECS, UDP_ONCE_SECS},
+    conntrack::{CT_REPLY, CtState, CtValue, TCP_IDLE_SECS, UDP_FLOW_SECS, UDP_ONCE_SECS},
     names,
 };
-use ebpf_loader::{AttachMode, Datapath, FlowMap};
+use ebpf_loader::{AttachMode, Datapath, FlowMap, Forget};
 
 use crate::lab::{Lab, in_lab};
 
@@ -111,11 +111,20 @@ fn flows_are_listed_and_those_of_a_backend_forgotten() {
         let of_two = datapath.tracked_flows(NOW, 100, |_, value| value.backend_id == 2).unwrap();
         assert_eq!(of_two.iter().map(|flow| flow.key).collect::<Vec<_>>(), [key(5, PROTO_UDP)]);
 
+        // Answers that are on their way still arrive, if that is wished.
+        let reply = CtValue { flags: CT_REPLY, ..value(CtState::New, 0, 3) };
+        new.insert(key(6, PROTO_UDP), reply, 0).unwrap();
+        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 3)].into(), Forget::Questions).unwrap(), 0);
+        new.insert(key(7, PROTO_UDP), value(CtState::New, 0, 3), 0).unwrap();
+        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 3)].into(), Forget::Questions).unwrap(), 1);
+        assert!(new.get(&key(6, PROTO_UDP), 0).is_ok() && new.get(&key(7, PROTO_UDP), 0).is_err());
+        new.remove(&key(6, PROTO_UDP)).unwrap();
+
         // The other direction goes with it, wherever it is.
         let back = key(4, PROTO_UDP).peer(&value(CtState::New, 0, 1));
         live.insert(back, CtValue { service_id: 0, ..value(CtState::New, 0, 0) }, 0).unwrap();
-        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 1)].into()).unwrap(), 4);
-        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 1), (8, 2)].into()).unwrap(), 0);
+        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 1)].into(), Forget::All).unwrap(), 4);
+        assert_eq!(datapath.forget_flows(PROTO_UDP, &[(7, 1), (8, 2)].into(), Forget::All).unwrap(), 0);
         assert_eq!((live.keys().count(), new.keys().count()), (1, 1), "TCP and the other backend's stay");
     });
 }
