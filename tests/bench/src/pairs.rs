@@ -123,7 +123,7 @@ impl Row {
             Bound::AtLeast(limit) => format!("≥ {limit}"),
         };
         let mut text = format!(
-            "{:<28} {} / {}: median {:.3}, best {:.3} ({} must be {}{}): {}\n",
+            "{:<34} {} / {}: median {:.3}, best {:.3} ({} must be {}{}): {}\n",
             self.name,
             self.weft,
             self.baseline,

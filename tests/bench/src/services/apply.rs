@@ -53,8 +53,8 @@ pub(super) struct Figures {
 pub(super) fn load(services: usize, rounds: usize) -> Result<Figures> {
     let mut catalogue = catalogue(services)?;
     let mut figures = Figures { services, ..Figures::default() };
-    for _ in 0..rounds {
-        let outcome = round(&mut catalogue, services, &mut figures);
+    for nth in 0..rounds {
+        let outcome = round(&mut catalogue, nth, &mut figures);
         remove();
         outcome?;
     }
@@ -81,7 +81,8 @@ fn catalogue(services: usize) -> Result<Catalogue> {
     Ok(catalogue)
 }
 
-fn round(catalogue: &mut Catalogue, services: usize, figures: &mut Figures) -> Result<()> {
+fn round(catalogue: &mut Catalogue, nth: usize, figures: &mut Figures) -> Result<()> {
+    let services = figures.services;
     let table = catalogue.table(1);
     let pin_dir = pins().join("maps");
     mounts::ensure_bpffs(&pin_dir).context("a BPF file system for the maps")?;
@@ -113,7 +114,9 @@ fn round(catalogue: &mut Catalogue, services: usize, figures: &mut Figures) -> R
 
     for change in 0..CHANGES {
         let wish = other(change * 7_919 % services);
-        let endpoints = Arc::new(slice(&wish.name, &wish.ports, &[IpAddr::V4(wish.backends[change % 2])])?);
+        // Each time that it is a service's turn, another one of its backends alone.
+        let turn = (nth + change / services) % 2;
+        let endpoints = Arc::new(slice(&wish.name, &wish.ports, &[IpAddr::V4(wish.backends[turn])])?);
         let start = Instant::now();
         let changed = catalogue.set_slice(&wish.name, endpoints);
         let now_ms = change as u64 * 10;

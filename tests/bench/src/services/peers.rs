@@ -20,7 +20,8 @@ use crate::{bare, netns};
 
 /// Every namespace of these rows begins so; the prefix is the bench's own.
 pub(super) const OWN: &str = "weftbench-s";
-/// Client and backends.
+/// The node's own address; client and backends.
+const OVERLAY: &str = "10.201.1.1/32";
 const CLIENT: &str = "10.201.1.2";
 const BACKENDS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 201, 1, 3), Ipv4Addr::new(10, 201, 1, 4)];
 /// Every service's address, ours and others'.
@@ -50,6 +51,8 @@ impl Peer {
             bare::ip(Some(&netns), &["link", "set", "lo", "up"])?;
         }
         bare::forward(&node)?;
+        // What a proxy asks with, and masquerade.
+        bare::ip(Some(&node), &["addr", "add", OVERLAY, "dev", "lo"])?;
         bare::wire_pod(&name(kind, "c"), &node, CLIENT)?;
         for (letter, ip) in ["a", "b"].into_iter().zip(BACKENDS) {
             let pod = name(kind, letter);

@@ -66,10 +66,10 @@ add table ip kube-proxy
 add map ip kube-proxy service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
 add map ip kube-proxy no-endpoint-services { type ipv4_addr . inet_proto . inet_service : verdict; }
 add set ip kube-proxy cluster-ips { type ipv4_addr; }
-add chain ip kube-proxy filter-prerouting { type filter hook prerouting priority dstnat - 10; policy accept; }
-add chain ip kube-proxy filter-forward { type filter hook forward priority dstnat - 10; policy accept; }
+add chain ip kube-proxy filter-prerouting { type filter hook prerouting priority -110; policy accept; }
+add chain ip kube-proxy filter-forward { type filter hook forward priority -110; policy accept; }
 add chain ip kube-proxy nat-prerouting { type nat hook prerouting priority dstnat; policy accept; }
-add chain ip kube-proxy nat-output { type nat hook output priority dstnat; policy accept; }
+add chain ip kube-proxy nat-output { type nat hook output priority -100; policy accept; }
 add chain ip kube-proxy nat-postrouting { type nat hook postrouting priority srcnat; policy accept; }
 add chain ip kube-proxy services
 add chain ip kube-proxy service-endpoints-check
