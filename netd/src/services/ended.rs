@@ -26,6 +26,8 @@ pub(crate) struct Ended {
 /// What is to be done.
 struct Found {
     sockets: Vec<ServiceSocket>,
+    /// Whose connections end, those of the packet path with the next packet: it reaches another backend, which knows nothing of it.
+    connections: BTreeSet<(u32, u32)>,
     /// Whose datagrams choose anew.
     datagrams: BTreeSet<(u32, u32)>,
     /// The same, and nobody waits for their answers any more.
@@ -61,6 +63,7 @@ impl Ended {
         {
             let mut datapath = lock(&node.datapath);
             tokio::task::block_in_place(|| {
+                datapath.forget_flows(PROTO_TCP, &found.connections, Forget::All)?;
                 datapath.forget_flows(PROTO_UDP, &found.datagrams, Forget::Questions)?;
                 datapath.forget_flows(PROTO_UDP, &found.over, Forget::All)
             })?;
@@ -120,8 +123,9 @@ fn find(
     });
     let datagrams: BTreeSet<(u32, u32)> =
         pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), true)).collect();
+    let connections = pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), false)).collect();
     let (over, datagrams) = datagrams.into_iter().partition(|pair| due.contains(pair));
-    Ok(Found { sockets: sockets.collect(), datagrams, over })
+    Ok(Found { sockets: sockets.collect(), connections, datagrams, over })
 }
 
 fn standing(compiler: &Compiler, (service_id, backend_id): (u32, u32)) -> Standing {

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Backends that come and go a hundred times a second under a stream of connections.
+
+use crate::service_stage::{PORT, Stage, service, slice};
+use crate::soaking;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+use weft_lab::{ApplyReply, PodSpec, Running, monotonic_us};
+
+/// Each pod listens on so many ports, each a backend of its own with a name of its own.
+const PODS: [&str; 2] = ["b1", "b2"];
+const PORTS: [u16; 5] = [8001, 8002, 8003, 8004, 8005];
+/// Changes of a backend in a second, in strokes of as many as there are backends in a group.
+const CHANGES: u64 = 100;
+/// The one that never goes.
+const STEADY: &str = "b1-8001";
+
+#[test]
+fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> Result<()> {
+    let Some(stage) = Stage::alone("svcchurn", &[])? else { return Ok(()) };
+    let (time, rate) = if soaking() { (60, 5_000) } else { (5, 1_000) };
+    let mut servers = Vec::new();
+    for pod in PODS {
+        stage.lab.pod_add(&PodSpec::new("n1", pod))?;
+        servers.push(stage.lab.serve(pod, &format!("{pod}-{{port}}"), &PORTS, &[])?);
+    }
+    stage.client("n1", "c1")?;
+    stage.guest("n1", "g1")?;
+    let ports = json!([{"name": "http", "port": PORT, "targetPort": 8001}]);
+    let spec = json!({"ipFamilyPolicy": "RequireDualStack", "ports": ports});
+    let mut churn = Churn::new(&stage);
+    let reply = stage.put(&[vec![service("churn", spec)], churn.slices()?].concat())?;
+    let vips = &reply.results[0].cluster_ips;
+    let clients: Result<Vec<Running>> = [("c1", 0), ("g1", 1), ("c1", 1), ("g1", 0)]
+        .iter()
+        .map(|(from, family)| {
+            let to = SocketAddr::new(vips[*family], PORT).to_string();
+            let (time, rate) = (format!("{time}s"), (rate / 4).to_string());
+            let args = ["rush", "--to", &to, "--for", &time, "--rate", &rate, "--threads", "4", "--each"];
+            stage.lab.worker_start(from, &args)
+        })
+        .collect();
+    churn.go_on(Duration::from_secs(time))?;
+    let strokes = churn.strokes;
+    ensure!(strokes * CHANGED >= CHANGES * time * 7 / 10, "only {} changes in {time} s", strokes * CHANGED);
+    let mut total = 0;
+    for mut client in clients? {
+        ensure!(client.wait(Duration::from_secs(time + 20))?, "{}", client.errors().join(" "));
+        for line in client.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [began, _, who] = words[..] else { continue };
+            total += 1;
+            ensure!(!who.starts_with('!'), "a connection failed though {STEADY} was there: {line}");
+            churn.was_there(who, began.parse()?)?;
+        }
+    }
+    ensure!(total >= rate * time / 2, "only {total} connections");
+    stage.lab.down()
+}
+
+/// Backends that change at one stroke.
+const CHANGED: u64 = 5;
+
+/// Who is a backend, and when.
+struct Churn<'a> {
+    stage: &'a Stage,
+    /// By backend: ready, terminating, or not there.
+    state: BTreeMap<String, State>,
+    /// Times at which a backend was gone for certain, and when it was about to come back.
+    gone: BTreeMap<String, Vec<(u64, u64)>>,
+    strokes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Ready,
+    Leaving,
+    Gone,
+}
+
+impl<'a> Churn<'a> {
+    fn new(stage: &'a Stage) -> Churn<'a> {
+        let names = PODS.iter().flat_map(|pod| PORTS.iter().map(move |port| format!("{pod}-{port}")));
+        // A third in each state: every stroke moves five of them on.
+        let states = [State::Ready, State::Leaving, State::Gone].into_iter().cycle();
+        let state: BTreeMap<_, _> = names.zip(states).collect();
+        Churn { stage, state, gone: BTreeMap::new(), strokes: 0 }
+    }
+
+    /// One slice for each port and family.
+    fn slices(&self) -> Result<Vec<Value>> {
+        let mut slices = Vec::new();
+        for v6 in [false, true] {
+            for port in PORTS {
+                let mut endpoints = Vec::new();
+                for pod in PODS {
+                    let conditions = match self.state.get(&format!("{pod}-{port}")) {
+                        Some(State::Ready) => json!({"ready": true, "serving": true, "terminating": false}),
+                        Some(State::Leaving) => json!({"ready": false, "serving": true, "terminating": true}),
+                        _ => continue,
+                    };
+                    let address = self.stage.ip(pod, v6)?.to_string();
+                    endpoints.push(json!({"addresses": [address], "nodeName": "n1", "conditions": conditions}));
+                }
+                let mut slice = slice("churn", &format!("p{port}"), v6, endpoints);
+                slice["ports"] = json!([{"name": "http", "port": port, "protocol": "TCP"}]);
+                slices.push(slice);
+            }
+        }
+        Ok(slices)
+    }
+
+    /// Moves five backends on at each stroke, evenly over time.
+    fn go_on(&mut self, time: Duration) -> Result<()> {
+        let names: Vec<String> = self.state.keys().filter(|name| *name != STEADY).cloned().collect();
+        let mut turn = names.iter().cycle();
+        let started = Instant::now();
+        let objects = |churn: &Churn| churn.slices();
+        while started.elapsed() < time {
+            let (mut leaves, mut returns) = (BTreeSet::new(), BTreeSet::new());
+            for name in turn.by_ref().take(CHANGED as usize) {
+                let state = self.state.entry(name.clone()).or_insert(State::Ready);
+                *state = match state {
+                    State::Ready => State::Leaving,
+                    State::Leaving => State::Gone,
+                    State::Gone => State::Ready,
+                };
+                match state {
+                    // Somebody else is ready: no new connection from here on.
+                    State::Leaving => drop(leaves.insert(name.clone())),
+                    State::Ready => drop(returns.insert(name.clone())),
+                    State::Gone => {}
+                }
+            }
+            let before = monotonic_us();
+            for name in returns {
+                if let Some((_, until)) = self.gone.entry(name).or_default().last_mut() {
+                    *until = before;
+                }
+            }
+            let reply: ApplyReply = self.stage.put(&objects(self)?)?;
+            ensure!(reply.revision > 0);
+            let since = monotonic_us();
+            for name in leaves {
+                self.gone.entry(name).or_default().push((since, u64::MAX));
+            }
+            self.strokes += 1;
+            let due = started + Duration::from_micros(self.strokes * CHANGED * 1_000_000 / CHANGES);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        Ok(())
+    }
+
+    /// Fails where a connection that began then went to somebody who was gone by then.
+    fn was_there(&self, who: &str, began: u64) -> Result<()> {
+        self.state.get(who).with_context(|| format!("{who} is nobody"))?;
+        for (since, until) in self.gone.get(who).into_iter().flatten() {
+            ensure!(
+                began < *since || began >= *until,
+                "a connection that began at {began} went to {who}, which was gone from {since} to {until}"
+            );
+        }
+        Ok(())
+    }
+}
