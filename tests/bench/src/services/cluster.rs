@@ -30,6 +30,7 @@ const NAMESPACE: &str = "default";
 const KEYS_EACH: usize = 3;
 /// How long netd may take for all of them.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(180);
+const STORE_LIMIT: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
 /// The lab, and a way into its store.
@@ -56,7 +57,9 @@ impl Cluster {
         let text = |value: &Value| value.as_str().map(str::to_owned).context("weft-lab show: no text");
         let endpoint = text(&shown["etcd"][0])?;
         let keys = Keys::new(LAB.name())?;
-        let config = EtcdConfig { endpoints: vec![endpoint], ..EtcdConfig::default() };
+        // Beside nft at work with ten thousand services the store may take its time.
+        let config =
+            EtcdConfig { endpoints: vec![endpoint], request_timeout: STORE_LIMIT, ..EtcdConfig::default() };
         // Sockets stay where they are opened: in the node's namespace, from where the store is reached.
         let node = netns::path(&text(&shown["nodes"][0]["netns"])?);
         let (runtime, store) = netns::inside(&node, || {

@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
         let measured = plan.rows.iter().any(|row| ["service-connect", "service-steady"].contains(row));
         for kind in Kind::PEERS.into_iter().filter(|_| measured) {
             match Peer::missing(kind) {
-                Some(reason) => say(&format!("SKIP {}: {reason}", kind.name())),
+                Some(reason) => skip(kind, &anyhow!(reason)),
                 None => peers.push((kind, Peer::create(kind, folder)?)),
             }
         }
@@ -199,14 +199,18 @@ impl<'a> Run<'a> {
         self.install(services, peers_too)?;
         let has = |row: &str| self.plan.rows.contains(&row);
         let ours = self.weft.paths();
-        let theirs = self.peers.iter().filter(|(kind, _)| peers_too || kind.has_every_stage());
-        let paths: Vec<Path> = theirs.map(|(_, peer)| peer.path()).chain(ours).collect();
         let (connect, steady) = (has("service-connect"), has("service-steady") && services == many);
         if !connect && !steady {
             return Ok(());
         }
-        for path in &paths {
-            first_answer(path)?;
+        let theirs = self.peers.iter().filter(|(kind, _)| peers_too || kind.has_every_stage());
+        let mut paths = Vec::new();
+        for path in theirs.map(|(_, peer)| peer.path()).chain(ours) {
+            match first_answer(&path) {
+                Ok(()) => paths.push(path),
+                Err(error) if path.kind.may_be_missing() => skip(path.kind, &error),
+                Err(error) => return Err(error),
+            }
         }
         quiet();
         say(&format!(
@@ -233,13 +237,25 @@ impl<'a> Run<'a> {
         let peers = &mut self.peers;
         std::thread::scope(|scope| {
             let theirs = scope.spawn(move || {
-                let wanted = peers.iter_mut().filter(|_| peers_too);
-                wanted.map(|(kind, peer)| Ok((*kind, peer.install(services)?))).collect::<Result<Vec<_>>>()
+                let mut secs = Vec::new();
+                if peers_too {
+                    peers.retain_mut(|(kind, peer)| match peer.install(services) {
+                        Ok(took) => {
+                            secs.push((*kind, took));
+                            true
+                        }
+                        Err(error) => {
+                            skip(*kind, &error);
+                            false
+                        }
+                    });
+                }
+                secs
             });
             if services > have {
                 secs.push((Kind::Socket, weft.install_others((have - 1..services - 1).map(other))?));
             }
-            secs.extend(theirs.join().map_err(|_| anyhow!("an installing thread panicked"))??);
+            secs.extend(theirs.join().map_err(|_| anyhow!("an installing thread panicked"))?);
             anyhow::Ok(())
         })?;
         self.have = services;
@@ -248,6 +264,11 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// Another maker's program that does not work is that row's loss, not the run's.
+fn skip(kind: Kind, error: &anyhow::Error) {
+    say(&format!("SKIP {}: {error:#}", kind.name()));
 }
 
 fn first_answer(path: &Path) -> Result<()> {

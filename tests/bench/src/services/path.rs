@@ -58,6 +58,11 @@ impl Kind {
         }
     }
 
+    /// What is not ours and not the kernel's alone.
+    pub(super) fn may_be_missing(self) -> bool {
+        matches!(self, Self::Nftables | Self::Iptables | Self::Haproxy)
+    }
+
     /// Whether more services are installed at every stage; the others have few or many.
     pub(super) fn has_every_stage(self) -> bool {
         matches!(self, Self::Direct | Self::Socket | Self::Packet)

@@ -156,10 +156,10 @@ pub(super) fn iptables(wishes: &[Wish]) -> String {
 
 /// HAProxy: a listener for each port of each service.
 pub(super) fn haproxy(wishes: &[Wish]) -> String {
-    let mut text = format!(
-        "global\n  nbthread 1\n  maxconn 2000\n  ulimit-n {}\n\
+    // It counts the files that it needs, and asks for so many; few connections leave room for many listeners.
+    let mut text = String::from(
+        "global\n  nbthread 1\n  maxconn 500\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n",
-        2 * wishes.len() + 10_000
     );
     for wish in wishes {
         for (port, target) in &wish.ports {
