@@ -6,5 +6,6 @@ mod cases;
 mod fixtures;
 mod kernel;
 mod manifests;
+mod paths;
 mod properties;
 mod room;

@@ -22,7 +22,7 @@ use crate::workers::query::QueryReport;
 use crate::workers::rush::RushReport;
 use crate::{etcd, faults, target, teardown, tunnel};
 use anyhow::{Context, Result};
-use netd_api::{ApplyReply, Client, ClientError, DeleteRequest, Status};
+use netd_api::{ApplyReply, ApplyRequest, Client, ClientError, DeleteRequest, Status};
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -193,6 +193,14 @@ impl Lab {
         let mut file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         file.write_all(yaml.as_bytes())?;
         apply::apply(&self.name, file.path(), Some(APPLY_LIMIT))
+    }
+
+    /// Applies objects through n1 without the CLI, and waits as [`Lab::apply`] does: for changes many times a second.
+    pub fn apply_objects(&self, objects: Vec<serde_json::Value>) -> Result<ApplyReply> {
+        let request = ApplyRequest { objects };
+        let reply = self.ask("n1", async |client| client.apply(&request).await)?;
+        apply::wait_programmed(&self.name, reply.revision, APPLY_LIMIT)?;
+        Ok(reply)
     }
 
     /// Deletes a `Service` or `EndpointSlice` of the namespace `default` through n1, and waits until every live node has

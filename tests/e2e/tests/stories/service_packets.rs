@@ -272,7 +272,8 @@ fn streams(stage: &Stage, from: &str, to: SocketAddr) -> Result<()> {
 fn dsr(stage: &Stage) -> Result<()> {
     let object = annotated(service("dsr", spec(json!({"type": "NodePort"}))), "weft.dev/forwarding", "dsr");
     let given = by_hand(stage, object, &["b2"])?;
-    let mac = stage.lab.exec("n2", &["cat", "/sys/class/net/eth0/address"])?.text("the MAC of n2")?;
+    let link: Value = stage.lab.exec("n2", &["ip", "-j", "link", "show", "eth0"])?.json("the link of n2")?;
+    let mac = link[0]["address"].as_str().context("no MAC")?;
     for v6 in [false, true] {
         let (node, client) = (stage.node_ip("n1", v6)?, stage.outside_ip(v6)?);
         let to = SocketAddr::new(node, given.node_port("TCP")?);
@@ -283,7 +284,7 @@ fn dsr(stage: &Stage) -> Result<()> {
         ensure!(seen.keys().eq([&client.to_string()]), "the backend sees {seen:?} instead of {client}");
         streams(stage, "outside", to)?;
         let packets = capture.stop()?;
-        let direct = packets.count(&format!("ether src {} and tcp", mac.trim()))?;
+        let direct = packets.count(&format!("ether src {} and tcp", mac))?;
         ensure!(direct > 0, "answers do not come from the backend's node: {}", packets.print("tcp")?);
         let udp = SocketAddr::new(node, given.node_port("UDP")?);
         stage.reaches("outside", udp, &["--udp"], &["b2"])?;
