@@ -5,7 +5,7 @@ use crate::service_stage::{PORT, Stage, service, slice};
 use crate::soaking;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> 
     let ports = json!([{"name": "http", "port": PORT, "targetPort": 8001}]);
     let spec = json!({"ipFamilyPolicy": "RequireDualStack", "ports": ports});
     let mut churn = Churn::new(&stage);
-    let reply = stage.put(&[vec![service("churn", spec)], churn.slices()?].concat())?;
+    let reply = stage.put(&[vec![service("churn", spec)], churn.slices(&PORTS.into())?].concat())?;
     let vips = &reply.results[0].cluster_ips;
     let clients: Result<Vec<Running>> = [("c1", 0), ("g1", 1), ("c1", 1), ("g1", 0)]
         .iter()
@@ -46,18 +46,22 @@ fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> 
         .collect();
     churn.go_on(Duration::from_secs(time))?;
     let strokes = churn.strokes;
-    ensure!(strokes >= STROKES * time * 8 / 10, "only {} changes in {time} s", strokes * 2 * CHANGED);
+    println!("{} changes of backends in {time} s", strokes * 2 * CHANGED);
+    // On a machine that is busy with other stories fewer will do.
+    let enough = STROKES * time * if soaking() { 9 } else { 5 } / 10;
+    ensure!(strokes >= enough, "only {} changes in {time} s", strokes * 2 * CHANGED);
     let mut total = 0;
     for mut client in clients? {
         ensure!(client.wait(Duration::from_secs(time + 20))?, "{}", client.errors().join(" "));
         for line in client.lines() {
             let words: Vec<&str> = line.split(' ').collect();
-            let [began, _, who] = words[..] else { continue };
+            let [began, ended, who] = words[..] else { continue };
             total += 1;
             ensure!(!who.starts_with('!'), "a connection failed though {STEADY} was there: {line}");
-            churn.was_there(who, began.parse()?)?;
+            churn.was_there(who, began.parse()?, ended.parse()?)?;
         }
     }
+    println!("{total} connections, none to who was gone, none failed");
     ensure!(total >= rate * time / 2, "only {total} connections");
     stage.lab.down()
 }
@@ -73,6 +77,8 @@ struct Churn<'a> {
     state: BTreeMap<String, State>,
     /// Times at which a backend was gone for certain, and when it was about to come back.
     gone: BTreeMap<String, Vec<(u64, u64)>>,
+    /// The revision with which each left last.
+    left: BTreeMap<String, u64>,
     strokes: u64,
 }
 
@@ -89,14 +95,14 @@ impl<'a> Churn<'a> {
         // A third in each state: every stroke moves five of them on.
         let states = [State::Ready, State::Leaving, State::Gone].into_iter().cycle();
         let state: BTreeMap<_, _> = names.zip(states).collect();
-        Churn { stage, state, gone: BTreeMap::new(), strokes: 0 }
+        Churn { stage, state, gone: BTreeMap::new(), left: BTreeMap::new(), strokes: 0 }
     }
 
-    /// One slice for each port and family.
-    fn slices(&self) -> Result<Vec<Value>> {
+    /// One slice of each family for each of these ports.
+    fn slices(&self, ports: &BTreeSet<u16>) -> Result<Vec<Value>> {
         let mut slices = Vec::new();
         for v6 in [false, true] {
-            for port in PORTS {
+            for &port in ports {
                 let mut endpoints = Vec::new();
                 for pod in PODS {
                     let conditions = match self.state.get(&format!("{pod}-{port}")) {
@@ -119,10 +125,12 @@ impl<'a> Churn<'a> {
     fn go_on(&mut self, time: Duration) -> Result<()> {
         let names: Vec<String> = self.state.keys().filter(|name| *name != STEADY).cloned().collect();
         let mut turn = names.iter().cycle();
+        let mut written = VecDeque::new();
         let started = Instant::now();
         while started.elapsed() < time {
-            let (mut leaves, mut returns) = (BTreeSet::new(), BTreeSet::new());
+            let (mut leaves, mut returns, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             for name in turn.by_ref().take(CHANGED as usize) {
+                changed.extend(PORTS.into_iter().filter(|port| name.ends_with(&port.to_string())));
                 let state = self.state.entry(name.clone()).or_insert(State::Ready);
                 *state = match state {
                     State::Ready => State::Leaving,
@@ -142,10 +150,22 @@ impl<'a> Churn<'a> {
                     *until = before;
                 }
             }
-            self.stage.lab.apply_objects(self.slices()?)?;
+            let reply = self.stage.lab.apply_objects(self.slices(&changed)?)?;
+            for name in &leaves {
+                self.left.insert(name.clone(), reply.revision);
+            }
+            written.push_back((reply.revision, leaves));
+            // Who asks learns of it later than it was: what began in between is nobody's fault.
+            let programmed = self.stage.lab.status("n1")?.programmed_revision;
             let since = monotonic_us();
-            for name in leaves {
-                self.gone.entry(name).or_default().push((since, u64::MAX));
+            while written.front().is_some_and(|(revision, _)| *revision <= programmed) {
+                let Some((revision, leaves)) = written.pop_front() else { break };
+                for name in leaves {
+                    // Unless it has come back meanwhile, and perhaps left again.
+                    if self.state.get(&name) != Some(&State::Ready) && self.left.get(&name) == Some(&revision) {
+                        self.gone.entry(name).or_default().push((since, u64::MAX));
+                    }
+                }
             }
             self.strokes += 1;
             let due = started + Duration::from_micros(self.strokes * 1_000_000 / STROKES);
@@ -154,13 +174,13 @@ impl<'a> Churn<'a> {
         Ok(())
     }
 
-    /// Fails where a connection that began then went to somebody who was gone by then.
-    fn was_there(&self, who: &str, began: u64) -> Result<()> {
+    /// Fails where a connection went to somebody who was gone before it began, and still when it was answered.
+    fn was_there(&self, who: &str, began: u64, ended: u64) -> Result<()> {
         self.state.get(who).with_context(|| format!("{who} is nobody"))?;
         for (since, until) in self.gone.get(who).into_iter().flatten() {
             ensure!(
-                began < *since || began >= *until,
-                "a connection that began at {began} went to {who}, which was gone from {since} to {until}"
+                began < *since || ended >= *until,
+                "a connection from {began} to {ended} went to {who}, which was gone from {since} to {until}"
             );
         }
         Ok(())
