@@ -319,7 +319,7 @@ fn measured(
     wanted: &[(&str, f64)],
 ) -> Result<()> {
     let (address, number) = (to.to_string(), count.to_string());
-    let mut args = vec!["--to", &address, "--count", &number, "--threads", "2"];
+    let mut args = vec!["--to", &address, "--count", &number, "--threads", "2", "--timeout", "10s"];
     args.extend(udp.then_some("--udp"));
     let report = stage.lab.rush(from, &args)?;
     ensure!(report.errors.is_empty() && report.attempts == count, "{from} to {to}: {report:?}");
