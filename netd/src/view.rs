@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -46,8 +47,8 @@ pub(crate) struct View {
     pub members: BTreeMap<String, MemberRecord>,
     /// Nodes that an operator removed.
     pub tombstones: BTreeMap<Uuid, Tombstone>,
-    pub service_ips: BTreeMap<IpAddr, ServiceIpRecord>,
-    pub node_ports: BTreeMap<u16, NodePortRecord>,
+    pub service_ips: Arc<BTreeMap<IpAddr, Arc<ServiceIpRecord>>>,
+    pub node_ports: Arc<BTreeMap<u16, Arc<NodePortRecord>>>,
     pub services: Vec<Arc<Service>>,
     pub table: ServiceTable,
     /// Some service wants direct server return.
@@ -74,12 +75,9 @@ impl View {
             config: known.config.clone().unwrap_or_else(|| initial.clone()),
             ..Self::default()
         };
-        let (services, endpoints) = (keys.services(), keys.endpoints());
-        let others = state.items.values().filter(|item| {
-            // Before a key is taken apart: these are most of them.
-            !item.key.starts_with(&services) && !item.key.starts_with(&endpoints)
-        });
-        for item in others {
+        // Those are most of them, and followed by themselves.
+        let followed = [keys.services(), keys.endpoints(), keys.service_ips(), keys.node_ports()];
+        for item in outside(&state.items, followed) {
             if let Err(reason) = view.take(item, keys, known) {
                 view.bad_values.push(BadValue { key: item.key.clone(), reason });
             }
@@ -92,6 +90,8 @@ impl View {
         known.objects.set_own(own(&view.config));
         let (table, problems) = known.objects.table(state.revision);
         view.services = known.objects.services();
+        view.service_ips = known.objects.service_ips();
+        view.node_ports = known.objects.node_ports();
         let is_dsr = |entry: &ServiceEntry| entry.extras.forwarding == Forwarding::Dsr;
         view.dsr = table.services.values().any(|entry| is_dsr(entry));
         view.table = table;
@@ -122,8 +122,8 @@ impl View {
                 self.config = decode(key, value).map_err(reason)?;
                 self.configured = true;
             }
-            // Services and their endpoints are many, and followed by themselves.
-            Key::Endpoint { .. } | Key::Service { .. } => {}
+            // Not among these items: see `parse`.
+            Key::Endpoint { .. } | Key::NodePort(_) | Key::Service { .. } | Key::ServiceIp(_) => {}
             Key::Member(name) => {
                 let record: MemberRecord = decode(key, value).map_err(reason)?;
                 same("name", &record.name, &name)?;
@@ -138,14 +138,12 @@ impl View {
                 same("uuid", &record.uuid, &uuid)?;
                 self.nodes.insert(uuid, record);
             }
-            Key::NodePort(port) => drop(self.node_ports.insert(port, decode(key, value).map_err(reason)?)),
             Key::Pod { node, .. } => self.pods.push((node, known.pods.get(key, &item.value)?)),
             Key::Pool(name) => {
                 let pool: Pool = decode(key, value).map_err(reason)?;
                 same("name", &pool.name, &name)?;
                 self.pools.insert(name, pool);
             }
-            Key::ServiceIp(ip) => drop(self.service_ips.insert(ip, decode(key, value).map_err(reason)?)),
             Key::Sticky(name) => {
                 let record: StickyRecord = decode(key, value).map_err(reason)?;
                 same("name", &record.name, &name)?;
@@ -258,6 +256,20 @@ impl View {
     }
 }
 
+/// What lies under none of the prefixes (each ends with `/`), without a look at what does.
+fn outside<const N: usize>(
+    items: &BTreeMap<String, KeyValue>,
+    mut prefixes: [String; N],
+) -> impl Iterator<Item = &KeyValue> {
+    prefixes.sort_unstable();
+    // The first key behind all that begin with a prefix: `0` follows `/`.
+    let behind = |prefix: &String| Bound::Included(format!("{}0", prefix.trim_end_matches('/')));
+    let begins = std::iter::once(Bound::Unbounded).chain(prefixes.iter().map(behind));
+    let ends = prefixes.iter().map(|prefix| Bound::Excluded(prefix.clone())).chain([Bound::Unbounded]);
+    let gaps: Vec<(Bound<String>, Bound<String>)> = begins.zip(ends).collect();
+    gaps.into_iter().flat_map(|gap| items.range(gap)).map(|(_, item)| item)
+}
+
 /// A record says of itself what its key says of it.
 fn same<T: PartialEq + std::fmt::Display>(field: &str, value: &T, key: &T) -> Result<(), String> {
     if value == key { Ok(()) } else { Err(format!("{field}: {value} does not agree with the key")) }
@@ -298,5 +310,24 @@ impl<T: DeserializeOwned> Cache<T> {
 
     fn forget_unseen(&mut self) {
         self.items.retain(|_, (_, _, seen)| std::mem::take(seen));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_followed_by_itself_is_stepped_over() {
+        let item = |key: &str| {
+            let value =
+                KeyValue { key: key.to_owned(), value: Bytes::new(), create_revision: 1, mod_revision: 1 };
+            (key.to_owned(), value)
+        };
+        let all = ["a/b", "a/c/", "a/c/x", "a/c/y/z", "a/c0", "a/cd", "a/p/1", "a/p/2", "b"];
+        let items: BTreeMap<String, KeyValue> = all.into_iter().map(item).collect();
+        let left = |prefixes| outside(&items, prefixes).map(|item| item.key.as_str()).collect::<Vec<_>>();
+        assert_eq!(left(["a/p/".to_owned(), "a/c/".to_owned()]), ["a/b", "a/c0", "a/cd", "b"]);
+        assert_eq!(left(["x/".to_owned(), "A/".to_owned()]).len(), all.len());
     }
 }

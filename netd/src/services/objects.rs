@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services and their endpoint slices as the store has them, taken into the catalogue difference by difference: of
-//! thousands of objects one change makes one be parsed, and one entry of the table be made anew.
+//! thousands of objects one change makes one be parsed, and one entry of the table be made anew. Likewise the claims of what
+//! services hold, which are as many.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use lb::{Catalogue, Changed, EndpointSlice, Service, ServiceName, ServiceTable};
 use netd_api::BadValue;
-use netd_store::records::decode;
+use netd_store::records::{NodePortRecord, ServiceIpRecord, decode};
 use netd_store::{Key, Keys, MirrorState};
 use serde::de::DeserializeOwned;
 
@@ -17,6 +19,8 @@ use serde::de::DeserializeOwned;
 pub(crate) struct Objects {
     services: Prefix<Service>,
     slices: Prefix<EndpointSlice>,
+    addresses: Claims<IpAddr, ServiceIpRecord>,
+    ports: Claims<u16, NodePortRecord>,
     catalogue: Catalogue,
     /// The service that netd itself provides, as it was last set.
     own: Option<ServiceName>,
@@ -51,9 +55,29 @@ impl Objects {
             };
             self.note(changed);
         }
+        self.addresses.follow(state, &keys.service_ips(), keys, |key| match key {
+            Key::ServiceIp(ip) => Some(*ip),
+            _ => None,
+        });
+        self.ports.follow(state, &keys.node_ports(), keys, |key| match key {
+            Key::NodePort(port) => Some(*port),
+            _ => None,
+        });
         bad.extend(self.services.bad());
         bad.extend(self.slices.bad());
+        bad.extend(self.addresses.known.bad());
+        bad.extend(self.ports.known.bad());
         bad
+    }
+
+    /// Whose addresses of services are; a copy costs nothing.
+    pub(crate) fn service_ips(&self) -> Arc<BTreeMap<IpAddr, Arc<ServiceIpRecord>>> {
+        self.addresses.by.clone()
+    }
+
+    /// Whose node ports are; a copy costs nothing.
+    pub(crate) fn node_ports(&self) -> Arc<BTreeMap<u16, Arc<NodePortRecord>>> {
+        self.ports.by.clone()
     }
 
     /// The service that netd itself provides; one of that name in the store wins.
@@ -133,6 +157,39 @@ fn unserved(name: &ServiceName, entry: &lb::ServiceEntry) -> Vec<BadValue> {
             ),
         })
         .collect()
+}
+
+/// Claims, by what is claimed.
+#[derive(Debug)]
+struct Claims<K, T> {
+    known: Prefix<T>,
+    by: Arc<BTreeMap<K, Arc<T>>>,
+}
+
+impl<K, T> Default for Claims<K, T> {
+    fn default() -> Self {
+        Self { known: Prefix::default(), by: Arc::default() }
+    }
+}
+
+impl<K: Ord + Clone, T: DeserializeOwned> Claims<K, T> {
+    fn follow(
+        &mut self,
+        state: &MirrorState,
+        prefix: &str,
+        keys: &Keys,
+        claimed: impl Fn(&Key) -> Option<K>,
+    ) {
+        for step in self.known.follow(state, prefix, keys, |_, _| Ok(())) {
+            let (Step::Set(key, _) | Step::Gone(key)) = &step;
+            let Some(what) = keys.parse(key).as_ref().and_then(&claimed) else { continue };
+            let by = Arc::make_mut(&mut self.by);
+            match step {
+                Step::Set(_, record) => drop(by.insert(what, record)),
+                Step::Gone(_) => drop(by.remove(&what)),
+            }
+        }
+    }
 }
 
 /// All keys of one prefix, parsed.
@@ -270,5 +327,24 @@ mod tests {
         }
         objects.update(&state(&[]), &keys);
         assert!(objects.table(3).0.find("default", "a").is_none());
+    }
+
+    #[test]
+    fn claims_are_copied_only_when_one_of_them_changes() {
+        let keys = Keys::new("weft").unwrap();
+        let mut objects = Objects::default();
+        let a = service("a", "10.96.0.1");
+        let claim = r#"{"schema":1,"namespace":"default","name":"a"}"#;
+        let all =
+            [("ipam/nodeports/30080", claim), ("ipam/services/10.96.0.1", claim), ("services/default/a", &a)];
+        assert!(objects.update(&state(&all), &keys).is_empty());
+        let (addresses, ports) = (objects.service_ips(), objects.node_ports());
+        assert_eq!((addresses.len(), ports[&30080].name.as_str()), (1, "a"));
+        objects.update(&state(&all[..2]), &keys);
+        assert!(Arc::ptr_eq(&addresses, &objects.service_ips()), "a service is no claim");
+        let wrong = objects.update(&state(&[("ipam/services/10.96.0.1", "{")]), &keys);
+        assert_eq!(wrong[0].key, "/weft/v1/weft/ipam/services/10.96.0.1");
+        assert_eq!((objects.service_ips().len(), objects.node_ports().len()), (1, 0));
+        assert_eq!((addresses.len(), ports.len()), (1, 1), "what somebody holds stays");
     }
 }
