@@ -70,7 +70,10 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         rows.extend(more);
         figures.tunnels = all;
     }
-    publish(plan, &rows, &figures)
+    publish(plan, &rows, &figures)?;
+    let failed = figures.services["failed"].as_array().map(Vec::as_slice).unwrap_or_default();
+    anyhow::ensure!(failed.is_empty(), "not all of it could be measured: {failed:?}");
+    Ok(())
 }
 
 /// All figures of the rows whose ways are more than two.
