@@ -271,11 +271,8 @@ fn addresses(
         wish.addresses.clear();
         if wish.kind == ServiceKind::Headless {
             // Its names have addresses of these families.
-            let asked = FamilyWish {
-                policy: wish.policy,
-                families: wish.families.clone(),
-                ..FamilyWish::default()
-            };
+            let asked =
+                FamilyWish { policy: wish.policy, families: wish.families.clone(), ..FamilyWish::default() };
             let (families, policy) = service_family::families(&asked, &ranges.families())?;
             (wish.families, wish.policy) = (families, Some(policy));
         }

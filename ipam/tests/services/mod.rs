@@ -89,7 +89,11 @@ fn the_second_family_comes_and_goes_and_the_first_address_stays() {
     assert!(matches!(cluster.apply("web", none.clone()), Err(ServiceAllocateError::AddressChanged { .. })));
     let named = ServiceWish { policy: Some(FamilyPolicy::RequireDual), ..none };
     let api = cluster.apply("api", named).unwrap();
-    assert_eq!((api.addresses, api.families), (vec![], vec![Family::V4, Family::V6]), "names of both families");
+    assert_eq!(
+        (api.addresses, api.families),
+        (vec![], vec![Family::V4, Family::V6]),
+        "names of both families"
+    );
     assert_eq!(
         cluster.apply("api", plain.clone()),
         Err(ServiceAllocateError::AddressChanged { had: "None".into() })

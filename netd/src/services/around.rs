@@ -7,9 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use ebpf_abi::limits::NODES_MAX;
-use ebpf_abi::node::{
-    ADDRESS_NODE_PORT, ADDRESS_OWN, CONFIG_SILENT_LOOPBACK4, CONFIG_SILENT_LOOPBACK6,
-};
+use ebpf_abi::node::{ADDRESS_NODE_PORT, ADDRESS_OWN, CONFIG_SILENT_LOOPBACK4, CONFIG_SILENT_LOOPBACK6};
 use ebpf_abi::{DatapathConfig, NetnsValue, NodeValue, address};
 use ebpf_loader::{Datapath, Hook, MapSizes};
 use ipnet::IpNet;
@@ -291,7 +289,8 @@ mod tests {
 
     #[test]
     fn node_ports_are_at_loopback_addresses_unless_prefixes_leave_them_out() {
-        let silent = |nets: &[&str]| silent_loopback(&nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>());
+        let silent =
+            |nets: &[&str]| silent_loopback(&nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>());
         assert_eq!(silent(&[]), 0);
         assert_eq!(silent(&["192.0.2.0/24"]), CONFIG_SILENT_LOOPBACK4 | CONFIG_SILENT_LOOPBACK6);
         assert_eq!(silent(&["192.0.2.0/24", "127.0.0.0/8"]), CONFIG_SILENT_LOOPBACK6);

@@ -123,7 +123,8 @@ fn find(
     });
     let datagrams: BTreeSet<(u32, u32)> =
         pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), true)).collect();
-    let connections = pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), false)).collect();
+    let connections =
+        pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), false)).collect();
     let (over, datagrams) = datagrams.into_iter().partition(|pair| due.contains(pair));
     Ok(Found { sockets: sockets.collect(), connections, datagrams, over })
 }

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which backend: conditions, slices, hints, affinity, weights, algorithms. One node, both families, both paths.
 
-use crate::service_stage::{
-    Given, PORT, Stage, annotated, checked, conditions, service, slice, spec,
-};
+use crate::service_stage::{Given, PORT, Stage, annotated, checked, conditions, service, slice, spec};
 use crate::soaking;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -156,10 +154,13 @@ fn hints(stage: &Stage) -> Result<()> {
     reached(stage, &given, &["b1"])
 }
 
+/// The verdict, more of the spec, and the backends.
+type Table<'a> = (&'a str, Value, Vec<(&'a str, Value)>);
+
 /// Several tables, and for each what the CLI says, what sockets get and what packets get.
 fn same_verdict(stage: &Stage) -> Result<()> {
     let leaving = conditions(false, true, true);
-    let tables: [(&str, Value, Vec<(&str, Value)>); 5] = [
+    let tables: [Table; 5] = [
         ("forward", json!({}), vec![("b1", json!({})), ("b3", json!({}))]),
         ("forward", json!({}), vec![("b2", leaving.clone()), ("b4", leaving)]),
         ("forward", json!({"sessionAffinity": "ClientIP"}), vec![("b3", json!({}))]),
@@ -172,7 +173,8 @@ fn same_verdict(stage: &Stage) -> Result<()> {
         let detail = stage.detail("n1", &name)?;
         for vip in given.vips() {
             let frontend = format!("{vip}/tcp");
-            let said = detail.verdicts.iter().find(|v| v.frontend.starts_with(&frontend) && v.asked_by == "cluster");
+            let said =
+                detail.verdicts.iter().find(|v| v.frontend.starts_with(&frontend) && v.asked_by == "cluster");
             let said = said.with_context(|| format!("{frontend}: {:?}", detail.verdicts))?;
             ensure!(said.verdict == verdict, "{said:?} instead of {verdict}");
             match verdict {
@@ -206,7 +208,6 @@ fn name_of(stage: &Stage, backend: &str) -> Result<String> {
 fn sticky(secs: u32) -> Value {
     json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": secs}}})
 }
-
 
 fn stays(stage: &Stage) -> Result<()> {
     let given = stage.service(&web("stay", sticky(10_800)))?;
@@ -325,7 +326,10 @@ fn measured(
     ensure!(report.errors.is_empty() && report.attempts == count, "{from} to {to}: {report:?}");
     for (name, share) in wanted {
         let found = report.servers.get(*name).copied().unwrap_or_default() as f64 / count as f64;
-        ensure!((found - share).abs() < 0.01, "{from} to {to}: {name} has {found} instead of {share}: {report:?}");
+        ensure!(
+            (found - share).abs() < 0.01,
+            "{from} to {to}: {name} has {found} instead of {share}: {report:?}"
+        );
     }
     Ok(())
 }
@@ -342,7 +346,10 @@ fn least_connections(stage: &Stage) -> Result<()> {
     }
     // Six each; at random one in two sees a difference of more than five.
     let (most, least) = (counts.values().max().copied(), counts.values().min().copied());
-    ensure!(counts.len() == 4 && most.zip(least).is_some_and(|(most, least)| most - least <= 4), "{counts:?}");
+    ensure!(
+        counts.len() == 4 && most.zip(least).is_some_and(|(most, least)| most - least <= 4),
+        "{counts:?}"
+    );
     Ok(())
 }
 

@@ -33,7 +33,8 @@ fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> 
     let ports = json!([{"name": "http", "port": PORT, "targetPort": TCP}]);
     let spec = json!({"ipFamilyPolicy": "RequireDualStack", "ports": ports});
     let mut churn = Churn::new(&stage)?;
-    let reply = stage.put(&[vec![service("churn", spec)], churn.slices(&BTreeSet::from([0, 1]))?].concat())?;
+    let reply =
+        stage.put(&[vec![service("churn", spec)], churn.slices(&BTreeSet::from([0, 1]))?].concat())?;
     let vips = &reply.results[0].cluster_ips;
     let clients: Result<Vec<Running>> = [("c1", 0), ("g1", 1), ("c1", 1), ("g1", 0)]
         .iter()
@@ -47,8 +48,9 @@ fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> 
     churn.go_on(Duration::from_secs(time))?;
     let strokes = churn.strokes;
     println!("{} changes of backends in {time} s", strokes * 2 * CHANGED);
-    // On a machine that is busy with other stories fewer will do.
-    let enough = STROKES * time * if soaking() { 9 } else { 2 } / 10;
+    // On a machine that is busy with other stories fewer will do: what is proven holds for each of them.
+    let tenths = if soaking() { 9 } else { 1 };
+    let enough = STROKES * time * tenths / 10;
     ensure!(strokes >= enough, "only {} changes in {time} s", strokes * 2 * CHANGED);
     let mut total = 0;
     for mut client in clients? {
@@ -62,7 +64,7 @@ fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> 
         }
     }
     println!("{total} connections, none to who was gone, none failed");
-    ensure!(total >= rate * time / 2, "only {total} connections");
+    ensure!(total >= rate * time * tenths / 10, "only {total} connections");
     stage.lab.down()
 }
 
@@ -119,7 +121,8 @@ impl<'a> Churn<'a> {
                         _ => continue,
                     };
                     let address = self.addresses[&(*pod, v6)].to_string();
-                    endpoints.push(json!({"addresses": [address], "nodeName": "n1", "conditions": conditions}));
+                    endpoints
+                        .push(json!({"addresses": [address], "nodeName": "n1", "conditions": conditions}));
                 }
                 slices.push(slice("churn", &number.to_string(), v6, endpoints));
             }
@@ -168,7 +171,8 @@ impl<'a> Churn<'a> {
                 let Some((revision, leaves)) = written.pop_front() else { break };
                 for name in leaves {
                     // Unless it has come back meanwhile, and perhaps left again.
-                    if self.state.get(&name) != Some(&State::Ready) && self.left.get(&name) == Some(&revision) {
+                    if self.state.get(&name) != Some(&State::Ready) && self.left.get(&name) == Some(&revision)
+                    {
                         self.gone.entry(name).or_default().push((since, u64::MAX));
                     }
                 }

@@ -70,7 +70,12 @@ fn ways_in(stage: &Stage) -> Result<()> {
                 stage.reaches(from, to, how, BOTH)?;
             }
         }
-        let report = stage.ask("outside", SocketAddr::new(stage.node_ip("n1", v6)?, given.node_port("TCP")?), 8, &[])?;
+        let report = stage.ask(
+            "outside",
+            SocketAddr::new(stage.node_ip("n1", v6)?, given.node_port("TCP")?),
+            8,
+            &[],
+        )?;
         ensure!(report.all_ok(), "{}", report.failures());
     }
     let flows = stage.lab.ask("n1", async |client| client.flows(Some(("default", "web"))).await)?;
@@ -169,7 +174,8 @@ fn five_tuples(stage: &Stage) -> Result<()> {
                         let sent = [b'e', b'c', b'h', b'o', round, index as u8];
                         socket.send(&sent)?;
                         let mut back = [0; 16];
-                        let length = socket.recv(&mut back).with_context(|| format!("datagrams, {backend} {port}"))?;
+                        let length =
+                            socket.recv(&mut back).with_context(|| format!("datagrams, {backend} {port}"))?;
                         ensure!(back[..length] == sent, "{backend} {port}: {back:?} instead of {sent:?}");
                     }
                 }

@@ -3,9 +3,7 @@
 //! families, WireGuard between them.
 
 use crate::have;
-use crate::service_stage::{
-    PORT, Stage, WAYS, balanced, checked, conditions, documented, service, spec,
-};
+use crate::service_stage::{PORT, Stage, WAYS, balanced, checked, conditions, documented, service, spec};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,7 +22,10 @@ fn traffic_policies_load_balancers_external_ips_and_health_checks() -> Result<()
     }
     checked("internalTrafficPolicy: Local", internal_local(&stage))?;
     checked("externalTrafficPolicy: Cluster, with SNAT", external_cluster(&stage))?;
-    checked("externalTrafficPolicy: Local keeps the source; pods are treated as Cluster", external_local(&stage))?;
+    checked(
+        "externalTrafficPolicy: Local keeps the source; pods are treated as Cluster",
+        external_local(&stage),
+    )?;
     checked("healthCheckNodePort: 200 and 503 by ready local endpoints", health_check(&mut stage))?;
     checked("loadBalancerSourceRanges", source_ranges(&stage))?;
     checked("allocateLoadBalancerNodePorts, loadBalancerClass, ipMode", balancer_settings(&stage))?;
@@ -124,7 +125,8 @@ fn external_local(stage: &Stage) -> Result<()> {
     let given = stage.service(&service("one", spec(hand)))?;
     stage.put(&stage.slices("one", "a", &[("b1", json!({}))])?)?;
     for v6 in [false, true] {
-        let at = |node| Ok::<_, anyhow::Error>(SocketAddr::new(stage.node_ip(node, v6)?, given.node_port("TCP")?));
+        let at =
+            |node| Ok::<_, anyhow::Error>(SocketAddr::new(stage.node_ip(node, v6)?, given.node_port("TCP")?));
         stage.reaches("outside", at("n1")?, &[], &["b1"])?;
         let report = stage.ask("outside", at("n2")?, 2, &["--timeout", "400ms"])?;
         ensure!(report.errors.keys().eq(["timeout"]), "{} {}", report.spread(), report.failures());

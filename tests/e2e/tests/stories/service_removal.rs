@@ -33,7 +33,8 @@ fn removal_of_backend_udp_at_once_tcp_reset_or_let_finish_and_deleted_service() 
 
 /// A service without a selector, node ports too.
 fn put(stage: &Stage, name: &str, backends: &[(&str, Value)]) -> Result<Given> {
-    let objects = [vec![service(name, spec(json!({"type": "NodePort"})))], stage.slices(name, "a", backends)?];
+    let objects =
+        [vec![service(name, spec(json!({"type": "NodePort"})))], stage.slices(name, "a", backends)?];
     let reply = stage.put(&objects.concat())?;
     Ok(Given(reply.results.into_iter().next().context("no answer")?))
 }
@@ -60,7 +61,8 @@ impl Talk {
     fn start(stage: &Stage, from: &str, to: SocketAddr, how: &[&str]) -> Result<Talk> {
         let address = to.to_string();
         let args = [&["talk", "--to", &address, "--timeout", "300ms"], how].concat();
-        let talk = Talk { what: format!("{from} to {to} {how:?}"), running: stage.lab.worker_start(from, &args)? };
+        let talk =
+            Talk { what: format!("{from} to {to} {how:?}"), running: stage.lab.worker_start(from, &args)? };
         let first = talk.next()?;
         ensure!(first.error.is_none(), "{}: {first:?}", talk.what);
         Ok(talk)
@@ -142,7 +144,8 @@ fn terminating(stage: &Stage) -> Result<()> {
 fn removed(stage: &Stage) -> Result<()> {
     let given = put(stage, "gone", &[(OLD, json!({}))])?;
     let ways = ways_in(stage, &given, "TCP")?;
-    let talks: Result<Vec<_>> = ways.into_iter().map(|(from, to)| Talk::start(stage, from, to, &[])).collect();
+    let talks: Result<Vec<_>> =
+        ways.into_iter().map(|(from, to)| Talk::start(stage, from, to, &[])).collect();
     let mut direct = Vec::new();
     for v6 in [false, true] {
         let to = SocketAddr::new(stage.ip(OLD, v6)?, crate::service_stage::TCP);

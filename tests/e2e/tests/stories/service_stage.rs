@@ -125,7 +125,10 @@ impl Stage {
         let via = self.node_ip(node, ip.is_ipv6())?.to_string();
         let to = if ip.is_ipv6() { format!("{ip}/128") } else { format!("{ip}/32") };
         let family = if ip.is_ipv6() { "-6" } else { "-4" };
-        self.lab.exec("outside", &["ip", family, "route", "replace", &to, "via", &via])?.text("ip route").map(drop)
+        self.lab
+            .exec("outside", &["ip", family, "route", "replace", &to, "via", &via])?
+            .text("ip route")
+            .map(drop)
     }
 
     /// Two slices, one of each family, for a service without a selector: backends by pod, each with its conditions (and, where
@@ -157,7 +160,13 @@ impl Stage {
     }
 
     /// Probes of the packet path from any place: sockets that no control group of ours has made.
-    pub(crate) fn packets(&self, from: &str, to: SocketAddr, count: u32, how: &[&str]) -> Result<ProbeReport> {
+    pub(crate) fn packets(
+        &self,
+        from: &str,
+        to: SocketAddr,
+        count: u32,
+        how: &[&str],
+    ) -> Result<ProbeReport> {
         let options = ProbeOptions {
             to: to.to_string(),
             count,
@@ -305,10 +314,7 @@ pub(crate) fn conditions(ready: bool, serving: bool, terminating: bool) -> Value
 
 /// Documentation addresses (RFC 5737, RFC 3849) for what a load balancer or somebody else gives.
 pub(crate) fn documented(last: u8) -> [IpAddr; 2] {
-    [
-        Ipv4Addr::new(203, 0, 113, last).into(),
-        Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, last.into()).into(),
-    ]
+    [Ipv4Addr::new(203, 0, 113, last).into(), Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, last.into()).into()]
 }
 
 /// A step of a story: said when it is kept, named when it is not.

@@ -65,7 +65,11 @@ fn a_full_map_is_said_and_never_a_wrong_translation() -> Result<()> {
     for batch in (0..more).collect::<Vec<_>>().chunks(50) {
         let objects = batch.iter().flat_map(|number| {
             let name = format!("x{number}");
-            [service(&name, spec(json!({}))), slice(&name, "a", false, endpoint(false)), slice(&name, "a", true, endpoint(true))]
+            [
+                service(&name, spec(json!({}))),
+                slice(&name, "a", false, endpoint(false)),
+                slice(&name, "a", true, endpoint(true)),
+            ]
         });
         // Whether all are programmed is the question here.
         let text: Vec<String> = objects.map(|object| object.to_string()).collect();

@@ -204,7 +204,11 @@ fn families(stage: &Stage) -> Result<()> {
     moved["spec"]["clusterIP"] = "10.96.0.77".into();
     refused_with(stage.put(&[moved]), &["fam1", "clusterIP"])?;
     let grown = stage.service(&with("fam1", json!({"ipFamilyPolicy": "PreferDualStack"})))?;
-    ensure!(order(&grown) == [false, true] && grown.0.cluster_ips[0] == single.0.cluster_ips[0], "{:?}", grown.0);
+    ensure!(
+        order(&grown) == [false, true] && grown.0.cluster_ips[0] == single.0.cluster_ips[0],
+        "{:?}",
+        grown.0
+    );
     stage.reaches("c1", grown.vip(true)?, &[], BOTH)
 }
 

@@ -89,8 +89,8 @@ fn one_after_the_other(
         if number >= options.count {
             return (part, lines);
         }
-        if options.rate > 0 {
-            let due = started + Duration::from_micros(number * 1_000_000 / options.rate);
+        if let Some(due_us) = (number * 1_000_000).checked_div(options.rate) {
+            let due = started + Duration::from_micros(due_us);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         if started.elapsed() >= options.duration {

@@ -98,7 +98,11 @@ struct Connection {
     server: String,
 }
 
-fn over(connection: &mut Option<Connection>, to: SocketAddr, limit: Duration) -> Result<(String, SocketAddr)> {
+fn over(
+    connection: &mut Option<Connection>,
+    to: SocketAddr,
+    limit: Duration,
+) -> Result<(String, SocketAddr)> {
     let mut line = String::new();
     if connection.is_none() {
         let stream = TcpStream::connect_timeout(&to, limit)?;
