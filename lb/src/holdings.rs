@@ -45,6 +45,8 @@ pub(crate) struct Holdings {
     writes: Arc<Writes>,
     /// Something became free since this was last set to false.
     pub(crate) freed: bool,
+    /// Not everything that was found in the kernel has been claimed or given up yet.
+    adopting: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +94,7 @@ impl Holdings {
             resting: [0; 2],
             writes: Arc::default(),
             freed: false,
+            adopting: false,
         }
     }
 
@@ -115,13 +118,30 @@ impl Holdings {
         &self.endpoints
     }
 
+    /// The identifier that a backend gets, if it has one. One that was found in the kernel, and that nobody has claimed yet, is
+    /// its own, too, when it only runs elsewhere by what was known then: connections go by the identifier.
+    pub(crate) fn id_to_be_of(&self, value: &BackendValue) -> Option<u32> {
+        self.id_of(value).or_else(|| self.unclaimed(value))
+    }
+
     pub(crate) fn id_of(&self, value: &BackendValue) -> Option<u32> {
         self.id_of.get(value).copied()
     }
 
+    fn unclaimed(&self, value: &BackendValue) -> Option<u32> {
+        if !self.adopting {
+            return None;
+        }
+        let first = BackendValue { flags: 0, node: 0, ..*value };
+        let last = BackendValue { flags: u8::MAX, node: u32::MAX, ..*value };
+        let mut like = self.id_of.range(first..=last).map(|(_, id)| *id);
+        like.find(|id| self.backends.get(id).is_some_and(|held| held.users == 0))
+    }
+
     /// One user more for a backend; `None` where no identifier is free.
     pub(crate) fn hold_backend(&mut self, value: BackendValue) -> Option<u32> {
-        if let Some(id) = self.id_of(&value) {
+        if let Some(id) = self.id_to_be_of(&value) {
+            self.claim(id, value);
             self.hold(id);
             return Some(id);
         }
@@ -131,6 +151,18 @@ impl Holdings {
         let count = self.endpoints.get(&value.endpoint()).copied().unwrap_or(0);
         self.writes().set_endpoint(value.endpoint(), count);
         Some(id)
+    }
+
+    /// An identifier means this backend: the same address, port and protocol, perhaps on another node than the kernel says.
+    fn claim(&mut self, id: u32, value: BackendValue) {
+        let Some(held) = self.backends.get_mut(&id).filter(|held| held.value != value) else { return };
+        let before = std::mem::replace(&mut held.value, value);
+        if self.id_of.get(&before) == Some(&id) {
+            self.id_of.remove(&before);
+        }
+        self.id_of.insert(value, id);
+        // Its connections are counted on.
+        self.writes().backends_put.insert(id, value);
     }
 
     /// One user more for an identifier that has some, or rests.
@@ -154,6 +186,7 @@ impl Holdings {
 
     /// A backend as it was found in the kernel, without users yet.
     pub(crate) fn adopt_backend(&mut self, id: u32, value: BackendValue) {
+        self.adopting = true;
         if self.backend_ids.reserve(id) {
             self.name_backend(id, value, 0);
         }
@@ -169,6 +202,7 @@ impl Holdings {
 
     /// Whatever was adopted and found no user rests.
     pub(crate) fn rest_unused_backends(&mut self) {
+        self.adopting = false;
         let unused = self.backends.iter().filter(|(_, held)| held.users == 0 && held.ticket == 0);
         for id in unused.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.rest_backend(id);

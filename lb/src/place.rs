@@ -81,8 +81,12 @@ impl Compiler {
             return Ok(());
         }
         let frontend = || format!("{name}:{}/{}", key.port, key.protocol.as_lower());
-        let unnamed =
-            wish.recipe.members.iter().filter(|(value, _)| self.holdings.id_of(value).is_none()).count();
+        let unnamed = wish
+            .recipe
+            .members
+            .iter()
+            .filter(|(value, _)| self.holdings.id_to_be_of(value).is_none())
+            .count();
         let free = self.holdings.backend_ids.free();
         if unnamed > free as usize {
             return Err(self.refuse(frontend(), Limit::Backends, unnamed, free));
@@ -401,7 +405,7 @@ impl Compiler {
         }
         let frontends = wishes.frontends.iter().filter(|(_, wish)| wish.set == Some(key));
         let frontends: Vec<FrontendKey> = frontends.map(|(key, _)| *key).collect();
-        let ids = wish.recipe.members.iter().map(|(value, _)| self.holdings.id_of(value));
+        let ids = wish.recipe.members.iter().map(|(value, _)| self.holdings.id_to_be_of(value));
         let ids: Option<Vec<u32>> = ids.collect();
         let content = |ids: Vec<u32>| -> Vec<u32> {
             slots.iter().filter_map(|index| ids.get(*index as usize)).copied().collect()

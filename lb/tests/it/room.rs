@@ -107,4 +107,20 @@ proptest! {
         image.apply(&writes);
         prop_assert_eq!(image.dump(), fresh(&table, &view).dump());
     }
+
+    /// What an older version wrote knows no nodes. Connections go by its identifiers, so these stay.
+    #[test]
+    fn identifiers_stay_where_only_the_nodes_were_not_known(world in world()) {
+        let (table, view) = (world.table(), world.node_view());
+        let mut now = Image::default();
+        now.apply(&Compiler::new(Limits::default()).update(&table, &view, None, 0));
+        let mut older = now.clone();
+        older.backends.values_mut().for_each(|value| *value = value.on_node(0, false));
+        let mut compiler = Compiler::new(Limits::default());
+        compiler.adopt(&older);
+        let writes = compiler.update(&table, &view, None, 0);
+        older.apply(&writes);
+        prop_assert_eq!(&older.backends, &now.backends);
+        prop_assert_eq!(older.dump(), now.dump());
+    }
 }
