@@ -9,6 +9,8 @@ use ebpf_loader::{Datapath, MapSizes};
 use lb::{Changed, Compiler, Image, NodeView, ServiceTable};
 use netd_api::BadValue;
 
+use crate::node::monotonic_ms;
+
 /// Compiles and writes.
 pub(crate) struct ServiceSync {
     compiler: Compiler,
@@ -22,6 +24,8 @@ pub(crate) struct ServiceSync {
     filled: bool,
     /// What was adopted has been compared with what is wished.
     compared: bool,
+    /// All that was compiled is in the maps.
+    written: bool,
     /// Services that the next pass looks at; `None`: all of them.
     changed: Option<Changed>,
     /// The node as the maps were made for it.
@@ -58,6 +62,7 @@ impl ServiceSync {
             attached: false,
             filled: false,
             compared: false,
+            written: false,
             changed: None,
             view: NodeView::default(),
             problems: Vec::new(),
@@ -83,9 +88,11 @@ impl ServiceSync {
         self.doubtful = true;
     }
 
-    /// Makes ready for a pass in doubt, without the maps.
+    /// Makes ready for a pass in doubt, without the maps. Before the services were compiled once, and while a write is to be
+    /// made up for, the maps hold something else by right.
     pub(crate) fn recollect(&mut self) {
-        self.wished = (self.adopted && self.doubtful).then(|| self.compiler.image());
+        let is_comparable = self.adopted && self.compared && self.written;
+        self.wished = (is_comparable && self.doubtful).then(|| self.compiler.image());
     }
 
     /// The next pass looks at these, too.
@@ -132,10 +139,13 @@ impl ServiceSync {
             self.changed = Some(Changed::new());
             self.problems = problems(&self.compiler);
             if !writes.is_empty() {
+                self.written = false;
                 datapath.write(&writes).context("cannot write the service maps")?;
                 self.left.pairs.extend(&writes.left);
             }
-            self.compiler.written(now_ms);
+            // As of now, not of when it was compiled: a program may have read the last of the old entries just before.
+            self.compiler.written(monotonic_ms());
+            self.written = true;
             self.left.all |= !std::mem::replace(&mut self.compared, true);
             self.filled = true;
             due_ms = self.compiler.next_deadline();
@@ -156,6 +166,7 @@ impl ServiceSync {
         self.changed = None;
         self.adopted = true;
         self.compared = false;
+        self.written = false;
         Ok(())
     }
 }
@@ -180,4 +191,22 @@ fn is_as_written(wished: &Image, observed: &Image) -> bool {
         && wished.services == observed.services
         && wished.affinity.is_subset(&observed.affinity)
         && wished.ranges == observed.ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_are_compared_only_with_what_was_written_to_them() {
+        let mut services = ServiceSync::new(MapSizes::default());
+        services.doubtful = true;
+        for (adopted, compared, written) in
+            [(false, false, false), (true, false, false), (true, true, false), (true, true, true)]
+        {
+            (services.adopted, services.compared, services.written) = (adopted, compared, written);
+            services.recollect();
+            assert_eq!(services.wished.is_some(), adopted && compared && written);
+        }
+    }
 }
