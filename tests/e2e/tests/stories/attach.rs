@@ -19,11 +19,11 @@ fn clsact_works_and_switching_to_tcx_and_back_cuts_nothing() -> Result<()> {
     let _server = lab.serve("b", "b", &[8080], &[])?;
     let to = format!("{}:8080", b.ips[0]);
     assert!(lab.probe("a", &["--to", &to, "--count", "10"])?.all_ok());
-    assert_eq!((filters(&lab)?, tcx_pins(&lab)?), (2, 0), "clsact");
+    assert_eq!((filters(&lab)?, tcx_pins(&lab)?), (4, 0), "clsact");
 
     let mut transfer = lab.stream("a", &to, Duration::from_secs(30))?;
     transfer.wait_line(Duration::from_secs(5))?;
-    for (mode, wanted) in [("tcx", (0, 2)), ("clsact", (2, 0))] {
+    for (mode, wanted) in [("tcx", (0, 4)), ("clsact", (4, 0))] {
         lab.node_stop("n1")?;
         lab.netd_args(&["--datapath-attach", mode])?;
         if let Err(error) = lab.node_start("n1") {
@@ -45,24 +45,27 @@ fn clsact_works_and_switching_to_tcx_and_back_cuts_nothing() -> Result<()> {
     lab.down()
 }
 
-/// BPF filters on the host ends of n1.
+/// BPF filters on the host ends of n1, in both directions.
 fn filters(lab: &Lab) -> Result<usize> {
     let mut count = 0;
     let links = lab.exec("n1", &["ip", "-o", "link", "show", "type", "veth"])?.text("ip link")?;
     let names = links.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next());
     for name in names.filter(|name| name.starts_with("weft")) {
-        let text = lab.exec("n1", &["tc", "filter", "show", "dev", name, "ingress"])?.text("tc filter")?;
-        count += usize::from(text.contains("bpf"));
+        for side in ["ingress", "egress"] {
+            let text = lab.exec("n1", &["tc", "filter", "show", "dev", name, side])?.text("tc filter")?;
+            count += usize::from(text.contains("bpf"));
+        }
     }
     Ok(count)
 }
 
-/// Pinned links of pods.
+/// Pinned links of pods; what marks a filter as ours is a folder there.
 fn tcx_pins(lab: &Lab) -> Result<usize> {
     let mut count = 0;
     for version in std::fs::read_dir(lab.pin_dir("n1")?)? {
         let pins = std::fs::read_dir(version?.path().join("links"))?;
-        count += pins.flatten().filter(|pin| pin.file_name().to_string_lossy().starts_with("pod-")).count();
+        let of_pods = pins.flatten().filter(|pin| pin.file_name().to_string_lossy().starts_with("pod-"));
+        count += of_pods.filter(|pin| !pin.path().is_dir()).count();
     }
     Ok(count)
 }
