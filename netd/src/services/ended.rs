@@ -3,6 +3,7 @@
 //! its program hears of it at once; one that was opened to the same backend directly lives. Datagrams only have to choose anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -12,15 +13,33 @@ use lb::{Compiler, GRACE_MS, Standing};
 use netd_host::{Destination, Netns, SockDiag, Transport};
 
 use super::ServiceSync;
+use super::sync::Left;
 use crate::node::{Node, lock, monotonic_ms};
 
+/// After that many looks the kernel's refusal is final: the connections end by time-outs.
+const LOOKS_MAX: u8 = 5;
+
 /// Looks for them, twice: when the maps have changed, and when no program can be at work any more that had read them before.
+/// Again where something failed.
 #[derive(Debug, Default)]
 pub(crate) struct Ended {
-    /// (frontend, backend) to look for again, with the time.
-    again: BTreeMap<(u32, u32), u64>,
+    /// What to look for again.
+    again: Looks,
     /// The kernel cannot destroy sockets: said once.
     unable: bool,
+}
+
+/// By (frontend, backend).
+type Looks = BTreeMap<(u32, u32), Look>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    /// When it is due.
+    at: u64,
+    /// Where the connections go on the wire: by the time of the second look the maps do not know it any more.
+    peer: Option<SocketAddr>,
+    /// How often it has been looked for.
+    looks: u8,
 }
 
 /// What is to be done.
@@ -37,46 +56,108 @@ struct Found {
 impl Ended {
     /// When it is due by itself.
     pub(crate) fn due_ms(&self) -> Option<u64> {
-        self.again.values().min().copied()
+        self.again.values().map(|look| look.at).min()
     }
 
     /// Ends what has to end.
     pub(crate) async fn pass(&mut self, node: &Node) -> Result<()> {
         let now = monotonic_ms();
-        let found = tokio::task::block_in_place(|| {
-            let mut services = lock(&node.services);
-            let left = services.take_left();
-            let due: BTreeSet<(u32, u32)> =
-                self.again.extract_if(.., |_, at| *at <= now).map(|(pair, _)| pair).collect();
-            self.again.extend(left.pairs.iter().map(|pair| (*pair, now + GRACE_MS)));
-            let mut pairs: BTreeSet<(u32, u32)> = left.pairs.into_iter().chain(due.iter().copied()).collect();
-            let datapath = lock(&node.datapath);
-            if left.all {
-                pairs.extend(remembered(&datapath)?);
-            }
-            if pairs.is_empty() {
-                return Ok(None);
-            }
-            find(&services, &datapath, &pairs, &due).map(Some)
-        })?;
-        let Some(found) = found else { return Ok(()) };
-        {
+        let Some((looks, found)) = tokio::task::block_in_place(|| self.look(node, now))? else {
+            return Ok(());
+        };
+        let forgotten = {
             let mut datapath = lock(&node.datapath);
             tokio::task::block_in_place(|| {
                 datapath.forget_flows(PROTO_TCP, &found.connections, Forget::All)?;
                 datapath.forget_flows(PROTO_UDP, &found.datagrams, Forget::Questions)?;
                 datapath.forget_flows(PROTO_UDP, &found.over, Forget::All)
-            })?;
+            })
+        };
+        if forgotten.is_err() {
+            self.fail(&looks, looks.keys().copied(), now);
         }
+        let failed = self.destroy(node, &looks, &found.sockets).await;
+        self.fail(&looks, failed.into_iter(), now);
+        forgotten?;
+        Ok(())
+    }
+
+    /// What is to be looked for now, and what was found of it.
+    fn look(&mut self, node: &Node, now: u64) -> Result<Option<(Looks, Found)>> {
+        let mut services = lock(&node.services);
+        let mut left = services.take_left();
+        let datapath = lock(&node.datapath);
+        if left.all {
+            match remembered(&datapath) {
+                Ok(pairs) => {
+                    for pair in pairs {
+                        left.pairs.entry(pair).or_insert_with(|| services.destination(pair.1));
+                    }
+                }
+                Err(error) => {
+                    services.give_back(left);
+                    return Err(error);
+                }
+            }
+        }
+        let looks = due(&self.again, &left, now);
+        if looks.is_empty() {
+            return Ok(None);
+        }
+        match find(&services, &datapath, &looks) {
+            Ok(found) => {
+                self.done(&looks, now, |pair| standing(services.compiler(), pair));
+                Ok(Some((looks, found)))
+            }
+            Err(error) => {
+                left.all = false;
+                services.give_back(left);
+                // Not at once: what fails now does so a moment later, too.
+                self.again
+                    .values_mut()
+                    .filter(|look| look.at <= now)
+                    .for_each(|look| look.at = now + GRACE_MS);
+                Err(error)
+            }
+        }
+    }
+
+    /// Those that were looked for once are looked for again, unless nothing of them has to end.
+    fn done(&mut self, looks: &Looks, now: u64, standing: impl Fn((u32, u32)) -> Standing) {
+        for (pair, look) in looks {
+            if look.looks == 0 && standing(*pair) != Standing::Current {
+                self.again.insert(*pair, Look { at: now + GRACE_MS, looks: 1, ..*look });
+            } else {
+                self.again.remove(pair);
+            }
+        }
+    }
+
+    /// Of these something failed: they are looked for again, so many times.
+    fn fail(&mut self, looks: &Looks, pairs: impl Iterator<Item = (u32, u32)>, now: u64) {
+        for pair in pairs {
+            let Some(look) = looks.get(&pair).filter(|look| look.looks + 1 < LOOKS_MAX) else { continue };
+            self.again.insert(pair, Look { at: now + GRACE_MS, looks: look.looks + 1, ..*look });
+        }
+    }
+
+    /// Returns the pairs of which some could not be destroyed.
+    async fn destroy(
+        &mut self,
+        node: &Node,
+        looks: &Looks,
+        sockets: &[ServiceSocket],
+    ) -> BTreeSet<(u32, u32)> {
         let mut by_netns: BTreeMap<Option<PathBuf>, BTreeMap<u64, Destination>> = BTreeMap::new();
-        for socket in &found.sockets {
-            let Some(peer) = socket.backend else { continue };
-            let transport = if socket.proto == PROTO_TCP { Transport::Tcp } else { Transport::Udp };
-            let destination = Destination { transport, peer };
+        let mut pairs: BTreeMap<Option<PathBuf>, BTreeSet<(u32, u32)>> = BTreeMap::new();
+        for socket in sockets {
+            let Some(destination) = destination(looks, socket) else { continue };
             for place in places(node, socket) {
+                pairs.entry(place.clone()).or_default().insert((socket.service_id, socket.backend_id));
                 by_netns.entry(place).or_default().insert(socket.cookie, destination);
             }
         }
+        let mut failed = BTreeSet::new();
         for (place, doomed) in by_netns {
             match destroy(place.as_deref(), &doomed).await {
                 Ok(0) => {}
@@ -91,12 +172,35 @@ impl Ended {
                         );
                     }
                 }
-                // A netns that has gone took its sockets along.
-                Err(error) => tracing::debug!(%error, netns = ?place, "sockets were not destroyed"),
+                Err(error) => {
+                    tracing::debug!(%error, netns = ?place, "sockets were not destroyed");
+                    // A netns that has gone took its sockets along.
+                    if place.as_ref().is_none_or(|path| path.exists()) {
+                        failed.extend(pairs.remove(&place).unwrap_or_default());
+                    }
+                }
             }
         }
-        Ok(())
+        failed
     }
+}
+
+/// What is new, and what was to be looked for again by now. Who left again begins anew.
+fn due(again: &Looks, left: &Left, now: u64) -> Looks {
+    let mut looks: Looks =
+        again.iter().filter(|(_, look)| look.at <= now).map(|(pair, look)| (*pair, *look)).collect();
+    for (pair, peer) in &left.pairs {
+        let known = again.get(pair).and_then(|look| look.peer);
+        looks.insert(*pair, Look { at: now, peer: peer.or(known), looks: 0 });
+    }
+    looks
+}
+
+/// What a socket goes to on the wire. What the maps say of its backend now may be nothing, or another one.
+fn destination(looks: &Looks, socket: &ServiceSocket) -> Option<Destination> {
+    let noted = looks.get(&(socket.service_id, socket.backend_id)).and_then(|look| look.peer);
+    let transport = if socket.proto == PROTO_TCP { Transport::Tcp } else { Transport::Udp };
+    Some(Destination { transport, peer: noted.or(socket.backend)? })
 }
 
 /// Every frontend and backend that a connection goes by.
@@ -110,14 +214,10 @@ fn remembered(datapath: &Datapath) -> Result<BTreeSet<(u32, u32)>> {
     Ok(sockets.chain(flows).collect())
 }
 
-fn find(
-    services: &ServiceSync,
-    datapath: &Datapath,
-    pairs: &BTreeSet<(u32, u32)>,
-    due: &BTreeSet<(u32, u32)>,
-) -> Result<Found> {
+fn find(services: &ServiceSync, datapath: &Datapath, looks: &Looks) -> Result<Found> {
     let compiler = services.compiler();
-    let sockets = datapath.sockets_to(pairs)?;
+    let pairs: BTreeSet<(u32, u32)> = looks.keys().copied().collect();
+    let sockets = datapath.sockets_to(&pairs)?;
     let sockets = sockets.into_iter().filter(|socket| {
         is_ended(compiler.standing(socket.service_id, socket.backend_id), socket.proto != PROTO_TCP)
     });
@@ -125,7 +225,8 @@ fn find(
         pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), true)).collect();
     let connections =
         pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), false)).collect();
-    let (over, datagrams) = datagrams.into_iter().partition(|pair| due.contains(pair));
+    let (over, datagrams) =
+        datagrams.into_iter().partition(|pair| looks.get(pair).is_some_and(|look| look.looks > 0));
     Ok(Found { sockets: sockets.collect(), connections, datagrams, over })
 }
 
@@ -180,5 +281,53 @@ mod tests {
         ] {
             assert_eq!((is_ended(standing, false), is_ended(standing, true)), (tcp, udp), "{standing:?}");
         }
+    }
+
+    fn socket(backend: Option<SocketAddr>) -> ServiceSocket {
+        ServiceSocket {
+            cookie: 9,
+            proto: PROTO_TCP,
+            frontend: "10.96.0.1:80".parse().unwrap(),
+            service_id: 1,
+            backend_id: 2,
+            backend,
+            netns: None,
+            since_secs: 0,
+        }
+    }
+
+    #[test]
+    fn the_second_look_knows_where_sockets_go_when_the_maps_do_not() {
+        let peer: SocketAddr = "10.32.0.7:8080".parse().unwrap();
+        let left = Left { pairs: [((1, 2), Some(peer)), ((1, 3), None)].into(), all: false };
+        let mut ended = Ended::default();
+        let looks = due(&ended.again, &left, 50);
+        ended.done(&looks, 50, |pair| if pair == (1, 2) { Standing::Removed } else { Standing::Current });
+        assert_eq!(ended.due_ms(), Some(50 + GRACE_MS));
+        assert!(due(&ended.again, &Left::default(), 49 + GRACE_MS).is_empty());
+        let looks = due(&ended.again, &Left::default(), 50 + GRACE_MS);
+        assert_eq!(looks.keys().collect::<Vec<_>>(), [&(1, 2)]);
+        // The identifier is free by now, or means something else.
+        for backend in [None, Some("10.32.0.9:80".parse().unwrap())] {
+            assert_eq!(destination(&looks, &socket(backend)).map(|to| to.peer), Some(peer));
+        }
+        ended.done(&looks, 60 + GRACE_MS, |_| Standing::Removed);
+        assert_eq!(ended.due_ms(), None, "twice is enough");
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_and_not_for_ever() {
+        let left = Left { pairs: [((1, 2), None)].into(), all: false };
+        let mut ended = Ended::default();
+        let (mut now, mut looks) = (0, due(&BTreeMap::new(), &left, 0));
+        let mut tries = 0;
+        while !looks.is_empty() {
+            tries += 1;
+            ended.done(&looks, now, |_| Standing::Removed);
+            ended.fail(&looks, [(1, 2)].into_iter(), now);
+            now += GRACE_MS;
+            looks = due(&ended.again, &Left::default(), now);
+        }
+        assert_eq!(tries, LOOKS_MAX);
     }
 }

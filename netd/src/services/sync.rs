@@ -2,7 +2,8 @@
 //! Services into the maps: changed services → compiler → writes. The compiler adopts what an earlier netd left in the pinned
 //! maps, so that identifiers and slots of running services do not move at a restart.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use ebpf_loader::{Datapath, MapSizes};
@@ -38,8 +39,9 @@ pub(crate) struct ServiceSync {
 /// Whose connections may have to end.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
-    /// (frontend, backend) that connections may still go to and no frontend does.
-    pub pairs: BTreeSet<(u32, u32)>,
+    /// (frontend, backend) that connections may still go to and no frontend does, with where that is on the wire: the maps forget
+    /// it a moment later.
+    pub pairs: BTreeMap<(u32, u32), Option<SocketAddr>>,
     /// Any may be so: what happened while netd was away is not known.
     pub all: bool,
 }
@@ -107,6 +109,17 @@ impl ServiceSync {
         std::mem::take(&mut self.left)
     }
 
+    /// It could not be looked at all of them.
+    pub(crate) fn give_back(&mut self, left: Left) {
+        self.left.all |= left.all;
+        self.left.pairs.extend(left.pairs);
+    }
+
+    /// Where connections to a backend go, while the maps have it.
+    pub(crate) fn destination(&self, backend_id: u32) -> Option<SocketAddr> {
+        destination(&self.compiler, backend_id)
+    }
+
     /// Makes the maps match `table`, then attaches the socket programs: maps are full before the first connection is
     /// translated. With `sweep` false (the store is not in sync) maps that already hold services are left as they are.
     pub(crate) fn pass(
@@ -141,7 +154,8 @@ impl ServiceSync {
             if !writes.is_empty() {
                 self.written = false;
                 datapath.write(&writes).context("cannot write the service maps")?;
-                self.left.pairs.extend(&writes.left);
+                let left = writes.left.iter().map(|pair| (*pair, destination(&self.compiler, pair.1)));
+                self.left.pairs.extend(left);
             }
             // As of now, not of when it was compiled: a program may have read the last of the old entries just before.
             self.compiler.written(monotonic_ms());
@@ -169,6 +183,10 @@ impl ServiceSync {
         self.written = false;
         Ok(())
     }
+}
+
+fn destination(compiler: &Compiler, backend_id: u32) -> Option<SocketAddr> {
+    compiler.backend(backend_id).map(|value| SocketAddr::new(value.address(), value.port_number()))
 }
 
 /// What the maps cannot express, and what did not fit.
