@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lb::{Service, ServiceName};
-use netd_store::Transaction;
 use netd_store::claim::{ServiceClaimError, claim_service, is_complete, node_ports_of};
 use netd_store::records::decode;
+use netd_store::{Key, Keys, MirrorState, Transaction};
 
 use crate::node::Node;
 use crate::view::View;
@@ -59,7 +59,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         if !view.in_sync || !view.configured || !connected || !is_first(&node, &view) {
             continue;
         }
-        let found = tokio::task::block_in_place(|| drift(&Claims::of(&view)));
+        let found = tokio::task::block_in_place(|| drift(&Claims::of(&view, &node.keys)));
         told.retain(|known| found.contains(known));
         for drift in found.into_iter().take(MENDED_MAX) {
             let outcome = mend(&node, &view, &drift).await;
@@ -100,13 +100,25 @@ async fn mend(node: &Node, view: &View, drift: &Drift) -> Result<bool> {
         }
     };
     let (Drift::Address(_, name) | Drift::Port(_, name) | Drift::Unclaimed(name)) = drift;
-    let mirror = node.mirror.borrow().clone();
-    let seen = |key: &str| mirror.items.get(key).map_or(0, |item| item.mod_revision);
-    // With the service as it was: it may be getting the address back right now.
     let service = keys.service(&name.namespace, &name.name);
-    let delete =
-        Transaction::new().unchanged(&claim, seen(&claim)).unchanged(&service, seen(&service)).delete(&claim);
+    let seen = {
+        let state = node.mirror.borrow();
+        (seen(&state, view, &claim), seen(&state, view, &service))
+    };
+    // With the service as it was: it may be getting the address back right now.
+    let (Some(claimed @ 1..), Some(of)) = seen else { return Ok(false) };
+    let delete = Transaction::new().unchanged(&claim, claimed).unchanged(&service, of).delete(&claim);
     Ok(store.transact(delete).await?.succeeded)
+}
+
+/// The revision of a key as `view` saw it, 0 where it is not there; `None` where it has changed since.
+fn seen(state: &MirrorState, view: &View, key: &str) -> Option<u64> {
+    if state.listings != view.listings {
+        // A store that was restored counts anew.
+        return None;
+    }
+    let revision = state.items.get(key).map_or(0, |item| item.mod_revision);
+    (revision <= view.revision).then_some(revision)
 }
 
 /// What services hold, and what is claimed for them.
@@ -115,6 +127,8 @@ struct Claims {
     addresses: BTreeMap<IpAddr, ServiceName>,
     ports: BTreeMap<u16, ServiceName>,
     services: BTreeMap<ServiceName, Held>,
+    /// Services whose value does not read: what they hold is not known, so it may be all that is claimed for them.
+    unread: BTreeSet<ServiceName>,
 }
 
 #[derive(Debug, Default)]
@@ -126,7 +140,7 @@ struct Held {
 
 impl Claims {
     /// All of one revision.
-    fn of(view: &View) -> Self {
+    fn of(view: &View, keys: &Keys) -> Self {
         let held = |service: &Arc<Service>| {
             let has_addresses = !service.is_headless() && !service.is_external_name();
             let held = Held {
@@ -148,19 +162,30 @@ impl Claims {
                 .map(|(port, claim)| (*port, ServiceName::new(&claim.namespace, &claim.name)))
                 .collect(),
             services: view.services.iter().map(held).collect(),
+            unread: view.bad_values.iter().filter_map(|bad| service_of(keys, &bad.key)).collect(),
         }
     }
 }
 
+fn service_of(keys: &Keys, key: &str) -> Option<ServiceName> {
+    match keys.parse(key)? {
+        Key::Service { namespace, name } => Some(ServiceName::new(namespace, name)),
+        _ => None,
+    }
+}
+
 fn drift(claims: &Claims) -> BTreeSet<Drift> {
-    let lacks = |name: &ServiceName, has: &dyn Fn(&Held) -> bool| !claims.services.get(name).is_some_and(has);
+    let lacks = |name: &ServiceName, has: &dyn Fn(&Held) -> bool| {
+        !claims.unread.contains(name) && !claims.services.get(name).is_some_and(has)
+    };
     let addresses =
         claims.addresses.iter().filter(|(ip, name)| lacks(name, &|held| held.addresses.contains(ip)));
     let ports = claims.ports.iter().filter(|(port, name)| lacks(name, &|held| held.ports.contains(port)));
     let unclaimed = claims.services.iter().filter(|(name, held)| {
         let address = |ip: &IpAddr| claims.addresses.get(ip) == Some(*name);
         let port = |port: &u16| claims.ports.get(port) == Some(*name);
-        !held.complete || !held.addresses.iter().all(address) || !held.ports.iter().all(port)
+        let agrees = held.complete && held.addresses.iter().all(address) && held.ports.iter().all(port);
+        !agrees && !claims.unread.contains(*name)
     });
     addresses
         .map(|(ip, name)| Drift::Address(*ip, name.clone()))
@@ -171,6 +196,10 @@ fn drift(claims: &Claims) -> BTreeSet<Drift> {
 
 #[cfg(test)]
 mod tests {
+    use netd_api::BadValue;
+    use netd_store::KeyValue;
+    use netd_store::records::ServiceIpRecord;
+
     use super::*;
 
     fn name(name: &str) -> ServiceName {
@@ -189,6 +218,7 @@ mod tests {
             addresses: [(ip(1), name("web"))].into(),
             ports: [(30_001, name("web"))].into(),
             services: [(name("web"), held(ip(1), &[30_001]))].into(),
+            ..Claims::default()
         };
         assert_eq!(drift(&claims), [].into());
         claims.addresses.insert(ip(2), name("gone"));
@@ -208,5 +238,39 @@ mod tests {
         // Another's claim is none of its own.
         claims.services.insert(name("api"), held(ip(1), &[]));
         assert!(drift(&claims).contains(&Drift::Unclaimed(name("api"))));
+    }
+
+    #[test]
+    fn what_is_claimed_for_a_service_that_does_not_read_stays() {
+        let ip = IpAddr::from([10, 96, 0, 1]);
+        let keys = Keys::new("weft").unwrap();
+        let record = ServiceIpRecord {
+            schema: 1,
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            extra: Default::default(),
+        };
+        let mut view = View { service_ips: Arc::new([(ip, Arc::new(record))].into()), ..View::default() };
+        assert_eq!(drift(&Claims::of(&view, &keys)), [Drift::Address(ip, name("web"))].into());
+        let bad = |key: String| BadValue { key, reason: "not JSON".to_owned() };
+        view.bad_values = vec![bad(keys.service("default", "api")), bad(keys.config())];
+        assert_eq!(drift(&Claims::of(&view, &keys)).len(), 1, "another's value says nothing of it");
+        view.bad_values.push(bad(keys.service("default", "web")));
+        assert_eq!(drift(&Claims::of(&view, &keys)), [].into());
+    }
+
+    #[test]
+    fn what_has_changed_since_is_not_touched() {
+        let view = View { revision: 7, listings: 1, ..View::default() };
+        let mut state = MirrorState { listings: 1, ..MirrorState::default() };
+        for (key, revision) in [("old", 7), ("new", 8)] {
+            let (item, value) = (key.to_owned(), bytes::Bytes::new());
+            let item = KeyValue { key: item, value, create_revision: 1, mod_revision: revision };
+            Arc::make_mut(&mut state.mirror.items).insert(key.to_owned(), item);
+        }
+        let all = |state: &MirrorState| ["old", "new", "none"].map(|key| seen(state, &view, key));
+        assert_eq!(all(&state), [Some(7), None, Some(0)]);
+        state.listings = 2;
+        assert_eq!(all(&state), [None; 3]);
     }
 }
