@@ -136,15 +136,20 @@ async fn known(node: &Node, key: &str, attempt: usize) -> Result<Option<KeyValue
     node.store.get(key).await.map_err(store_error)
 }
 
+/// A slice of a node's own pods is that node's to write: its source is a UUID, for IPv6 one with `-v6`
+/// ([`netd_store::Keys::node_sources`]), which no name applied here may be.
+fn is_kept_for_nodes(name: &str) -> bool {
+    uuid::Uuid::parse_str(name.strip_suffix("-v6").unwrap_or(name)).is_ok()
+}
+
 async fn put_slice(node: &Node, slice: &EndpointSlice) -> Result<Written, ApiError> {
     let object = slice.display_name();
     let service = slice.service_name().ok_or_else(|| {
         ApiError::invalid(format!("{object}: metadata.labels: {} is needed", lb::LABEL_SERVICE_NAME))
     })?;
-    // A slice of a node's own pods is that node's to write: its source is a UUID, which no name applied here may be.
-    if uuid::Uuid::parse_str(&slice.metadata.name).is_ok() {
+    if is_kept_for_nodes(&slice.metadata.name) {
         return Err(ApiError::invalid(format!(
-            "{object}: metadata.name: a UUID is the name of a node's own slice"
+            "{object}: metadata.name: a UUID, and one with -v6, is the name of a node's own slice"
         )));
     }
     let key = node.keys.endpoint(&slice.metadata.namespace, service, &slice.metadata.name);
@@ -241,5 +246,17 @@ fn class(class: Class) -> ErrorClass {
         Class::Fatal => ErrorClass::Fatal,
         Class::Invalid => ErrorClass::Invalid,
         Class::Retry => ErrorClass::Retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_nodes_own_slices_are_kept_for_them() {
+        let node = uuid::Uuid::from_u128(7);
+        assert!(netd_store::Keys::node_sources(node).iter().all(|name| is_kept_for_nodes(name)));
+        assert!(!is_kept_for_nodes("web") && !is_kept_for_nodes("web-v6"));
     }
 }
