@@ -41,6 +41,8 @@ pub const CT_SOURCE: u8 = 16;
 pub const CT_FIN: u8 = 32;
 /// Flag of [`CtValue`]: packets come wrapped from another node, and the answers go to the client from here.
 pub const CT_UNWRAPPED: u8 = 64;
+/// Flag of [`CtValue`]: begun from outside; only in such a flow the uplink's packets are the packet path's.
+pub const CT_WORLD: u8 = 128;
 
 /// How far a flow is; the number is [`CtValue::state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

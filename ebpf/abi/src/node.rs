@@ -67,8 +67,13 @@ pub struct DatapathConfig {
     pub hash_seed: u32,
     /// `CONFIG_*`.
     pub flags: u32,
+    /// This node's IPv4 address outside: backends that are no pods are asked from it when the address that was asked is not the
+    /// host's; zero without one.
+    pub underlay4: [u8; 4],
+    /// The same for IPv6.
+    pub underlay6: Address,
     /// Zero.
-    pub pad: [u32; 7],
+    pub pad: [u32; 2],
 }
 
 // The layouts are the ABI: a change here must fail to compile before it confuses a running program.

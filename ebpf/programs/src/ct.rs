@@ -10,8 +10,8 @@ use ebpf_abi::{
 };
 
 use crate::{
-    ct_maps::{self, Entry},
-    maps,
+    ct_maps::{self, Entry, Inserted},
+    maps, nat,
     packet::now_secs,
     scratch::{Scratch, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
@@ -40,25 +40,42 @@ pub(crate) fn follow(s: &mut Scratch) -> Found {
         return Found::Nothing;
     }
     let now_secs = now_secs();
-    if let Some(entry) = ct_maps::live(&s.key) {
-        entry.copy_to(&mut s.value);
+    if let Some(entry) = ct_maps::read_live(&s.key, &mut s.value) {
         let is_quiet = s.value.seen_secs == now_secs && !s.has_tcp(TCP_SYN | TCP_FIN | TCP_RST);
         if is_quiet && holds(&s.value) {
             return kind(&s.value);
         }
         return live(s, entry, now_secs);
     }
-    fresh(s, now_secs)
+    if let Some(entry) = ct_maps::read_fresh(&s.key, &mut s.value) {
+        return fresh(s, entry, now_secs);
+    }
+    // It may have moved between the two looks.
+    match ct_maps::read_live(&s.key, &mut s.value) {
+        Some(entry) => live(s, entry, now_secs),
+        None => Found::Nothing,
+    }
 }
 
 /// Removes both directions of the flow in [`Scratch::value`].
 #[inline(never)]
 pub(crate) fn forget(s: &mut Scratch) {
-    s.peer_key = s.key.peer(&s.value);
+    disown(s);
+    mirror(s);
+    if ct_maps::live(&s.peer_key).is_some_and(|peer| peer.is_like(&s.peer)) {
+        ct_maps::remove_live(&s.peer_key);
+    }
+    if ct_maps::fresh(&s.peer_key).is_some_and(|peer| peer.is_like(&s.peer)) {
+        ct_maps::remove_fresh(&s.peer_key);
+    }
+}
+
+/// Removes the entry of this direction only: the other one is another flow's.
+#[inline(always)]
+fn disown(s: &Scratch) -> Found {
     ct_maps::remove_live(&s.key);
     ct_maps::remove_fresh(&s.key);
-    ct_maps::remove_live(&s.peer_key);
-    ct_maps::remove_fresh(&s.peer_key);
+    Found::Nothing
 }
 
 /// The entry of the other direction of the flow in [`Scratch::value`], into [`Scratch::peer_key`] and [`Scratch::peer`].
@@ -86,9 +103,12 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     if !tick && !s.has_tcp(TCP_FIN | TCP_RST) {
         return kind(&s.value);
     }
-    entry.set_seen(now_secs);
     mirror(s);
     let peer = if s.value.flags & CT_ALONE == 0 { ct_maps::live(&s.peer_key) } else { None };
+    if peer.is_some_and(|peer| !peer.is_like(&s.peer)) {
+        return disown(s);
+    }
+    entry.set_seen(now_secs);
     let state = if s.has_tcp(TCP_RST) {
         CtState::Reset
     } else if s.has_tcp(TCP_FIN) {
@@ -114,10 +134,14 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         }
         // Evicted: of a flow that only one side speaks in, the other direction is least recently used.
         None if s.value.flags & CT_ALONE == 0 => {
-            s.peer.seen_secs = now_secs;
-            s.peer.state = state.number();
-            if !ct_maps::set_live(&s.peer_key, &s.peer) {
-                maps::count(Counter::CtFull);
+            s.value.seen_secs = now_secs;
+            s.value.state = state.number();
+            match nat::claim(s, now_secs) {
+                Inserted::Taken => return disown(s),
+                Inserted::Yes if ct_maps::set_live(&s.peer_key, &s.peer) => {
+                    ct_maps::remove_fresh(&s.peer_key);
+                }
+                _ => maps::count(Counter::CtFull),
             }
         }
         None => {}
@@ -125,11 +149,9 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     kind(&s.value)
 }
 
-/// A packet of a flow in CT_NEW, or of none.
+/// A packet of a flow in CT_NEW.
 #[inline(never)]
-fn fresh(s: &mut Scratch, now_secs: u32) -> Found {
-    let Some(entry) = ct_maps::fresh(&s.key) else { return Found::Nothing };
-    entry.copy_to(&mut s.value);
+fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     if let Some(found) = is_over(s, now_secs) {
         return found;
     }
@@ -146,55 +168,62 @@ fn fresh(s: &mut Scratch, now_secs: u32) -> Found {
         // must do.
         let goes_on = s.key.proto != PROTO_TCP && now_secs.wrapping_sub(s.value.began_secs) > STREAM_SECS;
         if (is_alone || goes_on) && answered && !s.has_tcp(TCP_SYN | TCP_RST) {
-            establish(s, now_secs);
+            return establish(s, now_secs);
         }
-        return kind(&s.value);
-    }
-    if s.has_tcp(TCP_SYN) {
         return kind(&s.value);
     }
     if is_alone {
         // The answers do not come by here: that the client goes on must do.
-        establish(s, now_secs);
-        return kind(&s.value);
+        return if s.has_tcp(TCP_SYN) { kind(&s.value) } else { establish(s, now_secs) };
     }
     mirror(s);
-    match ct_maps::fresh(&s.peer_key) {
-        Some(peer) => {
-            let state = peer.state();
-            if state >= CtState::Answered.number() && state < CtState::Closed.number() {
-                establish(s, now_secs);
-            }
+    if let Some(peer) = ct_maps::fresh(&s.peer_key) {
+        if !peer.is_like(&s.peer) {
+            return disown(s);
         }
-        // Evicted by a flood.
-        None => {
-            s.peer.state = CtState::New.number();
-            s.peer.seen_secs = now_secs;
-            ct_maps::add_fresh(&s.peer_key, &s.peer);
-        }
+        // They age together: an entry for the answers that is over may be given to another flow.
+        peer.set_seen(now_secs);
+        let state = peer.state();
+        let has_answered = state >= CtState::Answered.number() && state < CtState::Closed.number();
+        return if has_answered && !s.has_tcp(TCP_SYN) { establish(s, now_secs) } else { kind(&s.value) };
     }
-    kind(&s.value)
+    // Another CPU moves the flow at this moment, or it was evicted by a flood.
+    if ct_maps::live(&s.peer_key).is_some_and(|peer| peer.is_like(&s.peer)) {
+        return kind(&s.value);
+    }
+    s.value.state = CtState::New.number();
+    s.value.seen_secs = now_secs;
+    if nat::claim(s, now_secs) == Inserted::Taken { disown(s) } else { kind(&s.value) }
 }
 
 /// Moves the flow in [`Scratch::value`] to CT_LIVE.
 #[inline(never)]
-fn establish(s: &mut Scratch, now_secs: u32) {
+fn establish(s: &mut Scratch, now_secs: u32) -> Found {
     s.value.state = CtState::Established.number();
     s.value.seen_secs = now_secs;
     mirror(s);
     // In CT_LIVE before it is gone from CT_NEW: whoever inserts the same key into CT_NEW meanwhile looks into CT_LIVE after.
-    let has_room = (s.value.flags & CT_ALONE != 0 || ct_maps::set_live(&s.peer_key, &s.peer))
-        && ct_maps::set_live(&s.key, &s.value);
-    if !has_room {
+    let peer = if s.value.flags & CT_ALONE != 0 {
+        Inserted::Yes
+    } else if ct_maps::fresh(&s.peer_key).is_some_and(|peer| !peer.is_like(&s.peer)) {
+        return disown(s);
+    } else {
+        ct_maps::add_live(&s.peer_key, &s.peer)
+    };
+    if peer == Inserted::Taken && !ct_maps::live(&s.peer_key).is_some_and(|peer| peer.is_like(&s.peer)) {
+        return disown(s);
+    }
+    if peer == Inserted::Full || !ct_maps::set_live(&s.key, &s.value) {
         // It stays where it is, and the next packet tries again.
         maps::count(Counter::CtFull);
-        return;
+        return kind(&s.value);
     }
     ct_maps::remove_fresh(&s.key);
     if s.value.flags & CT_ALONE == 0 {
         ct_maps::remove_fresh(&s.peer_key);
     }
     maps::count(Counter::FlowEstablished);
+    kind(&s.value)
 }
 
 /// Whether the packet does not belong to the flow any more whose addresses and ports it has.
@@ -209,8 +238,10 @@ fn is_over(s: &mut Scratch, now_secs: u32) -> Option<Found> {
         forget(s);
         return Some(Found::Nothing);
     }
-    let is_reply = s.value.flags & CT_REPLY != 0;
-    if is_tcp && begins && !is_reply && (s.value.is_over() || s.value.is_expired(s.key.proto, now_secs)) {
+    // What a TCP connection is, its two ends say; of all else only the clock does.
+    let is_expired = s.value.is_expired(s.key.proto, now_secs);
+    let begins_anew = is_tcp && begins && s.value.flags & CT_REPLY == 0;
+    if (begins_anew && (s.value.is_over() || is_expired)) || (!is_tcp && is_expired) {
         forget(s);
         return Some(Found::Nothing);
     }

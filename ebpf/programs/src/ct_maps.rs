@@ -105,6 +105,37 @@ pub(crate) enum Inserted {
     Full,
 }
 
+/// A flow that goes on, and what its entry says. An entry that is evicted is reused at once, for any key: it must still be this
+/// one's after the copy.
+#[inline(always)]
+pub(crate) fn read_live(key: &CtKey, value: &mut CtValue) -> Option<Entry> {
+    let entry = live(key)?;
+    entry.copy_to(value);
+    let again = live(key)?;
+    if again.0 != entry.0 {
+        again.copy_to(value);
+    }
+    Some(again)
+}
+
+/// The same for a flow that has only begun.
+#[inline(always)]
+pub(crate) fn read_fresh(key: &CtKey, value: &mut CtValue) -> Option<Entry> {
+    let entry = fresh(key)?;
+    entry.copy_to(value);
+    let again = fresh(key)?;
+    if again.0 != entry.0 {
+        again.copy_to(value);
+    }
+    Some(again)
+}
+
+/// The same for either; a flow that moves is in CT_LIVE before it is gone from CT_NEW.
+#[inline(always)]
+pub(crate) fn read(key: &CtKey, value: &mut CtValue) -> bool {
+    read_live(key, value).is_some() || read_fresh(key, value).is_some() || read_live(key, value).is_some()
+}
+
 /// A flow that goes on.
 #[inline(always)]
 pub(crate) fn live(key: &CtKey) -> Option<Entry> {
@@ -123,6 +154,12 @@ pub(crate) fn set_live(key: &CtKey, value: &CtValue) -> bool {
     CT_LIVE.insert(key, value, ANY).is_ok()
 }
 
+/// Writes an entry of CT_LIVE where there is none.
+#[inline(always)]
+pub(crate) fn add_live(key: &CtKey, value: &CtValue) -> Inserted {
+    added(CT_LIVE.insert(key, value, NO_EXIST))
+}
+
 /// Writes an entry of CT_NEW; `false` without room.
 #[inline(always)]
 pub(crate) fn set_fresh(key: &CtKey, value: &CtValue) -> bool {
@@ -132,7 +169,12 @@ pub(crate) fn set_fresh(key: &CtKey, value: &CtValue) -> bool {
 /// Writes an entry of CT_NEW where there is none.
 #[inline(always)]
 pub(crate) fn add_fresh(key: &CtKey, value: &CtValue) -> Inserted {
-    match CT_NEW.insert(key, value, NO_EXIST) {
+    added(CT_NEW.insert(key, value, NO_EXIST))
+}
+
+#[inline(always)]
+fn added(outcome: Result<(), i32>) -> Inserted {
+    match outcome {
         Ok(()) => Inserted::Yes,
         Err(error) if error == -EEXIST => Inserted::Taken,
         Err(_) => Inserted::Full,
@@ -174,8 +216,11 @@ pub(crate) fn activate() {
 /// The ports of a packet whose first fragment was seen.
 #[inline(always)]
 pub(crate) fn fragment(key: &FragmentKey) -> Option<FragmentValue> {
+    let entry = FRAGMENTS.get_ptr(key)?;
     // SAFETY: as above.
-    FRAGMENTS.get_ptr(key).map(|value| unsafe { value.read_volatile() })
+    let ports = unsafe { entry.read_volatile() };
+    // See [`read_live`].
+    if FRAGMENTS.get_ptr(key)? == entry { Some(ports) } else { None }
 }
 
 /// Remembers them.

@@ -40,7 +40,10 @@ pub(crate) fn wrap(packet: &Packet, s: &mut Scratch) -> i32 {
     if mtu != 0 && length(packet, s) > mtu {
         return icmp::too_big(packet, s, mtu, DropReason::DsrTooBig);
     }
-    if !packet.set_tunnel(DSR_VNI, remote) {
+    // One hop older, as by any router: should two nodes take each other for the backend's, it ends.
+    let is_older =
+        if s.is_ipv6() { packet.count_hop6(s.view.next, s.view.hops) } else { packet.count_hop4(&s.view.ip) };
+    if !is_older || !packet.set_tunnel(DSR_VNI, remote) {
         return forward::drop(DropReason::NoRoute);
     }
     maps::count(Counter::DsrWrapped);

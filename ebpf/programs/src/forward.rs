@@ -51,6 +51,9 @@ impl Origin {
 pub(crate) fn send(packet: &Packet, s: &mut Scratch, origin: Origin) -> i32 {
     tuple::remember_fragment(s);
     if s.value.flags & CT_WRAPPED != 0 {
+        if s.view.hops <= TTL_LAST {
+            return drop(DropReason::NoRoute);
+        }
         return dsr::wrap(packet, s);
     }
     let is_reply = s.value.flags & CT_REPLY != 0;

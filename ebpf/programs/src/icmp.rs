@@ -55,15 +55,11 @@ pub(crate) fn about(packet: &Packet, s: &mut Scratch) -> Found {
     if s.inner_key.dst != s.key.dst || (s.view.is_from_pod != 0 && s.inner_key.src != s.key.src) {
         return Found::Nothing;
     }
-    let entry = match ct_maps::live(&s.inner_key) {
-        Some(entry) => entry,
-        None => match ct_maps::fresh(&s.inner_key) {
-            Some(entry) => entry,
-            None => return Found::Nothing,
-        },
-    };
-    entry.copy_to(&mut s.inner);
-    entry.copy_to(&mut s.value);
+    if !ct_maps::read(&s.inner_key, &mut s.inner) {
+        maps::count(Counter::IcmpUnknown);
+        return Found::Nothing;
+    }
+    s.value = s.inner;
     s.view.is_error = 1;
     if s.inner.flags & CT_WRAPPED != 0 {
         return Found::Flow;

@@ -16,7 +16,7 @@
 use ebpf_abi::{
     Address, Counter, CtState, CtValue, DropReason, EndpointKey, FrontendKey, PROTO_TCP, PROTO_UDP,
     address::{is_ipv4, is_unspecified},
-    conntrack::{CT_ALONE, CT_DIRECT, CT_SOURCE, CT_UNWRAPPED, CT_WRAPPED},
+    conntrack::{CT_ALONE, CT_DIRECT, CT_SOURCE, CT_UNWRAPPED, CT_WORLD, CT_WRAPPED},
     hash::hash_flow,
     node::ADDRESS_OWN,
     service::{SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR},
@@ -26,10 +26,11 @@ use crate::{
     ct::{self, Found},
     ct_maps::{self, Inserted},
     maps::{self, Backend},
-    packet::{difference, now_secs},
+    packet::{Packet, difference, now_secs},
     route::{self, random},
-    scratch::{Scratch, Search, TCP_ACK, TCP_SYN},
+    scratch::{Scratch, Search, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     service::{self, Chance, Choice},
+    uplink,
 };
 
 /// Source ports that are tried: first here and there, then one after the other. With half of the range taken the first eight fail
@@ -72,6 +73,8 @@ pub(crate) enum Begun {
     Full,
     /// See [`Begun::Empty`]: wrapped, but not for a backend here.
     Stray,
+    /// See [`Begun::Empty`]: the end of a connection that nobody knows.
+    Late,
 }
 
 impl Begun {
@@ -83,6 +86,7 @@ impl Begun {
             Self::Ports => DropReason::SnatPorts,
             Self::Full => DropReason::ConntrackFull,
             Self::Stray => DropReason::DsrSender,
+            Self::Late => DropReason::NoBackend,
             _ => DropReason::ServiceEmpty,
         }
     }
@@ -90,7 +94,7 @@ impl Begun {
 
 /// Begins a flow to the frontend in [`Scratch::key`], if it is one.
 #[inline(always)]
-pub(crate) fn begin(s: &mut Scratch, asker: Asker) -> Begun {
+pub(crate) fn begin(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
     let found = match asker {
         Asker::Pod => frontend(s, SCOPE_INTERNAL),
         // What only the inside asks (ClusterIPs) is not there for the world, whoever routes it here.
@@ -98,10 +102,23 @@ pub(crate) fn begin(s: &mut Scratch, asker: Asker) -> Begun {
         Asker::Node => frontend(s, SCOPE_DSR),
     };
     match (found, asker) {
+        // The host's own: an answer to a connection of its own, or of a pod's that was masqueraded. The stack knows, or resets.
+        (true, Asker::Pod | Asker::World)
+            if !may_begin(s) && maps::node_address(&s.key.dst) & ADDRESS_OWN != 0 =>
+        {
+            Begun::Nothing
+        }
+        (true, Asker::World) if !uplink::leads_back(packet, s) => Begun::Nothing,
         (true, _) => choose(s, asker),
         (false, Asker::Node) => Begun::Stray,
         (false, _) => Begun::Nothing,
     }
+}
+
+/// Whether the packet may be the first one of a flow.
+#[inline(always)]
+fn may_begin(s: &Scratch) -> bool {
+    s.key.proto != PROTO_TCP || s.view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
 }
 
 /// Chooses a backend for the frontend in [`Scratch::service`].
@@ -115,14 +132,27 @@ fn choose(s: &mut Scratch, asker: Asker) -> Begun {
         Choice::Refuse => Begun::Refuse,
         Choice::Drop(DropReason::SourceRange) => Begun::SourceRange,
         Choice::Drop(_) => Begun::Empty,
+        // With direct server return every node chooses the same backend, which goes on where another node was asked before.
+        Choice::Forward { .. }
+            if !may_begin(s) && asker != Asker::Node && s.service.flags & SERVICE_DSR == 0 =>
+        {
+            if s.has_tcp(TCP_RST) { Begun::Late } else { Begun::Refuse }
+        }
         Choice::Forward { backend_id, backend } => {
             let now = now_secs();
             propose(s, backend_id, backend, now);
             if is_ipv4(&s.value.dst) != is_ipv4(&s.key.dst) {
                 return Begun::Refuse;
             }
-            let Some(keep_port) = source(s, asker, backend) else { return Begun::Stray };
-            enter(s, keep_port, now)
+            match source(s, asker, backend) {
+                Source::Kept => enter(s, true, now),
+                Source::Moved => enter(s, false, now),
+                Source::Stray => Begun::Stray,
+                Source::Unknown => {
+                    maps::count(Counter::NoRoute);
+                    Begun::Refuse
+                }
+            }
         }
     }
 }
@@ -149,7 +179,7 @@ pub(crate) fn may_need_marker(s: &Scratch, asker: Asker) -> bool {
 
 /// A packet to a backend, past the services: its flow gets a marker, and where a translated flow has its ports it gets another one.
 #[inline(never)]
-pub(crate) fn mark_direct(s: &mut Scratch) -> Found {
+pub(crate) fn mark_direct(s: &mut Scratch, asker: Asker) -> Found {
     let endpoint = EndpointKey { addr: s.key.dst, port: s.key.dport, proto: s.key.proto, pad: 0 };
     if !maps::is_backend(&endpoint) {
         return Found::Nothing;
@@ -184,7 +214,7 @@ pub(crate) fn mark_direct(s: &mut Scratch) -> Found {
             Found::Plain
         }
         Inserted::Taken => {
-            s.value.flags = CT_DIRECT;
+            s.value.flags = CT_DIRECT | if asker == Asker::Pod { 0 } else { CT_WORLD };
             match enter(s, false, now) {
                 Begun::Flow => Found::Flow,
                 _ => Found::Plain,
@@ -225,50 +255,75 @@ fn propose(s: &mut Scratch, backend_id: u32, backend: Backend, now_secs: u32) {
     };
 }
 
-/// Decides on the source: whether its port may stay; `None` for a wrapped packet that is not for a backend here.
+/// From where a backend is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Source {
+    /// From a port that is the client's, if it is free.
+    Kept,
+    /// From another port.
+    Moved,
+    /// Not at all: wrapped, but not for a backend here.
+    Stray,
+    /// Not at all: no address of this node is known that it would answer to.
+    Unknown,
+}
+
+/// Decides on the source.
 #[inline(never)]
-fn source(s: &mut Scratch, asker: Asker, backend: Backend) -> Option<bool> {
-    let config = maps::config()?;
+fn source(s: &mut Scratch, asker: Asker, backend: Backend) -> Source {
+    let Some(config) = maps::config() else { return Source::Unknown };
     let overlay = config.overlay(s.is_ipv6());
+    if asker != Asker::Pod {
+        s.value.flags |= CT_WORLD;
+    }
     let is_here = backend.is_local() || maps::node_address(&s.value.dst) & ADDRESS_OWN != 0;
     match asker {
         Asker::Pod if s.value.dst == s.key.src => masquerade(s, overlay),
-        Asker::Pod => return Some(u16::from_be_bytes(s.key.sport) < PRIVILEGED),
+        Asker::Pod if u16::from_be_bytes(s.key.sport) < PRIVILEGED => Source::Kept,
+        Asker::Pod => Source::Moved,
         Asker::World | Asker::Node if is_here => {
             if asker == Asker::Node {
                 s.value.flags |= CT_UNWRAPPED;
             }
-            return Some(true);
+            Source::Kept
         }
-        Asker::Node => return None,
+        Asker::Node => Source::Stray,
         Asker::World => {
             let can_wrap = backend.node() != 0 && config.dsr_ifindex() != 0;
             if s.service.flags & SERVICE_DSR != 0 && can_wrap {
                 s.value.flags |= CT_WRAPPED | CT_ALONE;
                 s.value.node = backend.node();
-                return Some(true);
+                return Source::Kept;
             }
-            // What is no pod does not know the way to overlay addresses: it is asked from the address that the client asked,
-            // if that is the host's.
             let is_outside = backend.node() == 0 || maps::node_address(&s.value.dst) != 0;
-            let has_own = maps::node_address(&s.key.dst) & ADDRESS_OWN != 0;
-            if is_outside && has_own {
-                s.value.src = s.key.dst;
-                s.value.flags |= CT_SOURCE;
-            } else {
-                masquerade(s, overlay);
+            if !is_outside {
+                return masquerade(s, overlay);
             }
+            // What is no pod does not know the way to overlay addresses: it is asked from the address that the client asked, if
+            // that is the host's, or else from the one that the host has outside.
+            s.frontend.addr = s.key.dst;
+            if maps::node_address(&s.key.dst) & ADDRESS_OWN == 0 {
+                s.frontend.addr = config.underlay(s.is_ipv6());
+            }
+            if is_unspecified(&s.frontend.addr) {
+                return Source::Unknown;
+            }
+            s.value.src = s.frontend.addr;
+            s.value.flags |= CT_SOURCE;
+            Source::Moved
         }
     }
-    Some(false)
 }
 
 #[inline(always)]
-fn masquerade(s: &mut Scratch, addr: &Address) {
-    if !is_unspecified(addr) {
-        s.value.src = *addr;
-        s.value.flags |= CT_SOURCE;
+fn masquerade(s: &mut Scratch, addr: &Address) -> Source {
+    if is_unspecified(addr) {
+        return Source::Unknown;
     }
+    s.value.src = *addr;
+    s.value.flags |= CT_SOURCE;
+    Source::Moved
 }
 
 /// Finds a source port for the flow in [`Scratch::value`] and inserts both directions.
@@ -338,7 +393,7 @@ extern "C" fn try_port(attempt: u32, _: *mut core::ffi::c_void) -> i64 {
 
 /// Inserts the entry for the answers where there is none (or only one of a flow that is over).
 #[inline(never)]
-fn claim(s: &mut Scratch, now_secs: u32) -> Inserted {
+pub(crate) fn claim(s: &mut Scratch, now_secs: u32) -> Inserted {
     ct::mirror(s);
     match ct_maps::add_fresh(&s.peer_key, &s.peer) {
         Inserted::Full => return Inserted::Full,

@@ -40,6 +40,8 @@ pub(crate) const ETHER_ARP: [u8; 2] = [0x08, 0x06];
 pub(crate) const ETHER_IPV6: [u8; 2] = [0x86, 0xdd];
 /// Length of the Ethernet header.
 pub(crate) const ETHERNET_BYTES: u32 = 14;
+/// Where the TTL lies in an IPv4 header; protocol and checksum follow.
+const TTL_OFFSET: u32 = 8;
 /// Where next header and hop limit lie in an IPv6 header, together.
 const NEXT_AND_HOP_LIMIT_OFFSET: u32 = 6;
 
@@ -358,6 +360,13 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn readdress6(&self, head: &Head6, hop: &Hop) -> bool {
         self.count_hop6(head.next, head.hop_limit) && self.store(0, hop, 0)
+    }
+
+    /// Counts the TTL of an IPv4 packet down.
+    #[inline(always)]
+    pub(crate) fn count_hop4(&self, ip: &[u8; 20]) -> bool {
+        let [high, low] = checksum_after_hop([ip[10], ip[11]]);
+        self.store(self.ip + TTL_OFFSET, &[ip[8].wrapping_sub(1), ip[9], high, low], 0)
     }
 
     /// Counts the hop limit of an IPv6 packet down.

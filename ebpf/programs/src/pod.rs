@@ -154,7 +154,7 @@ pub(crate) fn known(packet: &Packet, s: &mut Scratch, kind: Kind, link: &PodLink
         Found::Gone => return Some(Verdict::Done(forward::refuse(packet, s.value.service_id))),
         Found::Nothing => {
             let is_direct = kind == Kind::Flow && nat::may_need_marker(s, Asker::Pod);
-            if !is_direct || nat::mark_direct(s) != Found::Flow {
+            if !is_direct || nat::mark_direct(s, Asker::Pod) != Found::Flow {
                 return None;
             }
         }
@@ -175,7 +175,7 @@ pub(crate) fn service(packet: &Packet, s: &mut Scratch, kind: Kind, link: &PodLi
         }
         Kind::Error | Kind::Other => return Verdict::Continue,
     }
-    match nat::begin(s, Asker::Pod) {
+    match nat::begin(packet, s, Asker::Pod) {
         Begun::Nothing => Verdict::Continue,
         Begun::Flow => Verdict::Done(forward::send(packet, s, origin(link))),
         Begun::Refuse => Verdict::Done(forward::refuse(packet, s.value.service_id)),

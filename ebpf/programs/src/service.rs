@@ -6,8 +6,8 @@ use ebpf_abi::{
     ServiceValue, address,
     hash::{below, hash_client},
     service::{
-        ALGORITHM_LEAST_CONNECTIONS, SCOPE_DSR, SERVICE_AFFINITY, SERVICE_DROP_EMPTY,
-        SERVICE_KEEP_SOURCE, SERVICE_SOURCE_RANGES,
+        ALGORITHM_LEAST_CONNECTIONS, SCOPE_DSR, SERVICE_AFFINITY, SERVICE_DROP_EMPTY, SERVICE_KEEP_SOURCE,
+        SERVICE_SOURCE_RANGES,
     },
 };
 
@@ -141,7 +141,13 @@ fn begin(service: &ServiceValue, client: &Address, chance: Chance) -> Option<u32
         slot(service, hash_client(client, seed))?
     };
     remember_affinity(service, client, backend_id);
-    Some(backend_id)
+    // By load two connections at the same time may disagree: the first one's choice stands for both.
+    let known = if by_load {
+        maps::affinity(&AffinityKey { client: *client, affinity_id: service.affinity_id })
+    } else {
+        None
+    };
+    Some(known.map_or(backend_id, |known| known.backend_id))
 }
 
 /// By the service's algorithm.

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //! Packets from outside: at the uplink, and those that another node has wrapped.
 
-use ebpf_abi::{Counter, DropReason};
+use ebpf_abi::{
+    Counter, DropReason,
+    conntrack::{CT_REPLY, CT_SOURCE, CT_WORLD, CT_WRAPPED},
+};
 
 use crate::{
     ct::{self, Found},
@@ -42,7 +45,7 @@ fn receive(packet: &Packet, s: &mut Scratch, origin: Origin, asker: Asker) -> i3
     match tuple::read(packet, s) {
         Kind::Flow => flow(packet, s, origin, asker),
         Kind::Error => match icmp::about(packet, s) {
-            Found::Flow => forward::send(packet, s, origin),
+            Found::Flow if is_worlds(s, asker) => forward::send(packet, s, origin),
             _ => TC_NEXT,
         },
         Kind::Cut => cut(s, TC_NEXT),
@@ -53,22 +56,51 @@ fn receive(packet: &Packet, s: &mut Scratch, origin: Origin, asker: Asker) -> i3
 #[inline(always)]
 fn flow(packet: &Packet, s: &mut Scratch, origin: Origin, asker: Asker) -> i32 {
     match ct::follow(s) {
-        Found::Flow => return forward::send(packet, s, origin),
-        Found::Plain => return TC_NEXT,
-        Found::Gone => return forward::refuse(packet, s.value.service_id),
+        Found::Flow if is_worlds(s, asker) => return forward::send(packet, s, origin),
+        // This node wrapped its packets before, and would again: another one sent them here, so the backend is.
+        Found::Flow if asker == Asker::Node && s.value.flags & CT_WRAPPED != 0 => ct::forget(s),
+        Found::Gone if is_worlds(s, asker) => return forward::refuse(packet, s.value.service_id),
+        Found::Flow | Found::Gone | Found::Plain => return TC_NEXT,
         Found::Nothing => {}
     }
-    match nat::begin(s, asker) {
+    match nat::begin(packet, s, asker) {
         Begun::Flow => forward::send(packet, s, origin),
         Begun::Refuse => forward::refuse(packet, s.value.service_id),
         Begun::Nothing => {
-            if nat::may_need_marker(s, asker) && nat::mark_direct(s) == Found::Flow {
+            if nat::may_need_marker(s, asker) && nat::mark_direct(s, asker) == Found::Flow {
                 return forward::send(packet, s, origin);
             }
             TC_NEXT
         }
         begun => forward::drop(begun.reason()),
     }
+}
+
+/// Whether the flow in [`Scratch::value`] is one that the world may speak in: it has begun it, or is asked on its behalf, under an
+/// address of this host. Pods' own flows go by the stack here, whose rules know which addresses no uplink brings.
+#[inline(always)]
+fn is_worlds(s: &Scratch, asker: Asker) -> bool {
+    let flags = s.value.flags;
+    match asker {
+        Asker::Node => flags & (CT_WORLD | CT_REPLY | CT_WRAPPED) == CT_WORLD,
+        _ => flags & CT_WORLD != 0 && flags & (CT_REPLY | CT_SOURCE) != CT_REPLY,
+    }
+}
+
+/// Whether answers to the packet would leave by this interface, or at least by another one that is neither a pod's link nor the
+/// overlay: whoever has such an address does not speak from outside.
+#[inline(never)]
+pub(crate) fn leads_back(packet: &Packet, s: &mut Scratch) -> bool {
+    if forward::pod_at(&s.key.src).is_some() || !packet.way(&s.key.dst, &s.key.src, &mut s.way) {
+        return false;
+    }
+    let ifindex = s.way.ifindex;
+    // Tunnels without Ethernet headers have no MAC.
+    ifindex == packet.ifindex()
+        || (s.way.resolved != 0
+            && s.way.hop.src != [0; 6]
+            && maps::overlay() != Some(ifindex)
+            && maps::pod_link(ifindex).is_none())
 }
 
 /// A fragment whose ports are not known, or a cut-off transport header: dropped where it is for a service.

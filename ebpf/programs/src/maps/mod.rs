@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use ebpf_abi::{
     Address, Counter, DatapathConfig, DropReason, NodeValue,
-    address::is_ipv4,
+    address::{UNSPECIFIED, is_ipv4, mapped},
     limits::{COUNTERS_MAX, DROPS_MAX, NODE_ADDRESSES_MAX, NODES_MAX},
     node::{ADDRESS_NODE_PORT, CONFIG_SILENT_LOOPBACK4, CONFIG_SILENT_LOOPBACK6},
 };
@@ -111,6 +111,10 @@ fields! {
     hash_seed: u32,
     /// `CONFIG_*`.
     flags: u32,
+    /// This node's IPv4 address outside, or zero.
+    underlay4: [u8; 4],
+    /// This node's IPv6 address outside, or zero.
+    underlay6: Address,
 }
 
 impl Config {
@@ -119,6 +123,17 @@ impl Config {
     pub(crate) fn overlay(self, is_ipv6: bool) -> &'static Address {
         // SAFETY: as above; user space writes it before anything needs it, and keeps it.
         unsafe { if is_ipv6 { &(*self.0).overlay6 } else { &(*self.0).overlay4 } }
+    }
+
+    /// This node's address outside; unspecified without one.
+    #[inline(always)]
+    pub(crate) fn underlay(self, is_ipv6: bool) -> Address {
+        let ipv4 = self.underlay4();
+        match (is_ipv6, ipv4) {
+            (true, _) => self.underlay6(),
+            (false, [0, 0, 0, 0]) => UNSPECIFIED,
+            (false, _) => mapped(ipv4),
+        }
     }
 
     /// First and last source port of source NAT; the first is 0 without any.

@@ -10,8 +10,9 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use ebpf_abi::{
-    BackendValue, DatapathConfig, FrontendKey, POD_IPV6, POD_REDIRECT, Pod6Key, PodAddressKey, PodKey,
-    PodLink, PodValue, Protocol, SCOPE_EXTERNAL, ServiceValue, names,
+    BackendValue, CtKey, CtValue, DatapathConfig, FrontendKey, POD_IPV6, POD_REDIRECT, Pod6Key,
+    PodAddressKey, PodKey, PodLink, PodValue, Protocol, SCOPE_EXTERNAL, SCOPE_INTERNAL, ServiceValue,
+    address, names, node::ADDRESS_OWN,
 };
 
 use super::service::config;
@@ -35,8 +36,14 @@ const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
 const POD_MAC: [u8; 6] = [2, 0, 0, 0, 8, 1];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 8, 2];
+const FIN: u8 = 1;
 const SYN: u8 = 2;
+const RST: u8 = 4;
 const ACK: u8 = 16;
+/// TC_ACT_SHOT.
+const DROP: u32 = 2;
+/// The marks of a packet that is to be refused.
+const REFUSED: u32 = 0x1040;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-datapath"));
 
@@ -329,6 +336,7 @@ fn what_a_packet_is_to_be_cut_into_stays() {
     in_lab(|_| {
         let bench = Bench::new();
         for like in [v4(0), v6(0)] {
+            bench.arrives_at_uplink(&of_world(client(like), node(like), Some(SYN)).bytes());
             let mut asked = of_world(client(like), node(like), Some(ACK));
             asked.payload = vec![1; 2_000];
             let bytes = asked.bytes();
@@ -373,6 +381,95 @@ fn what_is_for_nobody_of_ours_stays_as_it_is() {
 /// Another one's interfaces.
 fn bench_like(other: &Bench) -> Bench {
     Bench { ebpf: EbpfLoader::new().load(OBJECT).unwrap(), uplink: other.uplink, pod: other.pod }
+}
+
+#[test]
+fn only_a_syn_begins_a_connection() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for own in [false, true] {
+            for like in [v4(0), v6(0)] {
+                if own {
+                    // An answer to a connection of the host's, or to one of a pod's that was masqueraded, is the stack's.
+                    bench.put(names::NODE_ADDRESSES, address::address(node(like).ip()), ADDRESS_OWN);
+                }
+                // Each round is another connection.
+                let from = SocketAddr::new(client(like).ip(), 40_000 + u16::from(own));
+                for flags in [SYN | ACK, ACK, FIN | ACK, RST, RST | ACK] {
+                    let packet = of_world(from, node(like), Some(flags)).bytes();
+                    let (verdict, out, context) = bench.run(names::UPLINK_INGRESS, bench.uplink, &packet, 0);
+                    let expected = match (own, flags & RST != 0) {
+                        (true, _) => (NEXT, 0),
+                        (false, true) => (DROP, 0),
+                        (false, false) => (NEXT, REFUSED),
+                    };
+                    assert_eq!((verdict, context[MARK]), expected, "{like} {flags}, own: {own}");
+                    assert_eq!(out, packet, "{like} {flags}, own: {own}");
+                }
+                let packet = of_world(from, node(like), Some(SYN)).bytes();
+                assert_eq!(bench.arrives_at_uplink(&packet).0, REDIRECT, "{like}, own: {own}");
+                // And is begun: the client goes on.
+                let packet = of_world(from, node(like), Some(ACK)).bytes();
+                assert_eq!(bench.arrives_at_uplink(&packet).0, REDIRECT, "{like}, own: {own}");
+            }
+        }
+    });
+}
+
+#[test]
+fn nobody_outside_speaks_for_a_pod() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for (id, like) in [(10, v4(0)), (11, v6(0))] {
+            let vip = if like.is_ipv4() { "10.96.0.1:80" } else { "[fd00:10:96::1]:80" };
+            let vip: SocketAddr = vip.parse().unwrap();
+            let key = FrontendKey::new(vip.ip(), vip.port(), Protocol::Udp, SCOPE_INTERNAL);
+            let service =
+                ServiceValue { service_id: id, slot_offset: id, slot_count: 1, ..ServiceValue::default() };
+            bench.put(names::SERVICES, key, service);
+            bench.set(names::SLOTS, id, id);
+            let to = client(like);
+            bench.set(names::BACKENDS, id, BackendValue::new(to.ip(), to.port(), Protocol::Udp));
+
+            let pod = SocketAddr::new(backend(like).ip(), 50_000);
+            let asked = Packet { macs: (HOST_MAC, POD_MAC), ..of_world(pod, vip, None) };
+            let (_, out) = bench.leaves_pod(&asked.bytes());
+            assert_ne!(out, asked.bytes(), "{like}: a flow of the pod's");
+            for to in [vip, node(like)] {
+                let forged = of_world(pod, to, None).bytes();
+                assert_eq!(bench.arrives_at_uplink(&forged), (NEXT, forged), "{to}: the stack knows better");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_flow_whose_answers_belong_to_another_begins_anew() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let asked = of_world(client(like), node(like), None);
+            let (_, first) = bench.arrives_at_uplink(&asked.bytes());
+            let same = Packet { macs: (POD_MAC, HOST_MAC), to: backend(like), hops: 63, ..asked.clone() };
+            assert_eq!(first, same.bytes());
+            let [from, to] = [backend(like), client(like)];
+            let answers = CtKey {
+                src: address::address(from.ip()),
+                dst: address::address(to.ip()),
+                sport: from.port().to_be_bytes(),
+                dport: to.port().to_be_bytes(),
+                proto: 17,
+                pad: [0; 3],
+            };
+            let map = HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map(names::CT_NEW).unwrap()).unwrap();
+            let value = map.get(&answers, 0).unwrap();
+            // The entry was evicted, and another frontend's flow with the same ports came.
+            bench.put(names::CT_NEW, answers, CtValue { sport: [1, 2], ..value });
+            let (verdict, out) = bench.arrives_at_uplink(&asked.bytes());
+            assert_eq!(verdict, REDIRECT);
+            assert_ne!(out, first, "{like}: from another port, so that the answers are its own");
+        }
+    });
 }
 
 #[test]
