@@ -182,6 +182,7 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>
             .chain(view.config.trusted_cidrs.iter().copied())
             .collect(),
         overlay_ports: overlay::ports(&now, &view.config),
+        service_ports: crate::services::ports(view),
         forgeable_ports: match now.keeps(BackendKind::Vxlan) {
             true => vec![view.config.vxlan_port],
             false => Vec::new(),

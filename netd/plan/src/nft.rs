@@ -16,6 +16,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
@@ -46,7 +47,10 @@ pub struct NftConfig {
     /// UDP ports of all that is up of the overlay (VXLAN's, both of WireGuard's), where pods must not send: a
     /// pod could forge another pod's packets there, or keep a tunnel busy with bad handshakes.
     pub overlay_ports: Vec<u16>,
-    /// Those of them whose packets nobody proves to be a node's (VXLAN's): pods must not send there on other
+    /// TCP and UDP ports of the host where services' packets arrive: the node ports, and those that services' flows are translated
+    /// to. An answer from the world that came to one of these would be taken for such a packet.
+    pub service_ports: Vec<RangeInclusive<u16>>,
+    /// Those of the overlay's ports whose packets nobody proves to be a node's (VXLAN's): pods must not send there on other
     /// nodes either. To the others they may: a pod's own WireGuard, to a server anywhere, uses the same port.
     pub forgeable_ports: Vec<u16>,
     /// UDP port on the nodes' overlay addresses where they ask each other what fits through; 0 where they do not.
@@ -89,6 +93,7 @@ impl Default for NftConfig {
             node_dns: Vec::new(),
             host_ports: Vec::new(),
             overlay_ports: Vec::new(),
+            service_ports: Vec::new(),
             forgeable_ports: Vec::new(),
             probe_port: 0,
             node_overlays: Vec::new(),
@@ -252,8 +257,7 @@ fn postrouting(text: &mut String, links: &str) {
 }
 
 /// Pods reach the world under the node's address. Random ports, because two connections that race for one port
-/// otherwise lose a packet (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`). For UDP none of the tunnels' ports: what comes to those is
-/// not tracked, so an answer to such a flow would never find its way back.
+/// otherwise lose a packet (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
 fn masquerade(text: &mut String, config: &NftConfig, links: &str) {
     let to_world = |family: &Family| {
         let Family { ip, suffix, .. } = family;
@@ -261,15 +265,26 @@ fn masquerade(text: &mut String, config: &NftConfig, links: &str) {
             "oifname != \"lo\" oifname != {links} {ip} saddr @pods_{suffix} {ip} daddr != @inside_{suffix}"
         )
     };
-    let mut rules = ports::masquerade(&config.host_ports, links);
-    if let Some((first, last)) = free_ports(&config.overlay_ports) {
-        let udp = |family: Family| {
-            format!("{} meta l4proto udp masquerade to :{first}-{last} fully-random", to_world(&family))
-        };
-        rules.extend(FAMILIES.map(udp));
+    let mut rules = Vec::new();
+    for verdict in &masquerades(config) {
+        rules.extend(ports::masquerade(&config.host_ports, links, verdict));
+        rules.extend(FAMILIES.map(|family| format!("{} {verdict}", to_world(&family))));
     }
-    rules.extend(FAMILIES.map(|family| format!("{} masquerade fully-random", to_world(&family))));
     chain(text, "source_nat", "type nat hook postrouting priority srcnat", &rules);
+}
+
+/// How to masquerade, transport by transport: to none of the ports where packets are taken for something else than answers to
+/// what was masqueraded. Those of services are the packet programs'; what comes to the tunnels' (UDP) is not tracked.
+fn masquerades(config: &NftConfig) -> Vec<String> {
+    let services = config.service_ports.iter().cloned();
+    let tunnels = config.overlay_ports.iter().map(|port| *port..=*port);
+    let transports: [(&str, Vec<RangeInclusive<u16>>); 2] =
+        [("tcp", services.clone().collect()), ("udp", services.chain(tunnels).collect())];
+    let ranged = |(transport, taken): (&str, Vec<RangeInclusive<u16>>)| {
+        let (first, last) = free_ports(&taken)?;
+        Some(format!("meta l4proto {transport} masquerade to :{first}-{last} fully-random"))
+    };
+    transports.into_iter().filter_map(ranged).chain(["masquerade fully-random".to_owned()]).collect()
 }
 
 /// Queries to the node's DNS and its answers, in either hook: pods' queries arrive and answers leave, and the node's
@@ -338,14 +353,32 @@ fn set(text: &mut String, name: &str, cidrs: &[IpNet]) {
 
 /// The widest range of unprivileged ports without any of these, first and last; `None` where there are none to avoid. The
 /// kernel takes one range only.
-fn free_ports(taken: &[u16]) -> Option<(u16, u16)> {
-    let taken: BTreeSet<u32> =
-        taken.iter().copied().filter(|port| *port >= PORT_MIN).map(u32::from).collect();
-    let ends = taken.iter().copied().chain([u32::from(u16::MAX) + 1]);
-    let starts = [u32::from(PORT_MIN)].into_iter().chain(taken.iter().map(|port| port + 1));
-    let ranges = starts.zip(ends).filter(|(start, end)| start < end);
-    let (first, end) = ranges.max_by_key(|(start, end)| end - start).filter(|_| !taken.is_empty())?;
-    Some((u16::try_from(first).ok()?, u16::try_from(end - 1).ok()?))
+fn free_ports(taken: &[RangeInclusive<u16>]) -> Option<(u16, u16)> {
+    let mut taken: Vec<(u32, u32)> = taken
+        .iter()
+        .filter(|ports| !ports.is_empty() && *ports.end() >= PORT_MIN)
+        .map(|ports| (u32::from(*ports.start()), u32::from(*ports.end())))
+        .collect();
+    if taken.is_empty() {
+        return None;
+    }
+    taken.sort_unstable();
+    let beyond = u32::from(u16::MAX) + 1;
+    taken.push((beyond, beyond));
+    // First port and number of ports.
+    let (mut widest, mut start) = ((0, 0), u32::from(PORT_MIN));
+    for (first, last) in taken {
+        let ports = first.saturating_sub(start);
+        if ports >= widest.1 {
+            widest = (start, ports);
+        }
+        start = start.max(last + 1);
+    }
+    let (first, ports) = widest;
+    if ports == 0 {
+        return None;
+    }
+    Some((u16::try_from(first).ok()?, u16::try_from(first + ports - 1).ok()?))
 }
 
 fn ports(ports: &[u16]) -> Option<String> {

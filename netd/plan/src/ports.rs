@@ -86,16 +86,16 @@ pub(crate) fn render(text: &mut String, ports: &[HostPort]) {
     }
 }
 
-/// Rules of the source NAT chain for the two kinds of clients that a pod cannot answer.
-pub(crate) fn masquerade(ports: &[HostPort], links: &str) -> Vec<String> {
+/// Rules of the source NAT chain for the two kinds of clients that a pod cannot answer; `verdict` says how, and for which
+/// transport.
+pub(crate) fn masquerade(ports: &[HostPort], links: &str, verdict: &str) -> Vec<String> {
     if ports.is_empty() {
         return Vec::new();
     }
     let hairpin = FAMILIES.iter().map(|Family { ip, suffix, .. }| {
-        format!("ct status dnat {ip} saddr . {ip} daddr @host_port_pods_{suffix} masquerade fully-random")
+        format!("ct status dnat {ip} saddr . {ip} daddr @host_port_pods_{suffix} {verdict}")
     });
-    let from_loopback =
-        format!("oifname {links} ct status dnat ip saddr 127.0.0.0/8 masquerade fully-random");
+    let from_loopback = format!("oifname {links} ct status dnat ip saddr 127.0.0.0/8 {verdict}");
     hairpin.chain([from_loopback]).collect()
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result};
 use ebpf_abi::limits::NODES_MAX;
@@ -92,6 +93,7 @@ impl Around {
         let of = |v4: bool| own.iter().copied().find(|ip| ip.is_ipv4() == v4);
         let held = |ip: Option<IpAddr>| ip.map_or(address::UNSPECIFIED, address::address);
         let range = view.config.node_port_range;
+        let outside = node.underlay.load().address;
         let dsr = view.dsr.then(|| netd_host::interface_index(DSR_DEVICE)).flatten();
         // Nodes speak to each other's IPv4 overlay address where there is one, whatever family goes inside.
         let dsr_mtu = netd_plan::dsr_mtu(node.overlay.load().mtu, of(true).is_some());
@@ -109,6 +111,11 @@ impl Around {
                 dsr_mtu6: dsr_mtu,
                 hash_seed: seed(&node.config.cluster),
                 flags: silent_loopback(&node.config.services.node_port_addresses),
+                underlay4: match outside {
+                    IpAddr::V4(ip) => ip.octets(),
+                    IpAddr::V6(_) => [0; 4],
+                },
+                underlay6: held(Some(outside).filter(IpAddr::is_ipv6)),
                 ..DatapathConfig::default()
             },
             nodes: nodes.collect(),
@@ -249,6 +256,12 @@ fn silent_loopback(wanted: &[IpNet]) -> u32 {
     let flag = |ip: IpAddr, silent: u32| if answers(ip) { 0 } else { silent };
     flag(Ipv4Addr::LOCALHOST.into(), CONFIG_SILENT_LOOPBACK4)
         | flag(Ipv6Addr::LOCALHOST.into(), CONFIG_SILENT_LOOPBACK6)
+}
+
+/// TCP and UDP ports of this host where packets of services arrive: node ports, and those that their flows are translated to.
+pub(crate) fn ports(view: &View) -> Vec<RangeInclusive<u16>> {
+    let node_ports = view.config.node_port_range;
+    vec![node_ports.first..=node_ports.last, SNAT_PORT_MIN..=snat_port_max(node_ports.first)]
 }
 
 fn snat_port_max(node_ports: u16) -> u16 {

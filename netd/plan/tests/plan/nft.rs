@@ -15,6 +15,7 @@ fn config() -> NftConfig {
         trusted_cidrs: vec!["192.168.8.0/24".parse().unwrap()],
         node_dns: vec!["169.254.53.53".parse().unwrap()],
         overlay_ports: vec![4789, 51821, 51820, 4789],
+        service_ports: vec![1_024..=29_999, 30_000..=32_767],
         forgeable_ports: vec![4789],
         probe_port: 51819,
         node_overlays: vec!["10.244.0.1".parse().unwrap(), "fd00:10:244::1".parse().unwrap()],
@@ -128,7 +129,9 @@ fn text_reads_so() {
         "udp sport { 4789, 51820, 51821 } notrack",
         "udp dport 51819 ip saddr @pods_v4 ip saddr != @nodes_v4 counter name overlay_port drop",
         "elements = { 10.244.0.1/32 }",
-        "ip daddr != @inside_v4 meta l4proto udp masquerade to :4790-51819 fully-random",
+        "ip daddr != @inside_v4 meta l4proto tcp masquerade to :32768-65535 fully-random",
+        "ip daddr != @inside_v4 meta l4proto udp masquerade to :32768-51819 fully-random",
+        "ip6 daddr != @inside_v6 meta l4proto udp masquerade to :32768-51819 fully-random",
         "chain prerouting {\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t\tmeta mark & 0x00001040 == 0x00001040 meta l4proto tcp counter name refused reject with tcp reset\n\t\tmeta mark & 0x00001040 == 0x00001040 counter name refused reject\n",
         "udp dport 51823 ip saddr != @nodes_v4 counter name overlay_port drop",
         "udp dport 51823 ip6 saddr != @nodes_v6 counter name overlay_port drop",
@@ -146,7 +149,8 @@ fn text_reads_so() {
 #[test]
 fn masquerade_takes_no_port_of_a_tunnel() {
     let range = |overlay_ports: &[u16]| {
-        let text = render(&NftConfig { overlay_ports: overlay_ports.to_vec(), ..config() });
+        let (overlay_ports, service_ports) = (overlay_ports.to_vec(), Vec::new());
+        let text = render(&NftConfig { overlay_ports, service_ports, ..config() });
         let rule = text.lines().find(|line| line.contains("masquerade to :")).map(str::to_owned);
         rule.map(|rule| rule.split("to :").nth(1).unwrap().split(' ').next().unwrap().to_owned())
     };
@@ -155,6 +159,23 @@ fn masquerade_takes_no_port_of_a_tunnel() {
     assert_eq!(range(&[40_000, 40_001]), Some("1024-39999".into()));
     assert_eq!(range(&[65_535, 65_534, 1_024]), Some("1025-65533".into()));
     assert_eq!(range(&[500]), None, "the kernel does not go there by itself");
+}
+
+#[test]
+fn masquerade_takes_no_port_of_a_service() {
+    let ranges = |service_ports: &[std::ops::RangeInclusive<u16>]| {
+        let text = render(&NftConfig { service_ports: service_ports.to_vec(), ..config() });
+        ["tcp", "udp"].map(|transport| {
+            let rule = text.lines().find(|line| line.contains(&format!("{transport} masquerade to :")));
+            rule.map(|rule| rule.split("to :").nth(1).unwrap().split(' ').next().unwrap().to_owned())
+        })
+    };
+    let found = |tcp: &str, udp: &str| [Some(tcp.to_owned()), Some(udp.to_owned())];
+    assert_eq!(ranges(&[1_024..=29_999, 30_000..=32_767]), found("32768-65535", "32768-51819"));
+    assert_eq!(ranges(&[40_000..=50_000, 1_024..=29_999]), found("50001-65535", "51822-65535"));
+    assert_eq!(ranges(&[1_024..=29_999, 2_000..=3_000]), found("30000-65535", "30000-51819"));
+    // Nothing is left: then the kernel decides.
+    assert_eq!(ranges(&[1..=65_535]), [None, None]);
 }
 
 #[test]
@@ -173,6 +194,8 @@ fn mapped_ports_read_so() {
         "meta nfproto ipv4 fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @host_ip_ports_v4",
         "ct status dnat ip saddr . ip daddr @host_port_pods_v4 masquerade fully-random",
         "oifname \"weft*\" ct status dnat ip saddr 127.0.0.0/8 masquerade fully-random",
+        "ct status dnat ip saddr . ip daddr @host_port_pods_v4 meta l4proto tcp masquerade to :32768-65535 fully-random",
+        "oifname \"weft*\" ct status dnat ip saddr 127.0.0.0/8 meta l4proto udp masquerade to :32768-51819 fully-random",
         "iifname \"weft*\" ip daddr 127.0.0.0/8 counter name loopback_in drop",
         "meta nfproto ipv6 ip6 daddr != ::1 fib daddr type local dnat ip6 to",
         "ct status dnat accept",
