@@ -50,6 +50,8 @@ pub struct Compiler {
     dependents: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
     warming: BTreeSet<(u64, ServiceName)>,
     view: Option<NodeView>,
+    /// (before, now) of nodes' indexes that differ between the views of the last update and this one.
+    pub(crate) moved: BTreeSet<(u32, u32)>,
     /// What was found in the maps and is not claimed yet.
     pub(crate) adopted: Adopted,
 }
@@ -128,6 +130,7 @@ impl Compiler {
             dependents: BTreeMap::new(),
             warming: BTreeSet::new(),
             view: None,
+            moved: BTreeSet::new(),
             adopted: Adopted::default(),
         }
     }
@@ -156,7 +159,9 @@ impl Compiler {
             }
             _ => table.services.keys().chain(self.services.keys()).cloned().collect(),
         };
+        self.moved.clear();
         if !same_view {
+            self.moved = self.view.as_ref().map(|before| moved(before, view)).unwrap_or_default();
             self.view = Some(view.clone());
         }
         work.extend(self.warming.iter().take_while(|(at, _)| *at <= now_ms).map(|(_, name)| name.clone()));
@@ -344,6 +349,13 @@ impl Compiler {
         }
         next
     }
+}
+
+/// Indexes of nodes that are others now; 0 stands for a node that is not known.
+fn moved(before: &NodeView, now: &NodeView) -> BTreeSet<(u32, u32)> {
+    let index = |view: &NodeView, name: &String| view.nodes.get(name).map_or(0, |node| node.index);
+    let names = before.nodes.keys().chain(now.nodes.keys());
+    names.map(|name| (index(before, name), index(now, name))).filter(|(before, now)| before != now).collect()
 }
 
 impl Frontend {

@@ -154,7 +154,7 @@ impl Holdings {
     }
 
     /// An identifier means this backend: the same address, port and protocol, perhaps on another node than the kernel says.
-    fn claim(&mut self, id: u32, value: BackendValue) {
+    pub(crate) fn claim(&mut self, id: u32, value: BackendValue) {
         let Some(held) = self.backends.get_mut(&id).filter(|held| held.value != value) else { return };
         let before = std::mem::replace(&mut held.value, value);
         if self.id_of.get(&before) == Some(&id) {

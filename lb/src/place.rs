@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ebpf_abi::service::{
     ALGORITHM_HASH, ALGORITHM_LEAST_CONNECTIONS, ALGORITHM_RANDOM, SERVICE_AFFINITY, SERVICE_DROP_EMPTY,
 };
-use ebpf_abi::{AffinityBackendKey, FrontendKey, SCOPE_INTERNAL, ServiceValue, SourceRangeKey};
+use ebpf_abi::{AffinityBackendKey, BackendValue, FrontendKey, SCOPE_INTERNAL, ServiceValue, SourceRangeKey};
 use ipnet::IpNet;
 
 use crate::choose::Empty;
@@ -27,6 +27,7 @@ impl Compiler {
         affinity_secs: Option<u32>,
         algorithm: Algorithm,
     ) -> BTreeSet<ServiceName> {
+        self.move_backends(compiled, wishes);
         let before = self.connections(compiled);
         let mut next = BTreeSet::new();
         self.give_up_frontends(name, compiled, wishes, &mut next);
@@ -62,6 +63,28 @@ impl Compiler {
         self.list(compiled, wishes);
         self.note_who_left(compiled, before);
         next
+    }
+
+    /// Backends whose node has another index now keep their identifier: connections go by it, and go on to where they went.
+    fn move_backends(&mut self, compiled: &Compiled, wishes: &Wishes) {
+        if self.moved.is_empty() {
+            return;
+        }
+        let listed = compiled.listed.keys().filter_map(|id| Some((*id, self.holdings.backend(*id)?)));
+        for (id, value) in listed.collect::<Vec<_>>() {
+            if wishes.listed.contains_key(&value) {
+                continue;
+            }
+            let first = BackendValue { flags: 0, node: 0, ..value };
+            let last = BackendValue { flags: u8::MAX, node: u32::MAX, ..value };
+            let mut like = wishes.listed.range(first..=last).map(|(wished, _)| *wished);
+            let now = like.find(|wished| {
+                self.moved.contains(&(value.node, wished.node)) && self.holdings.id_of(wished).is_none()
+            });
+            if let Some(now) = now {
+                self.holdings.claim(id, now);
+            }
+        }
     }
 
     /// Gives a set its backends, or changes nothing.

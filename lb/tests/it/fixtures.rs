@@ -192,6 +192,11 @@ impl World {
         Self { services: BTreeMap::new(), ..self.clone() }
     }
 
+    /// The same, but that the record of the second node is there or is not.
+    pub(crate) fn with_second_node(&self, known: bool) -> Self {
+        Self { view: View { all_known: known, ..self.view.clone() }, ..self.clone() }
+    }
+
     /// Numbers of the Services whose backends a Service may use.
     pub(crate) fn may_use(&self, number: u8) -> BTreeSet<u8> {
         let mut numbers = BTreeSet::from([number]);

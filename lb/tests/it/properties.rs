@@ -244,6 +244,31 @@ proptest! {
         check_image(&image)?;
     }
 
+    /// The record of a node goes and comes back, as where it does not parse for a while: nobody's connection notices.
+    #[test]
+    fn identifiers_stay_while_the_index_of_a_node_changes(world in world(), begins_known in any::<bool>()) {
+        let mut compiler = Compiler::new(Limits::default());
+        let (table, mut kernel, mut now_ms) = (world.table(), Kernel::default(), 0);
+        let mut first: Option<BTreeMap<u32, BackendValue>> = None;
+        for known in [begins_known, !begins_known, begins_known, !begins_known] {
+            now_ms += 700;
+            let view = world.with_second_node(known).node_view();
+            let writes = compiler.update(&table, &view, Some(&Default::default()), now_ms);
+            kernel.write(&writes, usize::MAX, now_ms)?;
+            compiler.written(now_ms);
+            prop_assert_eq!(kernel.image.dump(), fresh(&table, &view).dump());
+            let anywhere = kernel.image.backends.iter().map(|(id, value)| (*id, value.on_node(0, false))).collect();
+            match &first {
+                None => first = Some(anywhere),
+                Some(first) => {
+                    prop_assert_eq!(&anywhere, first);
+                    prop_assert!(writes.left.is_empty(), "nobody left: {:?}", writes.left);
+                    prop_assert!(writes.loads_reset.is_empty(), "connections are counted on: {:?}", writes.loads_reset);
+                }
+            }
+        }
+    }
+
     /// The same objects, the same maps, bit for bit.
     #[test]
     fn equal_inputs_give_equal_outputs(world in world()) {
