@@ -101,6 +101,8 @@ pub(crate) struct Member<'a> {
     pub(crate) backend: &'a Backend,
     /// Where it listens.
     pub(crate) port: u16,
+    /// Of this port.
+    pub(crate) state: VerdictState,
     group: usize,
 }
 
@@ -115,7 +117,10 @@ pub(crate) fn members<'a>(
     for (group, found) in groups.iter().enumerate() {
         let Some(port) = matching_port(found.entry, entry, port) else { continue };
         for backend in found.backends.iter().filter(|backend| Family::of(backend.address) == family) {
-            members.extend(backend.ports_for(port).map(|port| Member { backend, port, group }));
+            members.extend(backend.ports_for(port).map(|number| {
+                let state = backend.verdict_of(port.protocol, number).state;
+                Member { backend, port: number, state, group }
+            }));
         }
     }
     members
@@ -167,7 +172,7 @@ pub(crate) struct Choice<'a> {
 pub(crate) fn choose<'a>(members: &[Member<'a>], variant: Variant, view: &NodeView) -> Choice<'a> {
     let in_state = |state: VerdictState, local: bool| -> Vec<Member<'a>> {
         let here = |m: &Member<'_>| !local || m.backend.node.as_deref() == Some(&view.name);
-        members.iter().filter(|m| m.backend.verdict.state == state && here(m)).copied().collect()
+        members.iter().filter(|m| m.state == state && here(m)).copied().collect()
     };
     let local = variant == Variant::Local;
     let ready = in_state(VerdictState::Up, local);
@@ -183,7 +188,7 @@ pub(crate) fn choose<'a>(members: &[Member<'a>], variant: Variant, view: &NodeVi
             reason: "terminating but serving: no other is left",
         };
     }
-    let elsewhere = members.iter().any(|m| m.backend.verdict.state != VerdictState::Down);
+    let elsewhere = members.iter().any(|m| m.state != VerdictState::Down);
     let (empty, reason) = if elsewhere {
         (Empty::Drop, "traffic policy Local, and no backend of this node: dropped")
     } else {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One Service with its backends, as all readers of the table see it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -149,8 +150,10 @@ pub struct Backend {
     pub hints: Hints,
     /// `namespace/name` of the pod behind it.
     pub pod: Option<String>,
-    /// The shared opinion about it.
+    /// The shared opinion about it: of its ports the best.
     pub verdict: Verdict,
+    /// Of ports that have another one, as where slices say different things of them.
+    pub port_verdicts: BTreeMap<(Protocol, u16), Verdict>,
 }
 
 /// For whom a backend is meant; sorted. Empty: for everybody.
@@ -224,8 +227,10 @@ impl ServiceEntry {
     pub fn choose(&self, port: &ServicePort) -> Vec<(IpAddr, u16)> {
         for state in [VerdictState::Up, VerdictState::Draining] {
             let mut chosen: Vec<(IpAddr, u16)> = Vec::new();
-            for backend in self.backends.iter().filter(|backend| backend.verdict.state == state) {
-                chosen.extend(backend.ports_for(port).map(|number| (backend.address, number)));
+            for backend in &self.backends {
+                let numbers = backend.ports_for(port);
+                let such = numbers.filter(|number| backend.verdict_of(port.protocol, *number).state == state);
+                chosen.extend(such.map(|number| (backend.address, number)));
             }
             if !chosen.is_empty() {
                 return chosen;
@@ -258,7 +263,24 @@ impl Backend {
     #[must_use]
     pub fn new(address: IpAddr, ports: Vec<BackendPort>, verdict: Verdict) -> Self {
         let hints = Hints::default();
-        Self { address, ports, hostname: None, node: None, zone: None, hints, pod: None, verdict }
+        let port_verdicts = BTreeMap::new();
+        Self {
+            address,
+            ports,
+            hostname: None,
+            node: None,
+            zone: None,
+            hints,
+            pod: None,
+            verdict,
+            port_verdicts,
+        }
+    }
+
+    /// The opinion about one of its ports.
+    #[must_use]
+    pub fn verdict_of(&self, protocol: Protocol, port: u16) -> Verdict {
+        self.port_verdicts.get(&(protocol, port)).copied().unwrap_or(self.verdict)
     }
 
     /// The ports that answer for a Service's port; more than one only while an endpoint moves between slices.

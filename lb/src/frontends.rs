@@ -238,12 +238,10 @@ impl<'a, W: Fn(IpAddr) -> u64> Maker<'a, W> {
 
     fn set(&mut self, port: &'a ServicePort, family: Family, variant: Variant) -> SetWish {
         let members = choose::members(&self.groups, self.entry, port, family);
-        for Member { backend, port: number, .. } in &members {
+        for Member { backend, port: number, state: found, .. } in &members {
             let listed = self.wishes.listed.entry(value(backend, *number, port.protocol, self.view));
-            listed
-                .and_modify(|state| *state = (*state).min(backend.verdict.state))
-                .or_insert(backend.verdict.state);
-            if backend.verdict.is_up() {
+            listed.and_modify(|state| *state = (*state).min(*found)).or_insert(*found);
+            if *found == VerdictState::Up {
                 self.wishes.up.insert(backend.address);
             }
         }

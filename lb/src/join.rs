@@ -18,7 +18,12 @@ pub(crate) fn backends<'a>(
     for slice in slices {
         add_slice(&mut backends, slice, ready_anyway, problems);
     }
-    backends.into_values().collect()
+    let mut backends: Vec<Backend> = backends.into_values().collect();
+    for backend in &mut backends {
+        let of_all = backend.verdict;
+        backend.port_verdicts.retain(|_, verdict| *verdict != of_all);
+    }
+    backends
 }
 
 fn add_slice(
@@ -48,9 +53,11 @@ fn add_slice(
         };
         // All addresses of an endpoint reach the same backend: a second one would only give it a double share.
         let Some(address) = endpoint.addresses.first().and_then(|text| text.parse().ok()) else { continue };
+        let verdict = Verdict::from_conditions(&endpoint.conditions, ready_anyway);
         let found = Backend {
             address,
             ports: ports.iter().cloned().collect(),
+            port_verdicts: ports.iter().map(|port| ((port.protocol, port.port), verdict)).collect(),
             hostname: endpoint.hostname.as_deref().and_then(non_empty),
             node: endpoint.node_name.as_deref().and_then(non_empty),
             zone: endpoint.zone.as_deref().and_then(non_empty),
@@ -59,7 +66,7 @@ fn add_slice(
                 nodes: names(&hints.for_nodes),
             }),
             pod: pod.map(|target| format!("{}/{}", target.namespace, target.name)),
-            verdict: Verdict::from_conditions(&endpoint.conditions, ready_anyway),
+            verdict,
         };
         let merged = match backends.remove(&address) {
             None => found,
@@ -69,16 +76,21 @@ fn add_slice(
     }
 }
 
-/// The same address in two slices, as happens while an endpoint moves between them. The better verdict wins,
-/// ports and hints are united, and neither depends on which slice came first.
+/// The same address in two slices, as happens while an endpoint moves between them. The better verdict wins, for each port
+/// among the slices that have it; ports and hints are united, and neither depends on which slice came first.
 fn merge(one: Backend, other: Backend) -> Backend {
     let union = |a: Vec<String>, b: Vec<String>| -> Vec<String> {
         a.into_iter().chain(b).collect::<BTreeSet<_>>().into_iter().collect()
     };
     let ports: BTreeSet<BackendPort> = one.ports.into_iter().chain(other.ports).collect();
+    let mut port_verdicts = one.port_verdicts;
+    for (port, verdict) in other.port_verdicts {
+        port_verdicts.entry(port).and_modify(|known| *known = (*known).min(verdict)).or_insert(verdict);
+    }
     Backend {
         address: one.address,
         ports: ports.into_iter().collect(),
+        port_verdicts,
         hostname: first(one.hostname, other.hostname),
         node: first(one.node, other.node),
         zone: first(one.zone, other.zone),
