@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ebpf_abi::service::SERVICE_DROP_EMPTY;
 use ebpf_abi::{AffinityBackendKey, FrontendKey, ServiceValue, SourceRangeKey};
 
 use crate::slots::Range;
@@ -54,6 +55,37 @@ impl Adopted {
         }
         (range, affinity_id)
     }
+
+    /// What the first of `frontends` that has something was found with. A Service that got its address while nobody looked must
+    /// not be left with the backends of the one that had it before: some of them have to be its own, by `is_own`.
+    pub(crate) fn last_good(
+        &mut self,
+        frontends: &[FrontendKey],
+        is_own: impl Fn(u32) -> bool,
+    ) -> Option<LastGood> {
+        let mut empty = None;
+        for found in frontends.iter().filter_map(|key| self.services.get(key)) {
+            let at = (found.value.slot_offset, found.value.slot_count);
+            let drops = found.value.flags & SERVICE_DROP_EMPTY != 0;
+            if at.1 == 0 {
+                empty = empty.or(Some(LastGood { range: Range::default(), content: Vec::new(), drops }));
+            } else if self.ranges.get(&at).is_some_and(|ids| ids.iter().any(|id| is_own(*id))) {
+                let range = Range { offset: at.0, length: at.1 };
+                return self.ranges.remove(&at).map(|content| LastGood { range, content, drops });
+            }
+        }
+        empty
+    }
+}
+
+/// What a set was found with.
+#[derive(Debug)]
+pub(crate) struct LastGood {
+    pub(crate) range: Range,
+    /// Identifiers, slot by slot.
+    pub(crate) content: Vec<u32>,
+    /// Without slots: drop instead of refuse.
+    pub(crate) drops: bool,
 }
 
 impl Compiler {

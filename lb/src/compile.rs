@@ -78,6 +78,8 @@ pub(crate) struct Set {
     pub(crate) range: Range,
     /// What the slots were made of; unknown when adopted.
     pub(crate) recipe: Option<Recipe>,
+    /// Identifiers of the recipe's members; without a recipe those in the slots.
+    pub(crate) named: Arc<[u32]>,
     /// The backends in it, each once, in order.
     pub(crate) ids: Arc<[u32]>,
     /// 0 without affinity.
@@ -269,11 +271,11 @@ impl Compiler {
             image.services.insert(*key, frontend.value);
         }
         for set in self.services.values().flat_map(|compiled| compiled.sets.values()) {
-            let slots = set.recipe.as_ref().map(Recipe::slots).unwrap_or_default();
-            let members = set.recipe.iter().flat_map(|recipe| &recipe.members);
-            let ids: Vec<u32> = members.filter_map(|(value, _)| self.holdings.id_of(value)).collect();
-            let filled = (set.range.offset..).zip(slots.iter().filter_map(|index| ids.get(*index as usize)));
-            image.slots.extend(filled.map(|(slot, id)| (slot, *id)));
+            let slots: Vec<u32> = match &set.recipe {
+                None => set.named.to_vec(),
+                Some(recipe) => recipe.fill_with(&set.named),
+            };
+            image.slots.extend((set.range.offset..).zip(slots));
         }
         image
     }

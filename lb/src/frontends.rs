@@ -37,6 +37,15 @@ pub(crate) struct Wishes {
     pub(crate) problems: Vec<Problem>,
 }
 
+impl Wishes {
+    /// Those of the listed backends that are this one, on whatever node.
+    pub(crate) fn like(&self, value: &BackendValue) -> impl Iterator<Item = BackendValue> {
+        let first = BackendValue { flags: 0, node: 0, ..*value };
+        let last = BackendValue { flags: u8::MAX, node: u32::MAX, ..*value };
+        self.listed.range(first..=last).map(|(listed, _)| *listed)
+    }
+}
+
 /// A frontend as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FrontendWish {
@@ -96,6 +105,11 @@ impl Recipe {
             None => u32::try_from(self.members.len()).unwrap_or(u32::MAX),
             Some(fill) => maglev::size_for(self.members.len(), fill),
         }
+    }
+
+    /// The slots, where `ids` are those of the members.
+    pub(crate) fn fill_with(&self, ids: &[u32]) -> Vec<u32> {
+        self.slots().iter().filter_map(|index| ids.get(*index as usize)).copied().collect()
     }
 
     /// For each slot the index of a member.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ebpf_abi::service::{
     ALGORITHM_HASH, ALGORITHM_LEAST_CONNECTIONS, ALGORITHM_RANDOM, SERVICE_AFFINITY, SERVICE_DROP_EMPTY,
 };
-use ebpf_abi::{AffinityBackendKey, BackendValue, FrontendKey, SCOPE_INTERNAL, ServiceValue, SourceRangeKey};
+use ebpf_abi::{AffinityBackendKey, FrontendKey, SCOPE_INTERNAL, ServiceValue, SourceRangeKey};
 use ipnet::IpNet;
 
 use crate::choose::Empty;
@@ -75,10 +75,7 @@ impl Compiler {
             if wishes.listed.contains_key(&value) {
                 continue;
             }
-            let first = BackendValue { flags: 0, node: 0, ..value };
-            let last = BackendValue { flags: u8::MAX, node: u32::MAX, ..value };
-            let mut like = wishes.listed.range(first..=last).map(|(wished, _)| *wished);
-            let now = like.find(|wished| {
+            let now = wishes.like(&value).find(|wished| {
                 self.moved.contains(&(value.node, wished.node)) && self.holdings.id_of(wished).is_none()
             });
             if let Some(now) = now {
@@ -112,6 +109,7 @@ impl Compiler {
             .count();
         let free = self.holdings.backend_ids.free();
         if unnamed > free as usize {
+            self.adopt_last_good(compiled, key, wishes, 0);
             return Err(self.refuse(frontend(), Limit::Backends, unnamed, free));
         }
         let slots = wish.recipe.slots();
@@ -120,7 +118,7 @@ impl Compiler {
             None => self.adopt_set(key, wish, &slots, wishes),
         };
         let Some(range) = adopted.or_else(|| self.holdings.slots.take(wish.recipe.len())) else {
-            self.holdings.rest_affinity(if compiled.sets.contains_key(&key) { 0 } else { affinity_id });
+            self.adopt_last_good(compiled, key, wishes, affinity_id);
             let free = self.holdings.slots.longest();
             return Err(self.refuse(frontend(), Limit::Slots, wish.recipe.len() as usize, free));
         };
@@ -132,6 +130,7 @@ impl Compiler {
             let filled = slots.iter().filter_map(|index| ids.get(*index as usize)).copied();
             self.holdings.writes().slots_put.insert(range.offset, filled.collect());
         }
+        let named: Arc<[u32]> = ids.as_slice().into();
         let mut unique = ids;
         unique.sort_unstable();
         let old = compiled.sets.remove(&key).unwrap_or_default();
@@ -140,6 +139,7 @@ impl Compiler {
         let set = Set {
             range,
             recipe: Some(wish.recipe.clone()),
+            named,
             ids: unique.into(),
             affinity_id,
             members: old.members,
@@ -426,8 +426,7 @@ impl Compiler {
         if self.adopted.is_empty() {
             return (None, 0);
         }
-        let frontends = wishes.frontends.iter().filter(|(_, wish)| wish.set == Some(key));
-        let frontends: Vec<FrontendKey> = frontends.map(|(key, _)| *key).collect();
+        let frontends = frontends_of(key, wishes);
         let ids = wish.recipe.members.iter().map(|(value, _)| self.holdings.id_to_be_of(value));
         let ids: Option<Vec<u32>> = ids.collect();
         let content = |ids: Vec<u32>| -> Vec<u32> {
@@ -435,6 +434,41 @@ impl Compiler {
         };
         self.adopted.claim(&frontends, ids.map(content).as_deref())
     }
+
+    /// A set that does not fit keeps the backends that it was found with, if it was. `affinity_id`: it has claimed this.
+    fn adopt_last_good(&mut self, compiled: &mut Compiled, key: SetKey, wishes: &Wishes, affinity_id: u32) {
+        if compiled.sets.contains_key(&key) {
+            return;
+        }
+        let frontends = frontends_of(key, wishes);
+        let is_listed =
+            |id: u32| self.holdings.backend(id).is_some_and(|value| wishes.like(&value).next().is_some());
+        let Some(found) = self.adopted.last_good(&frontends, is_listed) else {
+            self.holdings.rest_affinity(affinity_id);
+            return;
+        };
+        let affinity_id = match affinity_id {
+            0 => self.adopted.claim(&frontends, None).1,
+            claimed => claimed,
+        };
+        let unique: BTreeSet<u32> = found.content.iter().copied().collect();
+        unique.iter().for_each(|id| self.holdings.hold(*id));
+        let set = Set {
+            range: found.range,
+            recipe: None,
+            named: found.content.into(),
+            ids: unique.into_iter().collect(),
+            affinity_id,
+            members: Arc::default(),
+            drops: found.drops,
+        };
+        compiled.sets.insert(key, set);
+    }
+}
+
+fn frontends_of(set: SetKey, wishes: &Wishes) -> Vec<FrontendKey> {
+    let frontends = wishes.frontends.iter().filter(|(_, wish)| wish.set == Some(set));
+    frontends.map(|(key, _)| *key).collect()
 }
 
 /// What of a Service's options is in the entry of each frontend.
