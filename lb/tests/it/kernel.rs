@@ -16,14 +16,16 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Writes change by change, as far as `count`, and looks at the maps after each as a program would.
+    /// Writes change by change, as far as `count`, and looks at the maps after each as a program would. Until `ended_ms` a program
+    /// may have read what was there before.
     pub(crate) fn write(
         &mut self,
         writes: &Writes,
         count: usize,
-        now_ms: u64,
+        began_ms: u64,
+        ended_ms: u64,
     ) -> Result<bool, TestCaseError> {
-        self.left.retain(|(.., left)| left + GRACE_MS > now_ms);
+        self.left.retain(|(.., left)| left + GRACE_MS > began_ms);
         let before = self.image.clone();
         let mut after = before.clone();
         after.apply(writes);
@@ -71,7 +73,7 @@ impl Kernel {
         }
         for (key, (value, slots)) in old {
             if self.image.services.get(&key) != Some(&value) {
-                self.left.push((key, value, slots, now_ms));
+                self.left.push((key, value, slots, ended_ms));
             }
         }
         Ok(count >= total)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What holds for every sequence of changes, restarts and failed writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_abi::{AffinityBackendKey, BackendValue, FrontendKey, ServiceValue};
 use lb::{Catalogue, Compiler, Image, Limits, NodeView, ServiceName, ServiceTable, Standing};
@@ -15,6 +15,8 @@ use crate::kernel::Kernel;
 struct Turn {
     /// Time since the last turn.
     passed_ms: u64,
+    /// How long the write takes.
+    takes_ms: u64,
     /// How many changes get into the kernel before the write fails.
     written: usize,
     /// Whether netd starts anew before this turn and adopts what the kernel has.
@@ -23,8 +25,14 @@ struct Turn {
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let written = prop_oneof![4 => Just(usize::MAX), 1 => 0usize..40];
-    let turn = (0u64..1_500, written, prop::bool::weighted(0.1));
-    let turn = turn.prop_map(|(passed_ms, written, restarts)| Turn { passed_ms, written, restarts });
+    let takes_ms = prop_oneof![2 => Just(0), 1 => 1u64..1_500];
+    let turn = (0u64..1_500, takes_ms, written, prop::bool::weighted(0.1));
+    let turn = turn.prop_map(|(passed_ms, takes_ms, written, restarts)| Turn {
+        passed_ms,
+        takes_ms,
+        written,
+        restarts,
+    });
     prop::collection::vec(turn, 8)
 }
 
@@ -55,6 +63,12 @@ fn check_image(image: &Image) -> Result<(), TestCaseError> {
         prop_assert!(ids.contains_key(&u32::from_be_bytes(range.service_id)));
     }
     Ok(())
+}
+
+/// The backends behind a frontend. Their values do not tell: what rests may be equal to one that is used.
+fn ids(image: &Image, value: &ServiceValue) -> BTreeSet<u32> {
+    let slots = value.slot_offset..value.slot_offset + value.slot_count;
+    slots.filter_map(|slot| image.slots.get(&slot).copied()).collect()
 }
 
 /// What a frontend does, and its backends with their nodes.
@@ -110,7 +124,9 @@ proptest! {
             let writes = compiler.update(&table, &view, Some(&changed), now_ms);
             prop_assert!(compiler.capacity().is_empty());
             let old = kernel.image.clone();
-            if !kernel.write(&writes, turn.written, now_ms)? {
+            let began_ms = now_ms;
+            now_ms += turn.takes_ms;
+            if !kernel.write(&writes, turn.written, began_ms, now_ms)? {
                 // The compiler went on from there; what comes next may have moved twice.
                 settled.clear();
                 continue;
@@ -125,19 +141,19 @@ proptest! {
                 }
             }
             for (key, value) in &old.services {
-                let now: Vec<_> = kernel.image.resolve(key).unwrap_or_default();
-                for backend in old.resolve(key).unwrap_or_default() {
-                    let id = old.backends.iter().find(|(_, found)| **found == backend).map(|(id, _)| *id).unwrap();
+                let now = kernel.image.services.get(key);
+                let same = now.is_some_and(|now| now.service_id == value.service_id);
+                let used = now.map(|now| ids(&kernel.image, now)).unwrap_or_default();
+                for id in ids(&old, value) {
                     let standing = compiler.standing(value.service_id, id);
-                    let same = kernel.image.services.get(key).is_some_and(|now| now.service_id == value.service_id);
                     if !same {
                         prop_assert_eq!(standing, Standing::ServiceGone);
-                    } else if now.contains(&backend) {
+                    } else if used.contains(&id) {
                         prop_assert_eq!(standing, Standing::Current);
                         continue;
                     }
                     if !adopted {
-                        prop_assert!(writes.left.contains(&(value.service_id, id)), "{} left {} unseen", backend, key);
+                        prop_assert!(writes.left.contains(&(value.service_id, id)), "{} left {} unseen", id, key);
                     }
                 }
             }
@@ -148,18 +164,18 @@ proptest! {
                 (*key, (owner, *value, look(&kernel.image, key)))
             };
             settled = kernel.image.services.iter().map(settle).collect();
-            prop_assert!(compiler.update(&table, &view, Some(&Default::default()), now_ms).is_empty(), "nothing new");
+            prop_assert!(compiler.update(&table, &view, Some(&Default::default()), began_ms).is_empty(), "nothing new");
         }
         // At rest nothing is left over.
         let (table, view) = (catalogue.table(1), worlds[worlds.len().min(8) - 1].node_view());
         let writes = compiler.update(&table, &view, None, now_ms);
-        kernel.write(&writes, usize::MAX, now_ms)?;
+        kernel.write(&writes, usize::MAX, now_ms, now_ms)?;
         compiler.written(now_ms);
         while let Some(at) = compiler.next_deadline() {
             prop_assert!(at > now_ms);
             now_ms = at;
             let writes = compiler.update(&table, &view, Some(&Default::default()), now_ms);
-            kernel.write(&writes, usize::MAX, now_ms)?;
+            kernel.write(&writes, usize::MAX, now_ms, now_ms)?;
             compiler.written(now_ms);
         }
         prop_assert_eq!(kernel.image.dump(), fresh(&table, &view).dump());
@@ -254,7 +270,7 @@ proptest! {
             now_ms += 700;
             let view = world.with_second_node(known).node_view();
             let writes = compiler.update(&table, &view, Some(&Default::default()), now_ms);
-            kernel.write(&writes, usize::MAX, now_ms)?;
+            kernel.write(&writes, usize::MAX, now_ms, now_ms)?;
             compiler.written(now_ms);
             prop_assert_eq!(kernel.image.dump(), fresh(&table, &view).dump());
             let anywhere = kernel.image.backends.iter().map(|(id, value)| (*id, value.on_node(0, false))).collect();

@@ -29,7 +29,7 @@ proptest! {
             before = Some(world);
             let (table, view) = (catalogue.table(1), world.node_view());
             let writes = compiler.update(&table, &view, Some(&changed), now_ms);
-            kernel.write(&writes, usize::MAX, now_ms)?;
+            kernel.write(&writes, usize::MAX, now_ms, now_ms)?;
             compiler.written(now_ms);
             let image = &kernel.image;
             prop_assert!(image.services.len() < services as usize && image.affinity.len() <= affinity_backends as usize);
