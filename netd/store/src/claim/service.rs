@@ -5,6 +5,7 @@
 //! the port.
 
 mod claims;
+mod delete;
 mod fields;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use ipam::{NodePortError, ServiceIpError, ServiceRanges};
 use lb::{Protocol, Service};
 
 pub use claims::ServiceClaims;
+pub use delete::delete_service;
 
 use crate::records::{BadRecord, Extra, NodePortRecord, SCHEMA, ServiceIpRecord, encode};
 use crate::{Class, Keys, Store, StoreError, Transaction};
@@ -214,32 +216,4 @@ fn exchange<T: Ord + Display>(
         }
     }
     Ok(write)
-}
-
-/// Deletes a service and all that it holds in one transaction; returns the revision, `None` when it was not there.
-///
-/// # Errors
-/// Somebody kept changing it, or the store fails.
-pub async fn delete_service(
-    store: &dyn Store,
-    keys: &Keys,
-    namespace: &str,
-    name: &str,
-) -> Result<Option<u64>, ServiceClaimError> {
-    let key = keys.service(namespace, name);
-    for _ in 0..ROUNDS {
-        let own = ServiceClaims::read(store, keys).await?.of(namespace, name);
-        let Some(service) = store.get(&key).await? else { return Ok(None) };
-        let mut delete = Transaction::new().unchanged(&key, service.mod_revision).delete(&key);
-        let addresses = own.addresses.iter().map(|(ip, revision)| (keys.service_ip(*ip), revision));
-        let ports = own.ports.iter().map(|(port, revision)| (keys.node_port(*port), revision));
-        for (key, revision) in addresses.chain(ports) {
-            delete = delete.unchanged(&key, *revision).delete(key);
-        }
-        let done = store.transact(delete).await?;
-        if done.succeeded {
-            return Ok(Some(done.revision));
-        }
-    }
-    Err(ServiceClaimError::Contended(ROUNDS))
 }
