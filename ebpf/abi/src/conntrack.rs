@@ -17,9 +17,15 @@
 //! ```text
 //!           answer               client again           FIN of one     FIN of the other
 //! New ───────────────► Answered ─────────────► Established ──► Closing ──────► Closed
-//!  CT_NEW                CT_NEW                  CT_LIVE         │ RST           CT_LIVE
-//!                                                                └──► Reset
+//!  CT_NEW                CT_NEW                  CT_LIVE  │       │              CT_LIVE
+//!   │ RST                  │ RST                      RST ▼       ▼ RST
+//!   └────► Reset ◄─────────┘                          Doubtful ───► back with the next packet without one
 //! ```
+//!
+//! Nobody looks at sequence numbers: an RST may be anybody's who guesses addresses and ports. So it ends no connection that goes on;
+//! it only lets others have the ports of one that does not.
+//!
+//! A flow with one entry ([`CT_ALONE`]) never leaves CT_NEW: only one of its sides is seen.
 
 use crate::{
     address::Address,
@@ -58,8 +64,12 @@ pub enum CtState {
     Closing = 4,
     /// Both have.
     Closed = 5,
-    /// One has sent an RST.
+    /// One has sent an RST before the flow was established.
     Reset = 6,
+    /// One has sent an RST later; the other has not spoken since.
+    Doubtful = 7,
+    /// Of a flow with one entry: begun without its SYN, when it had come another way before.
+    Joined = 8,
 }
 
 impl CtState {
@@ -72,6 +82,8 @@ impl CtState {
             4 => Self::Closing,
             5 => Self::Closed,
             6 => Self::Reset,
+            7 => Self::Doubtful,
+            8 => Self::Joined,
             _ => return None,
         })
     }
@@ -90,6 +102,8 @@ impl CtState {
             Self::Closing => "closing",
             Self::Closed => "closed",
             Self::Reset => "reset",
+            Self::Doubtful => "doubtful",
+            Self::Joined => "joined",
         }
     }
 }
@@ -99,16 +113,18 @@ pub const TCP_OPENING_SECS: u32 = 60;
 /// An idle connection: well above the two hours after which keepalives begin (RFC 9293, section 3.8.4; RFC 5382 asks for more
 /// than 2 h 4 min). Room is made earlier only where CT_LIVE is full.
 pub const TCP_IDLE_SECS: u32 = 86_400;
-/// Half closed: the other side may still have much to say.
+/// Half closed, or reset by one who may have been anybody: the other side may still have much to say.
 pub const TCP_CLOSING_SECS: u32 = 3_600;
 /// Both closed: twice the segment lifetime that Linux assumes.
 pub const TCP_CLOSED_SECS: u32 = 120;
-/// Reset: time for what is under way.
+/// Reset: time for what is under way. After that others may have the flow's ports.
 pub const TCP_RESET_SECS: u32 = 10;
 /// One datagram, or one and its answer.
 pub const UDP_ONCE_SECS: u32 = 30;
 /// A UDP flow (RFC 4787, REQ-5: at least two minutes).
 pub const UDP_FLOW_SECS: u32 = 180;
+/// The fragments of one packet: as long as Linux waits for them (net.ipv4.ipfrag_time). Identifications come again.
+pub const FRAGMENT_SECS: u32 = 30;
 
 /// A packet's addresses and ports as it arrives: one direction of a flow. 40 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,9 +183,9 @@ impl CtValue {
     pub const fn timeout_secs(&self, proto: u8) -> u32 {
         match (proto, self.state) {
             (_, 0) => 0,
-            (PROTO_TCP, 1 | 2) => TCP_OPENING_SECS,
+            (PROTO_TCP, 1 | 2 | 8) => TCP_OPENING_SECS,
             (PROTO_TCP, 3) => TCP_IDLE_SECS,
-            (PROTO_TCP, 4) => TCP_CLOSING_SECS,
+            (PROTO_TCP, 4 | 7) => TCP_CLOSING_SECS,
             (PROTO_TCP, 5) => TCP_CLOSED_SECS,
             (PROTO_TCP, _) => TCP_RESET_SECS,
             (PROTO_UDP, 3) => UDP_FLOW_SECS,
@@ -180,16 +196,33 @@ impl CtValue {
     /// Whether the flow is over; `now_secs` of CLOCK_MONOTONIC.
     #[inline(always)]
     pub const fn is_expired(&self, proto: u8, now_secs: u32) -> bool {
-        // A packet of another CPU may have been seen a moment after `now`: that is no age of a hundred years.
-        let age = now_secs.wrapping_sub(self.seen_secs);
-        age > self.timeout_secs(proto) && age < u32::MAX / 2
+        is_older(self.seen_secs, now_secs, self.timeout_secs(proto))
+    }
+
+    /// Whether another flow may have its addresses and ports: it is over, or one side has said so and nobody spoke since.
+    #[inline(always)]
+    pub const fn is_free(&self, proto: u8, now_secs: u32) -> bool {
+        let is_doubtful = self.state == CtState::Doubtful as u8;
+        is_older(
+            self.seen_secs,
+            now_secs,
+            if is_doubtful { TCP_RESET_SECS } else { self.timeout_secs(proto) },
+        )
     }
 
     /// Whether a SYN between the same ports begins another connection.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
-        self.state >= CtState::Closed as u8
+        self.state >= CtState::Closed as u8 && self.state <= CtState::Doubtful as u8
     }
+}
+
+/// Whether more than `secs` have passed. A packet of another CPU may have been seen a moment after `now`: that is no age of a
+/// hundred years.
+#[inline(always)]
+const fn is_older(seen_secs: u32, now_secs: u32, secs: u32) -> bool {
+    let age = now_secs.wrapping_sub(seen_secs);
+    age > secs && age < u32::MAX / 2
 }
 
 impl CtKey {
@@ -236,7 +269,7 @@ pub struct FragmentKey {
     pub pad: [u8; 3],
 }
 
-/// The ports that its first fragment had. 4 bytes.
+/// The ports that its first fragment had. 8 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FragmentValue {
@@ -244,6 +277,16 @@ pub struct FragmentValue {
     pub sport: [u8; 2],
     /// Destination port, network order.
     pub dport: [u8; 2],
+    /// When that fragment came: seconds of CLOCK_MONOTONIC.
+    pub seen_secs: u32,
+}
+
+impl FragmentValue {
+    /// Whether the identification may be another packet's by now.
+    #[inline(always)]
+    pub const fn is_expired(&self, now_secs: u32) -> bool {
+        is_older(self.seen_secs, now_secs, FRAGMENT_SECS)
+    }
 }
 
 // The layouts are the ABI: a change here must fail to compile before it confuses a running program.
@@ -251,7 +294,7 @@ const _: () = {
     assert!(size_of::<CtKey>() == 40);
     assert!(size_of::<CtValue>() == 64);
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<FragmentValue>() == 4);
+    assert!(size_of::<FragmentValue>() == 8);
 };
 
 #[cfg(test)]
@@ -300,6 +343,8 @@ mod tests {
             (PROTO_TCP, CtState::Closing, TCP_CLOSING_SECS),
             (PROTO_TCP, CtState::Closed, TCP_CLOSED_SECS),
             (PROTO_TCP, CtState::Reset, TCP_RESET_SECS),
+            (PROTO_TCP, CtState::Doubtful, TCP_CLOSING_SECS),
+            (PROTO_TCP, CtState::Joined, TCP_OPENING_SECS),
             (PROTO_UDP, CtState::New, UDP_ONCE_SECS),
             (PROTO_UDP, CtState::Answered, UDP_ONCE_SECS),
             (PROTO_UDP, CtState::Established, UDP_FLOW_SECS),
@@ -311,5 +356,34 @@ mod tests {
             assert!(!value.is_expired(proto, 99), "seen by another CPU a moment later");
         }
         assert_eq!(CtState::from_number(0), None);
+    }
+
+    #[test]
+    fn an_rst_gives_the_ports_to_others_soon_and_ends_the_flow_late() {
+        let value = CtValue { state: CtState::Doubtful.number(), ..BACKEND };
+        assert!(
+            !value.is_free(PROTO_TCP, 100 + TCP_RESET_SECS) && value.is_free(PROTO_TCP, 101 + TCP_RESET_SECS)
+        );
+        assert!(!value.is_expired(PROTO_TCP, 101 + TCP_RESET_SECS));
+        assert!(value.is_over(), "and a SYN begins another connection");
+        let joined = CtValue { state: CtState::Joined.number(), ..BACKEND };
+        assert!(!joined.is_over());
+        for state in [CtState::New, CtState::Established, CtState::Closed] {
+            let value = CtValue { state: state.number(), ..BACKEND };
+            for age in [1, TCP_OPENING_SECS + 1, TCP_IDLE_SECS + 1] {
+                assert_eq!(
+                    value.is_free(PROTO_TCP, 100 + age),
+                    value.is_expired(PROTO_TCP, 100 + age),
+                    "{state:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_identification_is_a_packets_for_half_a_minute() {
+        let value = FragmentValue { seen_secs: 100, ..FragmentValue::default() };
+        assert!(!value.is_expired(99) && !value.is_expired(100 + FRAGMENT_SECS));
+        assert!(value.is_expired(101 + FRAGMENT_SECS));
     }
 }

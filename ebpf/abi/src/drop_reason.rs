@@ -51,11 +51,15 @@ pub enum DropReason {
     NoBackend = 20,
     /// Translated, and too long for its next link; the sender is told the MTU.
     TooBig = 21,
+    /// Of a connection that is not known, while flows are on their way from maps of another size: it comes again.
+    Migrating = 22,
+    /// By a fault that was injected into the service.
+    Fault = 23,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::UnknownLink,
         Self::Malformed,
         Self::SourceMac,
@@ -78,6 +82,8 @@ impl DropReason {
         Self::DsrSender,
         Self::NoBackend,
         Self::TooBig,
+        Self::Migrating,
+        Self::Fault,
     ];
 
     /// The index in DROPS.
@@ -110,6 +116,8 @@ impl DropReason {
             Self::DsrSender => "dsr-sender",
             Self::NoBackend => "no-backend",
             Self::TooBig => "too-big",
+            Self::Migrating => "migrating",
+            Self::Fault => "fault",
         }
     }
 }

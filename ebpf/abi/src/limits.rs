@@ -58,7 +58,7 @@ pub const CT_LIVE_DEFAULT: u32 = 262_144;
 /// See [`CT_LIVE_DEFAULT`].
 pub const CT_LIVE_MIN: u32 = 4_096;
 
-/// Flows of the packet path without an answer yet: a flood fills only this one.
+/// Flows of the packet path without an answer yet, and those of which only one side is seen: a flood fills only this one.
 pub const CT_NEW_DEFAULT: u32 = 262_144;
 /// See [`CT_NEW_DEFAULT`].
 pub const CT_NEW_MIN: u32 = 4_096;

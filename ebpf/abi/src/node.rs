@@ -14,6 +14,9 @@ pub const ADDRESS_OWN: u32 = 2;
 pub const CONFIG_SILENT_LOOPBACK4: u32 = 1;
 /// Flag of [`DatapathConfig`]: node ports do not answer at the IPv6 loopback address.
 pub const CONFIG_SILENT_LOOPBACK6: u32 = 2;
+/// Flag of [`DatapathConfig`], which the loader sets and clears: flows are on their way from maps of another size or version. A
+/// segment of a connection that is not known is dropped, to come again, instead of refused.
+pub const CONFIG_MIGRATING: u32 = 4;
 
 /// VXLAN network identifier of packets for direct server return; the overlay's own is 4242.
 pub const DSR_VNI: u32 = 4243;

@@ -15,6 +15,7 @@ use core::fmt;
 use core::net::IpAddr;
 
 use crate::address::{self, Address, UNSPECIFIED, UNSPECIFIED4};
+use crate::hash::below;
 use crate::protocol::{PROTO_WILDCARD, Protocol, protocol_name};
 
 /// [`FrontendKey::scope`]: asked by pods and processes of the cluster.
@@ -36,6 +37,11 @@ pub const SERVICE_DROP_EMPTY: u32 = 8;
 pub const SERVICE_KEEP_SOURCE: u32 = 16;
 /// [`ServiceValue::flags`]: the frontend is a node port.
 pub const SERVICE_NODE_PORT: u32 = 32;
+/// [`ServiceValue::flags`]: an injected fault: `fault_percent` of what begins is refused, as without backends.
+pub const SERVICE_FAULT_RESET: u32 = 64;
+/// [`ServiceValue::flags`]: an injected fault: of `fault_percent` of what begins the packets are dropped. A flow is dropped as a
+/// whole: its SYN finds no way at the next attempt, either.
+pub const SERVICE_FAULT_DROP: u32 = 128;
 
 /// [`ServiceValue::algorithm`]: any slot.
 pub const ALGORITHM_RANDOM: u8 = 0;
@@ -147,10 +153,21 @@ pub struct ServiceValue {
     pub affinity_id: u32,
     /// `ALGORITHM_*`.
     pub algorithm: u8,
+    /// How many of a hundred connections, flows and datagrams of unconnected sockets a fault befalls; 0 without one.
+    pub fault_percent: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
     /// Reserved, zero.
     pub reserved: u32,
+}
+
+impl ServiceValue {
+    /// Whether the service has a fault that befalls what has this number (random, or a hash).
+    #[inline(always)]
+    pub const fn is_befallen(&self, number: u32) -> bool {
+        self.flags & (SERVICE_FAULT_RESET | SERVICE_FAULT_DROP) != 0
+            && below(number, 100) < self.fault_percent as u32
+    }
 }
 
 /// One backend. 24 bytes; an entry of zeroes is an unused identifier (BACKENDS is an array).
@@ -338,6 +355,18 @@ mod tests {
         let key = FrontendKey::wildcard(ip("10.96.0.10"), SCOPE_INTERNAL);
         assert_eq!((key.protocol(), key.to_string().as_str()), (None, "10.96.0.10:*"));
         assert!(key.is_wildcard() && !key.is_node_port());
+    }
+
+    #[test]
+    fn a_fault_befalls_so_many_of_a_hundred() {
+        let service = |flags, fault_percent| ServiceValue { flags, fault_percent, ..ServiceValue::default() };
+        let hits = |service: ServiceValue| {
+            (0..100_000_u32).filter(|number| service.is_befallen(number * 42_949)).count()
+        };
+        assert_eq!(hits(service(0, 50)), 0, "no fault");
+        assert_eq!(hits(service(SERVICE_FAULT_RESET, 0)), 0);
+        assert_eq!(hits(service(SERVICE_FAULT_DROP, 100)), 100_000);
+        assert!(hits(service(SERVICE_FAULT_DROP, 10)).abs_diff(10_000) < 10);
     }
 
     #[test]

@@ -94,8 +94,13 @@ impl Datapath {
             };
             swept.seen += entries.len();
             let mut going_on = entries.len();
+            let is_crowded = self.sweep.is_crowded(map.max_entries());
+            let is_over = |key: &CtKey, value: &CtValue| match is_crowded {
+                true => value.is_free(key.proto, now_secs),
+                false => value.is_expired(key.proto, now_secs),
+            };
             for (key, value) in entries {
-                if value.is_expired(key.proto, now_secs) && remove_expired(map, &key, now_secs)? {
+                if is_over(&key, &value) && remove_over(map, &key, is_over)? {
                     swept.removed += 1;
                     going_on -= 1;
                 }
@@ -190,6 +195,14 @@ impl Sweep {
         *if self.in_new { new } else { live } += going_on;
     }
 
+    /// Whether the map that it is in was half full at the end of the last round: then flows go that others may have the ports
+    /// of, so that the kernel need not make room among those that go on.
+    fn is_crowded(&self, max_entries: u32) -> bool {
+        let [live, new] = self.fill;
+        let entries = if self.in_new { new } else { live };
+        entries > max_entries as usize / 2
+    }
+
     /// Goes on to the other map; `true` after both.
     fn end_of_map(&mut self) -> bool {
         self.in_new = !self.in_new;
@@ -201,9 +214,13 @@ impl Sweep {
 }
 
 /// Unless a packet of it has come since it was listed.
-fn remove_expired(map: &BpfMap<CtKey, CtValue>, key: &CtKey, now_secs: u32) -> Result<bool, MapAccessError> {
+fn remove_over(
+    map: &BpfMap<CtKey, CtValue>,
+    key: &CtKey,
+    is_over: impl Fn(&CtKey, &CtValue) -> bool,
+) -> Result<bool, MapAccessError> {
     match map.get(key)? {
-        Some(value) if value.is_expired(key.proto, now_secs) => map.remove(key),
+        Some(value) if is_over(key, &value) => map.remove(key),
         _ => Ok(false),
     }
 }

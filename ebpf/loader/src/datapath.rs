@@ -142,6 +142,7 @@ impl Datapath {
             options,
         };
         devices::sweep_dead_pins(&links_dir);
+        datapath.say_migrating(datapath.is_migrating())?;
         datapath.learn_frontends()?;
         datapath.known_addresses =
             datapath.pods()?.into_iter().map(|(index, pod)| (index, pod.addresses)).collect();

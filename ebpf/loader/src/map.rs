@@ -274,6 +274,33 @@ pub(crate) fn copy_missing(name: &'static str, old: &MapFd, new: &MapFd) -> Resu
     Ok(copied)
 }
 
+/// The same; of two entries with one key the later one stays, which `is_later` says of the old map's and the new one's.
+pub(crate) fn copy_later<K: aya::Pod, V: aya::Pod>(
+    old: &BpfMap<K, V>,
+    new: &BpfMap<K, V>,
+    is_later: impl Fn(&V, &V) -> bool,
+) -> Result<Copied, MapAccessError> {
+    let mut copied = Copied::default();
+    let mut walk = Walk::default();
+    while let Some(entries) = old.step(&mut walk, BATCH)? {
+        for (key, value) in entries {
+            let written = match new.insert_new(&key, &value) {
+                Ok(false) => match new.get(&key)? {
+                    Some(known) if !is_later(&value, &known) => continue,
+                    _ => new.set(&key, &value),
+                },
+                inserted => inserted.map(drop),
+            };
+            match written {
+                Ok(()) => copied.copied += 1,
+                Err(MapAccessError::Full { .. }) => copied.left_out += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(copied)
+}
+
 fn each_batch(
     name: &'static str,
     map: &MapFd,

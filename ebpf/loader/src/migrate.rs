@@ -10,8 +10,9 @@
 //! ```
 //!
 //! [`prepare`] comes before the programs are loaded, so that they find maps of the right size. Flows that begin between the
-//! copy and the moment when the new programs are attached are in the old maps: [`Datapath::finish_migration`] copies again
-//! what is missing, then takes the old pins away. Whatever is cut off anywhere is done again by the next [`Datapath::open`].
+//! copy and the moment when the new programs are attached are in the old maps: they are copied again directly before the first
+//! program for packets is attached, and once more by [`Datapath::finish_migration`], which then takes the old pins away. What
+//! still falls between is dropped meanwhile and not refused (`CONFIG_MIGRATING`): TCP sends it again. Whatever is cut off anywhere is done again by the next [`Datapath::open`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,14 +21,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ebpf_abi::{ABI_VERSION, SocketValue, names};
+use ebpf_abi::{ABI_VERSION, CtKey, CtValue, SocketValue, names};
 
 use crate::{
     clean,
     datapath::{Datapath, LINKS_DIR, Maps},
     error::{AttachError, CleanError, LoadError, MapAccessError},
     link,
-    map::{BpfMap, copy_entries, copy_missing},
+    map::{BpfMap, copy_entries, copy_later, copy_missing},
     sys::{self, MapFd, MapShape},
     v1,
 };
@@ -41,7 +42,7 @@ pub(crate) const CARRYING: &str = "carrying";
 
 /// Maps that programs write and in which the least recently used go first; what was written into the old one after the copy
 /// is copied again at the end.
-const WRITTEN_BY_PROGRAMS: [&str; 4] = [names::FLOWS, names::AFFINITY, names::CT_LIVE, names::CT_NEW];
+const WRITTEN_BY_PROGRAMS: [&str; 2] = [names::FLOWS, names::AFFINITY];
 
 /// What is left to do of a migration.
 #[derive(Debug, Default)]
@@ -56,6 +57,8 @@ pub(crate) struct Migration {
     sockets: BTreeSet<u64>,
     /// What BACKEND_LOAD held when it was made anew.
     loads: BTreeMap<u32, u64>,
+    /// Programs for packets are being attached: what the old ones knew was copied.
+    has_begun: bool,
 }
 
 /// Looks for pins of other versions, and gives each pinned map of ours the size it is to have.
@@ -172,6 +175,8 @@ impl Datapath {
     /// migration nothing happens.
     pub fn finish_migration(&mut self) -> Result<(), AttachError> {
         if !self.is_migrating() {
+            // Of one that was cut off at its end.
+            self.say_migrating(false)?;
             return Ok(());
         }
         self.copy_flows_again()?;
@@ -186,7 +191,16 @@ impl Datapath {
             tracing::info!(dir = %sibling.display(), "pins of another version removed");
         }
         self.migration.known = None;
+        self.say_migrating(false)?;
         Ok(())
+    }
+
+    /// Before the first program for packets is attached: connections that began since the maps were made anew.
+    pub(crate) fn copy_before_packets(&mut self) -> Result<(), MapAccessError> {
+        if std::mem::replace(&mut self.migration.has_begun, true) || !self.is_migrating() {
+            return Ok(());
+        }
+        self.copy_flows_again()
     }
 
     /// What programs did to maps that are not ours any more, done to ours. What is in ours stays as it is.
@@ -198,6 +212,10 @@ impl Datapath {
                 self.follow_sockets(old)?;
             } else if name == names::BACKEND_LOAD {
                 self.follow_loads(old)?;
+            } else if let Some(ours) = self.tracked(name) {
+                if let Some(old) = BpfMap::of(name, old) {
+                    copy_later(&old, ours, is_later)?;
+                }
             } else if WRITTEN_BY_PROGRAMS.contains(&name)
                 && let Ok(new) = MapFd::open(&pin_dir.join(name))
             {
@@ -208,6 +226,14 @@ impl Datapath {
             v1::carry_flows(from, &self.maps)?;
         }
         Ok(())
+    }
+
+    fn tracked(&self, name: &str) -> Option<&BpfMap<CtKey, CtValue>> {
+        match name {
+            names::CT_LIVE => Some(&self.maps.ct_live),
+            names::CT_NEW => Some(&self.maps.ct_new),
+            _ => None,
+        }
     }
 
     /// Sockets that were connected or closed after the copy, while the old programs ran.
@@ -239,6 +265,11 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+/// Of two entries for one direction: that of the flow that began later, or whose packets were seen later.
+fn is_later(old: &CtValue, ours: &CtValue) -> bool {
+    (old.began_secs, old.seen_secs) > (ours.began_secs, ours.seen_secs)
 }
 
 /// The map that an old one was replaced by.

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use ebpf_abi::{Address, DatapathConfig, NodeValue, address};
+use ebpf_abi::{Address, DatapathConfig, NodeValue, address, node::CONFIG_MIGRATING};
 
 use crate::{datapath::Datapath, error::MapAccessError};
 
@@ -51,17 +51,36 @@ impl Datapath {
         Ok(entries.filter(|(_, node)| *node != NodeValue::default()).collect())
     }
 
-    /// Writes CONFIG; `false` when it was so already.
+    /// Writes CONFIG; `false` when it was so already. `CONFIG_MIGRATING` is not the caller's: it stays as it is.
     pub fn write_config(&mut self, config: &DatapathConfig) -> Result<bool, MapAccessError> {
-        if self.config()? == *config {
-            return Ok(false);
-        }
-        self.maps.config.set(&ENTRY, config)?;
-        Ok(true)
+        let present = self.maps.config.get(&ENTRY)?.unwrap_or_default();
+        let kept = present.flags & CONFIG_MIGRATING;
+        self.change_config(
+            present,
+            DatapathConfig { flags: config.flags & !CONFIG_MIGRATING | kept, ..*config },
+        )
     }
 
-    /// CONFIG as it is.
+    /// CONFIG as it is, without `CONFIG_MIGRATING`.
     pub fn config(&self) -> Result<DatapathConfig, MapAccessError> {
-        Ok(self.maps.config.get(&ENTRY)?.unwrap_or_default())
+        let present = self.maps.config.get(&ENTRY)?.unwrap_or_default();
+        Ok(DatapathConfig { flags: present.flags & !CONFIG_MIGRATING, ..present })
+    }
+
+    /// Tells the programs whether flows are on their way from other maps.
+    pub(crate) fn say_migrating(&mut self, is_migrating: bool) -> Result<bool, MapAccessError> {
+        let present = self.maps.config.get(&ENTRY)?.unwrap_or_default();
+        let flag = if is_migrating { CONFIG_MIGRATING } else { 0 };
+        self.change_config(
+            present,
+            DatapathConfig { flags: present.flags & !CONFIG_MIGRATING | flag, ..present },
+        )
+    }
+
+    fn change_config(&self, from: DatapathConfig, to: DatapathConfig) -> Result<bool, MapAccessError> {
+        if from != to {
+            self.maps.config.set(&ENTRY, &to)?;
+        }
+        Ok(from != to)
     }
 }

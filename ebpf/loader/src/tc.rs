@@ -59,6 +59,7 @@ impl Datapath {
         program: &'static str,
         place: Place<'_>,
     ) -> Result<Attached, AttachError> {
+        self.copy_before_packets()?;
         let pins = self.pins(place.pin);
         if self.tcx {
             // A mark of another attach mode is in the pin's way.

@@ -41,7 +41,9 @@ pub(crate) fn follow(s: &mut Scratch) -> Found {
     }
     let now_secs = now_secs();
     if let Some(entry) = ct_maps::read_live(&s.key, &mut s.value) {
-        let is_quiet = s.value.seen_secs == now_secs && !s.has_tcp(TCP_SYN | TCP_FIN | TCP_RST);
+        let is_quiet = s.value.seen_secs == now_secs
+            && s.value.state != CtState::Doubtful.number()
+            && !s.has_tcp(TCP_SYN | TCP_FIN | TCP_RST);
         if is_quiet && holds(&s.value) {
             return kind(&s.value);
         }
@@ -100,29 +102,30 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         return found;
     }
     let tick = s.value.seen_secs != now_secs;
-    if !tick && !s.has_tcp(TCP_FIN | TCP_RST) {
+    let is_doubtful = s.value.state == CtState::Doubtful.number();
+    if !tick && !is_doubtful && !s.has_tcp(TCP_FIN | TCP_RST) {
         return kind(&s.value);
     }
     mirror(s);
-    let peer = if s.value.flags & CT_ALONE == 0 { ct_maps::live(&s.peer_key) } else { None };
+    let peer = ct_maps::live(&s.peer_key);
     if peer.is_some_and(|peer| !peer.is_like(&s.peer)) {
         return disown(s);
     }
     entry.set_seen(now_secs);
+    let is_closed = s.value.state == CtState::Closed.number();
     let state = if s.has_tcp(TCP_RST) {
-        CtState::Reset
+        // Not the end yet, for it may be anybody's: only until somebody speaks again.
+        if is_closed { CtState::Closed } else { CtState::Doubtful }
     } else if s.has_tcp(TCP_FIN) {
         entry.set_flags(s.value.flags | CT_FIN);
         match peer {
             Some(peer) if peer.flags() & CT_FIN != 0 => CtState::Closed,
-            // Of a flow with one entry nobody sees the other FIN.
-            _ if s.value.flags & CT_ALONE != 0 => CtState::Closed,
-            _ if s.value.state == CtState::Closed.number() => CtState::Closed,
+            _ if is_closed => CtState::Closed,
             _ => CtState::Closing,
         }
-    } else if s.value.state == CtState::Reset.number() && !s.has_tcp(TCP_SYN) {
-        // Somebody sent an RST that neither side believed.
-        CtState::Established
+    } else if is_doubtful && !s.has_tcp(TCP_SYN) {
+        let has_fin = s.value.flags & CT_FIN != 0 || peer.is_some_and(|peer| peer.flags() & CT_FIN != 0);
+        if has_fin { CtState::Closing } else { CtState::Established }
     } else {
         CtState::from_number(s.value.state).unwrap_or(CtState::Established)
     };
@@ -133,7 +136,7 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
             peer.set_state(state);
         }
         // Evicted: of a flow that only one side speaks in, the other direction is least recently used.
-        None if s.value.flags & CT_ALONE == 0 => {
+        None => {
             s.value.seen_secs = now_secs;
             s.value.state = state.number();
             match nat::claim(s, now_secs) {
@@ -144,7 +147,6 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
                 _ => maps::count(Counter::CtFull),
             }
         }
-        None => {}
     }
     kind(&s.value)
 }
@@ -156,25 +158,19 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         return found;
     }
     entry.set_seen(now_secs);
-    let is_alone = s.value.flags & CT_ALONE != 0;
+    if s.value.flags & CT_ALONE != 0 {
+        return alone(s, entry);
+    }
     if s.value.flags & CT_REPLY != 0 {
         let answered = s.value.state != CtState::New.number();
         if s.has_tcp(TCP_RST) {
             entry.set_state(CtState::Reset);
-        } else if !answered {
+        } else if s.value.state != CtState::Answered.number() {
             entry.set_state(CtState::Answered);
         }
-        // Nobody asks through this entry, or asked once and is answered for a while: that the other side goes on to speak
-        // must do.
+        // Who asked once and is answered for a while: that the other side goes on to speak must do.
         let goes_on = s.key.proto != PROTO_TCP && now_secs.wrapping_sub(s.value.began_secs) > STREAM_SECS;
-        if (is_alone || goes_on) && answered && !s.has_tcp(TCP_SYN | TCP_RST) {
-            return establish(s, now_secs);
-        }
-        return kind(&s.value);
-    }
-    if is_alone {
-        // The answers do not come by here: that the client goes on must do.
-        return if s.has_tcp(TCP_SYN) { kind(&s.value) } else { establish(s, now_secs) };
+        return if goes_on && answered { establish(s, now_secs) } else { kind(&s.value) };
     }
     mirror(s);
     if let Some(peer) = ct_maps::fresh(&s.peer_key) {
@@ -183,6 +179,12 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         }
         // They age together: an entry for the answers that is over may be given to another flow.
         peer.set_seen(now_secs);
+        if s.has_tcp(TCP_RST) {
+            // It asked, and does not want the answer: whoever looks for open ports does so.
+            entry.set_state(CtState::Reset);
+            peer.set_state(CtState::Reset);
+            return kind(&s.value);
+        }
         let state = peer.state();
         let has_answered = state >= CtState::Answered.number() && state < CtState::Closed.number();
         return if has_answered && !s.has_tcp(TCP_SYN) { establish(s, now_secs) } else { kind(&s.value) };
@@ -196,20 +198,64 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     if nat::claim(s, now_secs) == Inserted::Taken { disown(s) } else { kind(&s.value) }
 }
 
+/// A packet of a flow with one entry, which only one of its sides is seen by. Nothing proves that the other one speaks, so it stays in
+/// CT_NEW, where it takes no room from those that have two; and only one that began with a SYN and went on lives longer than that.
+#[inline(never)]
+fn alone(s: &mut Scratch, entry: Entry) -> Found {
+    const NEW: u8 = CtState::New as u8;
+    const ANSWERED: u8 = CtState::Answered as u8;
+    const JOINED: u8 = CtState::Joined as u8;
+    const CLOSED: u8 = CtState::Closed as u8;
+    let is_open = !matches!(s.value.state, NEW | ANSWERED | JOINED);
+    let state = match s.value.state {
+        CLOSED => CtState::Closed,
+        _ if s.has_tcp(TCP_RST) => {
+            if is_open {
+                CtState::Doubtful
+            } else {
+                CtState::Reset
+            }
+        }
+        // Of a client, once more or late; of a backend, the first answer.
+        NEW | JOINED if s.has_tcp(TCP_SYN) => {
+            if s.value.flags & CT_REPLY != 0 {
+                CtState::Answered
+            } else {
+                CtState::New
+            }
+        }
+        JOINED => CtState::Joined,
+        // Nobody sees the other FIN.
+        _ if s.has_tcp(TCP_FIN) => CtState::Closed,
+        ANSWERED if s.has_tcp(TCP_SYN) => CtState::Answered,
+        // A datagram's answer.
+        NEW if s.value.flags & CT_REPLY != 0 => CtState::Answered,
+        _ => CtState::Established,
+    };
+    if !is_open && state == CtState::Established {
+        maps::count(Counter::FlowEstablished);
+    }
+    if state.number() != s.value.state {
+        entry.set_state(state);
+    }
+    kind(&s.value)
+}
+
 /// Moves the flow in [`Scratch::value`] to CT_LIVE.
 #[inline(never)]
 fn establish(s: &mut Scratch, now_secs: u32) -> Found {
     s.value.state = CtState::Established.number();
     s.value.seen_secs = now_secs;
+    if s.has_tcp(TCP_FIN) {
+        s.value.state = CtState::Closing.number();
+        s.value.flags |= CT_FIN;
+    }
     mirror(s);
-    // In CT_LIVE before it is gone from CT_NEW: whoever inserts the same key into CT_NEW meanwhile looks into CT_LIVE after.
-    let peer = if s.value.flags & CT_ALONE != 0 {
-        Inserted::Yes
-    } else if ct_maps::fresh(&s.peer_key).is_some_and(|peer| !peer.is_like(&s.peer)) {
+    if ct_maps::fresh(&s.peer_key).is_some_and(|peer| !peer.is_like(&s.peer)) {
         return disown(s);
-    } else {
-        ct_maps::add_live(&s.peer_key, &s.peer)
-    };
+    }
+    // In CT_LIVE before it is gone from CT_NEW: whoever inserts the same key into CT_NEW meanwhile looks into CT_LIVE after.
+    let peer = ct_maps::add_live(&s.peer_key, &s.peer);
     if peer == Inserted::Taken && !ct_maps::live(&s.peer_key).is_some_and(|peer| peer.is_like(&s.peer)) {
         return disown(s);
     }
@@ -219,9 +265,7 @@ fn establish(s: &mut Scratch, now_secs: u32) -> Found {
         return kind(&s.value);
     }
     ct_maps::remove_fresh(&s.key);
-    if s.value.flags & CT_ALONE == 0 {
-        ct_maps::remove_fresh(&s.peer_key);
-    }
+    ct_maps::remove_fresh(&s.peer_key);
     maps::count(Counter::FlowEstablished);
     kind(&s.value)
 }

@@ -55,11 +55,11 @@ impl Entry {
         unsafe { (&raw const (*self.0).flags).read_volatile() }
     }
 
-    /// Whether the flow is over at this time.
+    /// Whether another flow may have its addresses and ports at this time.
     #[inline(always)]
-    pub(crate) fn is_expired(&self, proto: u8, now_secs: u32) -> bool {
+    pub(crate) fn is_free(&self, proto: u8, now_secs: u32) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.0).is_expired(proto, now_secs) }
+        unsafe { (*self.0).is_free(proto, now_secs) }
     }
 
     /// Whether its packets become the same as those of `value`.
@@ -221,6 +221,13 @@ pub(crate) fn fragment(key: &FragmentKey) -> Option<FragmentValue> {
     let ports = unsafe { entry.read_volatile() };
     // See [`read_live`].
     if FRAGMENTS.get_ptr(key)? == entry { Some(ports) } else { None }
+}
+
+/// They are not known any more.
+#[inline(always)]
+pub(crate) fn forget_fragment(key: &FragmentKey) {
+    // Gone already is as good.
+    let _ = FRAGMENTS.remove(key);
 }
 
 /// Remembers them.

@@ -14,12 +14,14 @@
 //! have a marker: so both kinds may go on beside each other, whatever their ports.
 
 use ebpf_abi::{
-    Address, Counter, CtState, CtValue, DropReason, EndpointKey, FrontendKey, PROTO_TCP, PROTO_UDP,
+    Address, Counter, CtState, CtValue, DropReason, EndpointKey, FlowKey, FrontendKey, PROTO_TCP, PROTO_UDP,
     address::{is_ipv4, is_unspecified},
     conntrack::{CT_ALONE, CT_DIRECT, CT_SOURCE, CT_UNWRAPPED, CT_WORLD, CT_WRAPPED},
     hash::hash_flow,
-    node::ADDRESS_OWN,
-    service::{SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR},
+    node::{ADDRESS_OWN, CONFIG_MIGRATING},
+    service::{
+        SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET,
+    },
 };
 
 use crate::{
@@ -38,6 +40,8 @@ use crate::{
 const ATTEMPTS: u32 = 32;
 /// Of these here and there.
 const ATTEMPTS_APART: u32 = 8;
+/// Changes the seed of the hash that decides about faults: whom they befall has nothing to do with the backend.
+const FAULT_SEED: u32 = 0x6661_756c;
 /// Ports below this one say that a privileged process asks (NFS believes it); they are kept.
 const PRIVILEGED: u16 = 1024;
 
@@ -75,6 +79,10 @@ pub(crate) enum Begun {
     Stray,
     /// See [`Begun::Empty`]: the end of a connection that nobody knows.
     Late,
+    /// See [`Begun::Empty`]: of a connection that is not known yet.
+    Migrating,
+    /// See [`Begun::Empty`]: by an injected fault.
+    Fault,
 }
 
 impl Begun {
@@ -87,6 +95,8 @@ impl Begun {
             Self::Full => DropReason::ConntrackFull,
             Self::Stray => DropReason::DsrSender,
             Self::Late => DropReason::NoBackend,
+            Self::Migrating => DropReason::Migrating,
+            Self::Fault => DropReason::Fault,
             _ => DropReason::ServiceEmpty,
         }
     }
@@ -106,10 +116,14 @@ pub(crate) fn begin(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
         (true, Asker::Pod | Asker::World)
             if !may_begin(s) && maps::node_address(&s.key.dst) & ADDRESS_OWN != 0 =>
         {
-            Begun::Nothing
+            if is_migrating() {
+                Begun::Migrating
+            } else {
+                Begun::Nothing
+            }
         }
         (true, Asker::World) if !uplink::leads_back(packet, s) => Begun::Nothing,
-        (true, _) => choose(s, asker),
+        (true, _) => choose(packet, s, asker),
         (false, Asker::Node) => Begun::Stray,
         (false, _) => Begun::Nothing,
     }
@@ -123,7 +137,7 @@ fn may_begin(s: &Scratch) -> bool {
 
 /// Chooses a backend for the frontend in [`Scratch::service`].
 #[inline(never)]
-fn choose(s: &mut Scratch, asker: Asker) -> Begun {
+fn choose(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
     s.value.service_id = s.service.service_id;
     let Some(config) = maps::config() else { return Begun::Nothing };
     let key = &s.key;
@@ -136,9 +150,17 @@ fn choose(s: &mut Scratch, asker: Asker) -> Begun {
         Choice::Forward { .. }
             if !may_begin(s) && asker != Asker::Node && s.service.flags & SERVICE_DSR == 0 =>
         {
-            if s.has_tcp(TCP_RST) { Begun::Late } else { Begun::Refuse }
+            match (is_migrating(), s.has_tcp(TCP_RST)) {
+                (true, _) => Begun::Migrating,
+                (false, true) => Begun::Late,
+                (false, false) => Begun::Refuse,
+            }
         }
         Choice::Forward { backend_id, backend } => {
+            let fault = fault(packet, s, asker);
+            if fault != Begun::Nothing {
+                return fault;
+            }
             let now = now_secs();
             propose(s, backend_id, backend, now);
             if is_ipv4(&s.value.dst) != is_ipv4(&s.key.dst) {
@@ -155,6 +177,55 @@ fn choose(s: &mut Scratch, asker: Asker) -> Begun {
             }
         }
     }
+}
+
+/// What an injected fault does to the packet; nothing where it is spared. The other node has decided about what it has wrapped.
+#[inline(never)]
+fn fault(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
+    let faults = s.service.flags & (SERVICE_FAULT_RESET | SERVICE_FAULT_DROP);
+    if faults == 0 || asker == Asker::Node || !may_begin(s) {
+        return Begun::Nothing;
+    }
+    let key = &s.key;
+    if faults & SERVICE_FAULT_DROP != 0 && asker == Asker::Pod {
+        // Its socket's connect was decided about already, and left untranslated so that it ends here.
+        let cookie = packet.socket();
+        let doomed = FlowKey { cookie, addr: key.dst, port: key.dport, proto: key.proto, pad: [0; 5] };
+        if cookie != 0 && maps::flow(&doomed).is_some() {
+            return Begun::Fault;
+        }
+    }
+    let seed = maps::config().map_or(0, |config| config.hash_seed()) ^ FAULT_SEED;
+    let hash = hash_flow(&key.src, &key.dst, key.sport, key.dport, key.proto, seed);
+    if !s.service.is_befallen(hash) {
+        return Begun::Nothing;
+    }
+    if faults & SERVICE_FAULT_RESET != 0 {
+        return Begun::Refuse;
+    }
+    maps::count_refusal(s.service.service_id);
+    Begun::Fault
+}
+
+/// Whether flows are on their way from maps of another size.
+#[inline(always)]
+fn is_migrating() -> bool {
+    maps::config().is_some_and(|config| config.flags() & CONFIG_MIGRATING != 0)
+}
+
+/// Whether the packet, of no flow that is known, may be an answer in one that is still in maps of another size: from a backend, to a
+/// port that we give out. As it is it would end the connection at the one who asked.
+#[inline(always)]
+pub(crate) fn is_lost_answer(s: &Scratch) -> bool {
+    s.key.proto == PROTO_TCP && is_migrating() && is_to_source_port(s)
+}
+
+#[inline(never)]
+fn is_to_source_port(s: &Scratch) -> bool {
+    let (first, last) = maps::config().map_or((0, 0), |config| config.source_ports());
+    let port = u16::from_be_bytes(s.key.dport);
+    let endpoint = EndpointKey { addr: s.key.src, port: s.key.sport, proto: s.key.proto, pad: 0 };
+    first <= port && port <= last && maps::is_backend(&endpoint)
 }
 
 /// Whether anything at all answers at the address that the packet is for; asked about packets without ports.
@@ -201,7 +272,11 @@ pub(crate) fn mark_direct(s: &mut Scratch, asker: Asker) -> Found {
         pad: [0; 2],
     };
     ct::mirror(s);
-    if ct_maps::live(&s.peer_key).is_some_and(|entry| entry.flags() & CT_ALONE != 0) {
+    // It has one already, which the other side's packets keep alive.
+    if let Some(marker) = ct_maps::fresh(&s.peer_key)
+        && marker.flags() & (CT_DIRECT | CT_ALONE) == CT_DIRECT | CT_ALONE
+        && !marker.is_free(s.key.proto, now)
+    {
         return Found::Plain;
     }
     match claim(s, now) {
@@ -294,6 +369,9 @@ fn source(s: &mut Scratch, asker: Asker, backend: Backend) -> Source {
             if s.service.flags & SERVICE_DSR != 0 && can_wrap {
                 s.value.flags |= CT_WRAPPED | CT_ALONE;
                 s.value.node = backend.node();
+                if !may_begin(s) {
+                    s.value.state = CtState::Joined.number();
+                }
                 return Source::Kept;
             }
             let is_outside = backend.node() == 0 || maps::node_address(&s.value.dst) != 0;
@@ -400,7 +478,7 @@ pub(crate) fn claim(s: &mut Scratch, now_secs: u32) -> Inserted {
         Inserted::Taken => {
             let Some(entry) = ct_maps::fresh(&s.peer_key) else { return Inserted::Taken };
             // That of the same client and frontend is what was left when the other direction was evicted.
-            if !entry.is_like(&s.peer) && !entry.is_expired(s.key.proto, now_secs) {
+            if !entry.is_like(&s.peer) && !entry.is_free(s.key.proto, now_secs) {
                 return Inserted::Taken;
             }
             if !ct_maps::set_fresh(&s.peer_key, &s.peer) {
@@ -411,7 +489,7 @@ pub(crate) fn claim(s: &mut Scratch, now_secs: u32) -> Inserted {
     }
     // Whoever moves a flow to CT_LIVE has it there before it is gone from CT_NEW.
     if let Some(entry) = ct_maps::live(&s.peer_key) {
-        if !entry.is_like(&s.peer) && !entry.is_expired(s.key.proto, now_secs) {
+        if !entry.is_like(&s.peer) && !entry.is_free(s.key.proto, now_secs) {
             ct_maps::remove_fresh(&s.peer_key);
             return Inserted::Taken;
         }

@@ -4,9 +4,9 @@
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
-        bpf_csum_diff, bpf_csum_update, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_skb_adjust_room,
-        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_csum_update, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -125,6 +125,13 @@ impl Packet {
         // SAFETY: as above.
         let number = unsafe { (*self.skb).protocol };
         (number as u16).to_ne_bytes()
+    }
+
+    /// Cookie of the socket that sent it, in whatever netns of this host; 0 when it has come from elsewhere.
+    #[inline(always)]
+    pub(crate) fn socket(&self) -> u64 {
+        // SAFETY: the helper takes the context of a TC program.
+        unsafe { bpf_get_socket_cookie(self.skb.cast()) }
     }
 
     /// Whether it carries a VLAN tag (which the kernel keeps beside the packet).

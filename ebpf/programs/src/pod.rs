@@ -153,6 +153,9 @@ pub(crate) fn known(packet: &Packet, s: &mut Scratch, kind: Kind, link: &PodLink
         Found::Plain => return None,
         Found::Gone => return Some(Verdict::Done(forward::refuse(packet, s.value.service_id))),
         Found::Nothing => {
+            if kind == Kind::Flow && nat::is_lost_answer(s) {
+                return Some(Verdict::Drop(DropReason::Migrating));
+            }
             let is_direct = kind == Kind::Flow && nat::may_need_marker(s, Asker::Pod);
             if !is_direct || nat::mark_direct(s, Asker::Pod) != Found::Flow {
                 return None;

@@ -10,8 +10,8 @@ use ebpf_abi::{
     Address, FlowKey, FlowValue, FrontendKey, PROTO_UDP, SCOPE_INTERNAL, ServiceValue, SocketValue,
     address::{UNSPECIFIED, is_ipv4},
     hash::hash_number,
-    service::{SERVICE_AFFINITY, SERVICE_SOURCE_RANGES},
-    socket::{NETNS_PACKET_UDP, SOCKET_COUNTED},
+    service::{SERVICE_AFFINITY, SERVICE_FAULT_RESET, SERVICE_SOURCE_RANGES},
+    socket::{NETNS_HOST, NETNS_PACKET_UDP, SOCKET_COUNTED},
 };
 
 use crate::{
@@ -28,6 +28,8 @@ pub(crate) const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 /// asm-generic/errno.h: what a host says that does not answer. A packet would be dropped; a socket need not wait for that.
 const EHOSTUNREACH: i32 = 113;
+/// asm-generic/errno.h: what becomes of a connection whose packets are dropped.
+const ETIMEDOUT: i32 = 110;
 /// A client's address where its netns is not (yet) known, with the netns cookie in the lower half: no source is like this
 /// (multicast, RFC 4291 section 2.7).
 const UNKNOWN_CLIENT: u128 = 0xff00 << 112;
@@ -54,6 +56,10 @@ pub(crate) fn connect<const V6: bool>(peer: &Peer<V6>) -> i32 {
     match service::pick(&service, &client(&service, &key, netns), Chance::Random) {
         Choice::Refuse => fail(&service, ECONNREFUSED),
         Choice::Drop(_) => fail(&service, EHOSTUNREACH),
+        Choice::Forward { .. } if service.is_befallen(peer::random()) => {
+            maps::forget_connection(cookie);
+            inject(&service, &key, cookie, netns)
+        }
         Choice::Forward { backend_id, backend } => {
             let value = SocketValue {
                 addr: key.addr,
@@ -89,6 +95,9 @@ pub(crate) fn send<const V6: bool>(peer: &Peer<V6>) -> i32 {
     match service::pick(&service, &client(&service, &key, netns), chance) {
         Choice::Refuse => fail(&service, ECONNREFUSED),
         Choice::Drop(_) => fail(&service, EHOSTUNREACH),
+        Choice::Forward { .. } if service.is_befallen(peer::random()) => {
+            inject(&service, &key, cookie, peer.netns())
+        }
         Choice::Forward { backend_id, backend } => {
             let flow = FlowKey { cookie, addr: backend.addr(), port: backend.port(), proto, pad: [0; 5] };
             let value = FlowValue {
@@ -105,6 +114,31 @@ pub(crate) fn send<const V6: bool>(peer: &Peer<V6>) -> i32 {
             ALLOW
         }
     }
+}
+
+/// An injected fault befalls a connection or a datagram. To be dropped, a pod's stays as it is: the program on the pod's veth finds
+/// the socket in FLOWS, with an entry that changes nothing, and drops what it sends there. No such program sees the host's.
+// Not inline: LLVM 22 dies on the debug information that it makes of that.
+#[inline(never)]
+fn inject(service: &ServiceValue, key: &FrontendKey, cookie: u64, netns: u64) -> i32 {
+    if service.flags & SERVICE_FAULT_RESET != 0 {
+        return fail(service, ECONNREFUSED);
+    }
+    if !maps::netns(netns).is_some_and(|known| known.flags & NETNS_HOST == 0) {
+        return fail(service, ETIMEDOUT);
+    }
+    let doomed = FlowKey { cookie, addr: key.addr, port: key.port, proto: key.proto, pad: [0; 5] };
+    let itself = FlowValue {
+        addr: key.addr,
+        port: key.port,
+        pad: [0; 2],
+        service_id: service.service_id,
+        backend_id: 0,
+        pad2: 0,
+    };
+    maps::remember_flow(&doomed, &itself);
+    maps::count_refusal(service.service_id);
+    ALLOW
 }
 
 /// A connected socket that sends to its peer, by name: it hears answers from there only. IPv6 sockets connected to an IPv4

@@ -2,11 +2,13 @@
 //! Packets out of a tunnel without Ethernet headers (TUN, the kernel's WireGuard): answers to what this node sent on for others.
 //! Everything else is the stack's.
 
+use ebpf_abi::DropReason;
+
 use crate::{
     ct::{self, Found},
     ct_maps,
     forward::{self, Origin},
-    icmp,
+    icmp, nat,
     packet::{Packet, TC_NEXT},
     tuple::{self, Kind},
 };
@@ -19,7 +21,10 @@ pub(crate) fn known(packet: &Packet, origin: Origin) -> Option<i32> {
     }
     let s = ct_maps::scratch()?;
     let found = match tuple::read(packet, s) {
-        Kind::Flow => ct::follow(s),
+        Kind::Flow => match ct::follow(s) {
+            Found::Nothing if nat::is_lost_answer(s) => return Some(forward::drop(DropReason::Migrating)),
+            found => found,
+        },
         Kind::Error => icmp::about(packet, s),
         Kind::Cut | Kind::Other => Found::Nothing,
     };

@@ -6,7 +6,7 @@ use ebpf_abi::{CtKey, FragmentKey, FragmentValue, PROTO_TCP, PROTO_UDP, address:
 use crate::{
     ct_maps,
     extension::{self, Fragment, ICMPV6, Upper},
-    packet::{ETHER_IPV4, ETHER_IPV6, Packet},
+    packet::{ETHER_IPV4, ETHER_IPV6, Packet, now_secs},
     pod6,
     scratch::{PART_FIRST, PART_LATER, PART_WHOLE, Scratch},
 };
@@ -150,6 +150,12 @@ fn part(packet: &Packet, s: &mut Scratch, fragment: Fragment, id: [u8; 4]) -> Ki
     if fragment == Fragment::First {
         let kind = whole(packet, s);
         s.view.part = PART_FIRST;
+        // The identification is another packet's now, and whether that one will be translated is not known yet.
+        if ct_maps::fragment(&s.fragment)
+            .is_some_and(|ports| (ports.sport, ports.dport) != (s.key.sport, s.key.dport))
+        {
+            ct_maps::forget_fragment(&s.fragment);
+        }
         return kind;
     }
     s.view.part = PART_LATER;
@@ -160,11 +166,11 @@ fn part(packet: &Packet, s: &mut Scratch, fragment: Fragment, id: [u8; 4]) -> Ki
         return Kind::Other;
     }
     match ct_maps::fragment(&s.fragment) {
-        Some(ports) => {
+        Some(ports) if !ports.is_expired(now_secs()) => {
             (s.key.sport, s.key.dport) = (ports.sport, ports.dport);
             Kind::Flow
         }
-        None => Kind::Cut,
+        _ => Kind::Cut,
     }
 }
 
@@ -172,7 +178,12 @@ fn part(packet: &Packet, s: &mut Scratch, fragment: Fragment, id: [u8; 4]) -> Ki
 #[inline(always)]
 pub(crate) fn remember_fragment(s: &Scratch) {
     if s.view.part == PART_FIRST {
-        let value = FragmentValue { sport: s.key.sport, dport: s.key.dport };
-        ct_maps::remember_fragment(&s.fragment, &value);
+        remember_ports(s);
     }
+}
+
+#[inline(never)]
+fn remember_ports(s: &Scratch) {
+    let value = FragmentValue { sport: s.key.sport, dport: s.key.dport, seen_secs: now_secs() };
+    ct_maps::remember_fragment(&s.fragment, &value);
 }

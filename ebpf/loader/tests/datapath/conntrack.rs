@@ -8,7 +8,7 @@ use ebpf_abi::{
     conntrack::{CT_REPLY, CtState, CtValue, TCP_IDLE_SECS, UDP_FLOW_SECS, UDP_ONCE_SECS},
     names,
 };
-use ebpf_loader::{AttachMode, Datapath, FlowMap, Forget};
+use ebpf_loader::{AttachMode, Datapath, FlowMap, Forget, MapSizes, OpenOptions};
 
 use crate::lab::{Lab, in_lab};
 
@@ -86,6 +86,11 @@ fn a_sweep_removes_flows_that_are_over_step_by_step_and_counts_the_others() {
         assert_eq!(live_fill.max_entries, ebpf_abi::limits::CT_LIVE_DEFAULT);
         assert_eq!((live.keys().count(), new.keys().count()), (4_000, 200));
         assert_eq!(round(&mut datapath, usize::MAX), (4_200, 0));
+        // Somebody sent an RST: it may go on, so it stays as long as there is room.
+        live.insert(key(8_000, PROTO_TCP), value(CtState::Doubtful, 60, 1), 0).unwrap();
+        assert_eq!(round(&mut datapath, usize::MAX), (4_201, 0));
+        live.remove(&key(8_000, PROTO_TCP)).unwrap();
+        assert_eq!(round(&mut datapath, usize::MAX), (4_200, 0));
         // A round that is not over tells nothing yet.
         live.insert(key(9_000, PROTO_TCP), value(CtState::Established, 0, 1), 0).unwrap();
         datapath.sweep_conntrack(NOW, 1).unwrap();
@@ -137,4 +142,22 @@ fn the_clock_is_that_of_the_programs() {
     // CLOCK_MONOTONIC stands still while the machine is suspended; nothing else differs.
     assert!(f64::from(now) <= uptime + 1.0);
     assert!(ebpf_loader::monotonic_secs().unwrap() - now <= 1);
+}
+
+#[test]
+fn what_was_reset_goes_first_where_room_gets_short() {
+    in_lab(|lab| {
+        let sizes = MapSizes { ct_live: ebpf_abi::limits::CT_LIVE_MIN, ..MapSizes::default() };
+        let options = OpenOptions { sizes, ..lab.options("node", &lab.cgroup, AttachMode::Auto) };
+        let mut datapath = Datapath::open(options).unwrap();
+        let mut live = map(lab, names::CT_LIVE);
+        for number in 0..2_500 {
+            let (state, age) =
+                if number < 500 { (CtState::Doubtful, 60) } else { (CtState::Established, 60) };
+            live.insert(key(number, PROTO_TCP), value(state, age, 1), 0).unwrap();
+        }
+        assert_eq!(round(&mut datapath, usize::MAX).1, 0, "nobody knows yet how full it is");
+        let (seen, removed) = round(&mut datapath, usize::MAX);
+        assert_eq!((seen, removed, live.keys().count()), (2_500, 500, 2_000));
+    });
 }

@@ -3,12 +3,16 @@
 
 use std::fs;
 
-use aya::maps::{HashMap, Map, MapData};
-use ebpf_abi::{FlowKey, FlowValue, names};
+use aya::maps::{Array, HashMap, Map, MapData};
+use ebpf_abi::{
+    CtKey, CtState, CtValue, DatapathConfig, FlowKey, FlowValue, PROTO_TCP, address::mapped, names,
+    node::CONFIG_MIGRATING,
+};
 use ebpf_loader::{AttachMode, Datapath, MapSizes, OpenOptions};
 
 use crate::{
     lab::{Lab, VIP, backend, image, in_lab, write},
+    pod::Pod,
     sockets::{
         agent::{Agent, answer},
         world::serve,
@@ -29,6 +33,8 @@ fn larger() -> MapSizes {
         slots: 2 * sizes.slots,
         sockets: 2 * sizes.sockets,
         flows: 2 * sizes.flows,
+        ct_live: 2 * sizes.ct_live,
+        ct_new: 2 * sizes.ct_new,
         ..sizes
     }
 }
@@ -156,5 +162,71 @@ fn flows_that_begin_between_the_copy_and_the_new_programs_are_not_lost() {
         datapath.finish_migration().unwrap();
         assert_eq!(flows("FLOWS").get(&key(2), 0).unwrap(), value(2));
         assert_eq!(flows("FLOWS").get(&key(1), 0).unwrap(), value(3), "what is newer stays");
+    });
+}
+
+#[test]
+fn connections_of_packets_that_begin_meanwhile_are_there_before_the_first_program_is() {
+    in_lab(|lab| {
+        let pod = Pod::new(1);
+        drop(lab.open(AttachMode::Auto));
+        let flows = |path: &str| -> HashMap<MapData, CtKey, CtValue> {
+            let data = MapData::from_pin(lab.pin_dir("node").join(path)).unwrap();
+            HashMap::try_from(Map::LruHashMap(data)).unwrap()
+        };
+        let key = |number: u8| CtKey {
+            src: mapped([10, 244, 0, number]),
+            dst: mapped([10, 96, 0, 1]),
+            sport: [1, 2],
+            dport: [0, 80],
+            proto: PROTO_TCP,
+            pad: [0; 3],
+        };
+        let value = |began_secs, seen_secs| CtValue {
+            src: mapped([10, 244, 0, 1]),
+            dst: mapped([10, 244, 0, 2]),
+            sport: [3, 4],
+            dport: [31, 144],
+            difference: 0,
+            service_id: 1,
+            backend_id: 1,
+            node: 0,
+            began_secs,
+            seen_secs,
+            state: CtState::Established.number(),
+            flags: 0,
+            pad: [0; 2],
+        };
+        let flag = || {
+            let data = MapData::from_pin(lab.pin_dir("node").join(names::CONFIG)).unwrap();
+            let config: Array<MapData, DatapathConfig> = Array::try_from(Map::Array(data)).unwrap();
+            config.get(&0, 0).unwrap().flags & CONFIG_MIGRATING != 0
+        };
+        assert!(!flag());
+        flows("CT_LIVE").insert(key(1), value(10, 10), 0).unwrap();
+        flows("CT_LIVE").insert(key(2), value(10, 10), 0).unwrap();
+
+        let mut datapath = Datapath::open(sized(lab, larger())).unwrap();
+        assert!(flag(), "what is not known is not refused now");
+        // What the old programs do: another connection, one that goes on, and one where another was.
+        let mut old = flows("old/CT_LIVE-0");
+        old.insert(key(3), value(20, 20), 0).unwrap();
+        old.insert(key(1), value(10, 20), 0).unwrap();
+        old.insert(key(2), value(20, 20), 0).unwrap();
+        datapath.attach_pod(&pod.attachment).unwrap();
+        let known = |number| flows("CT_LIVE").get(&key(number), 0).unwrap();
+        assert_eq!([1, 2, 3].map(known), [value(10, 20), value(20, 20), value(20, 20)]);
+
+        // The new ones write now, too.
+        flows("CT_LIVE").insert(key(1), value(30, 30), 0).unwrap();
+        old.insert(key(1), value(10, 40), 0).unwrap();
+        flows("old/CT_NEW-0").insert(key(4), value(40, 40), 0).unwrap();
+        let config = DatapathConfig { hash_seed: 7, ..DatapathConfig::default() };
+        assert!(datapath.write_config(&config).unwrap() && flag(), "it is not the caller's");
+        assert!(!datapath.write_config(&config).unwrap() && datapath.config().unwrap() == config);
+        datapath.finish_migration().unwrap();
+        assert_eq!(known(1), value(30, 30), "what began later stays");
+        assert_eq!(flows("CT_NEW").get(&key(4), 0).unwrap(), value(40, 40));
+        assert!(!flag());
     });
 }

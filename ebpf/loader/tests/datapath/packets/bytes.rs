@@ -22,54 +22,54 @@ use crate::{
 };
 
 /// TC_ACT_REDIRECT (linux/pkt_cls.h).
-const REDIRECT: u32 = 7;
+pub(super) const REDIRECT: u32 = 7;
 /// TC_ACT_UNSPEC: the next program, then the stack.
-const NEXT: u32 = u32::MAX;
+pub(super) const NEXT: u32 = u32::MAX;
 /// `struct __sk_buff` (linux/bpf.h), and where in it, in words, the mark, the interface index and the segment size are.
 const CONTEXT_WORDS: usize = 48;
-const MARK: usize = 2;
+pub(super) const MARK: usize = 2;
 const IFINDEX: usize = 10;
 const SEGMENTS: usize = 41;
 const SEGMENT_BYTES: usize = 44;
 
 const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
-const POD_MAC: [u8; 6] = [2, 0, 0, 0, 8, 1];
-const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 8, 2];
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+pub(super) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 8, 1];
+pub(super) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 8, 2];
+pub(super) const FIN: u8 = 1;
+pub(super) const SYN: u8 = 2;
+pub(super) const RST: u8 = 4;
+pub(super) const ACK: u8 = 16;
 /// TC_ACT_SHOT.
-const DROP: u32 = 2;
+pub(super) const DROP: u32 = 2;
 /// The marks of a packet that is to be refused.
-const REFUSED: u32 = 0x1040;
+pub(super) const REFUSED: u32 = 0x1040;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-datapath"));
 
 /// The programs with maps of their own, attached to nothing; an uplink and a pod's link.
-struct Bench {
-    ebpf: Ebpf,
-    uplink: u32,
+pub(super) struct Bench {
+    pub(super) ebpf: Ebpf,
+    pub(super) uplink: u32,
     pod: u32,
 }
 
-fn node(like: IpAddr) -> SocketAddr {
+pub(super) fn node(like: IpAddr) -> SocketAddr {
     let ip = if like.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
     SocketAddr::new(ip.parse().unwrap(), 443)
 }
 
-fn client(like: IpAddr) -> SocketAddr {
+pub(super) fn client(like: IpAddr) -> SocketAddr {
     let ip = if like.is_ipv4() { "192.0.2.9" } else { "2001:db8::9" };
     SocketAddr::new(ip.parse().unwrap(), 40_000)
 }
 
-fn backend(like: IpAddr) -> SocketAddr {
+pub(super) fn backend(like: IpAddr) -> SocketAddr {
     SocketAddr::new(if like.is_ipv4() { v4(7) } else { v6(7) }, 8_080)
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         ip(&format!("link add up0 address {} type veth peer name up1", text(UPLINK_MAC)));
         ip(&format!("link add pod0 address {} type veth peer name pod1", text(HOST_MAC)));
         for name in ["up0", "up1", "pod0", "pod1"] {
@@ -128,16 +128,22 @@ impl Bench {
         self.set::<DatapathConfig>(names::CONFIG, 0, config(v4(250), v6(250)));
     }
 
-    fn put<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K, value: V) {
+    pub(super) fn put<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K, value: V) {
         HashMap::try_from(self.ebpf.map_mut(map).unwrap()).unwrap().insert(key, value, 0).unwrap();
     }
 
-    fn set<V: aya::Pod>(&mut self, map: &str, index: u32, value: V) {
+    pub(super) fn set<V: aya::Pod>(&mut self, map: &str, index: u32, value: V) {
         Array::try_from(self.ebpf.map_mut(map).unwrap()).unwrap().set(index, value, 0).unwrap();
     }
 
     /// Verdict, packet and context after a run.
-    fn run(&self, name: &str, ifindex: u32, packet: &[u8], segment: u32) -> (u32, Vec<u8>, Vec<u32>) {
+    pub(super) fn run(
+        &self,
+        name: &str,
+        ifindex: u32,
+        packet: &[u8],
+        segment: u32,
+    ) -> (u32, Vec<u8>, Vec<u32>) {
         let program: &SchedClassifier = self.ebpf.program(name).unwrap().try_into().unwrap();
         let mut context = vec![0_u32; CONTEXT_WORDS];
         context[IFINDEX] = ifindex;
@@ -160,12 +166,12 @@ impl Bench {
         (result.return_value, out, context)
     }
 
-    fn arrives_at_uplink(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+    pub(super) fn arrives_at_uplink(&self, packet: &[u8]) -> (u32, Vec<u8>) {
         let (verdict, packet, _) = self.run(names::UPLINK_INGRESS, self.uplink, packet, 0);
         (verdict, packet)
     }
 
-    fn leaves_pod(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+    pub(super) fn leaves_pod(&self, packet: &[u8]) -> (u32, Vec<u8>) {
         let (verdict, packet, _) = self.run(names::POD_INGRESS, self.pod, packet, 0);
         (verdict, packet)
     }
@@ -173,19 +179,19 @@ impl Bench {
 
 /// A packet as it is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Packet {
-    macs: ([u8; 6], [u8; 6]),
-    from: SocketAddr,
-    to: SocketAddr,
-    hops: u8,
+pub(super) struct Packet {
+    pub(super) macs: ([u8; 6], [u8; 6]),
+    pub(super) from: SocketAddr,
+    pub(super) to: SocketAddr,
+    pub(super) hops: u8,
     /// TCP flags; UDP without.
-    tcp: Option<u8>,
-    payload: Vec<u8>,
+    pub(super) tcp: Option<u8>,
+    pub(super) payload: Vec<u8>,
     /// Bytes of IPv4 options.
-    options: usize,
+    pub(super) options: usize,
 }
 
-const fn of_world(from: SocketAddr, to: SocketAddr, tcp: Option<u8>) -> Packet {
+pub(super) const fn of_world(from: SocketAddr, to: SocketAddr, tcp: Option<u8>) -> Packet {
     Packet { macs: (UPLINK_MAC, ROUTER_MAC), from, to, hops: 64, tcp, payload: Vec::new(), options: 0 }
 }
 
@@ -217,7 +223,7 @@ impl Packet {
         bytes
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let transport = self.transport();
         let ip = header(self.from.ip(), self.to.ip(), self.proto(), self.hops, self.options, transport.len());
         frame(self.macs, self.from.ip(), &[ip, transport].concat())
@@ -269,7 +275,7 @@ fn pseudo(from: IpAddr, to: IpAddr, proto: u8, bytes: &[u8]) -> [u8; 2] {
     complement(&[&octets(from)[..], &octets(to), &length, &[0, 0, 0, proto], bytes].concat())
 }
 
-fn complement(bytes: &[u8]) -> [u8; 2] {
+pub(super) fn complement(bytes: &[u8]) -> [u8; 2] {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)))

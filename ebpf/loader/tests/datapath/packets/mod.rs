@@ -2,9 +2,11 @@
 //! The packet path: services for whoever is outside of the cgroup. Nobody here is in one.
 
 mod bytes;
-mod client;
+pub(crate) mod client;
+mod faults;
 mod node_ports;
 mod pod_clients;
 mod pressure;
-mod service;
+pub(crate) mod service;
+mod states;
 mod tunnel;

@@ -7,6 +7,7 @@ pub(crate) mod agent;
 mod bind;
 mod connections;
 mod datagrams;
+mod faults;
 mod load;
 mod node_ports;
 pub(crate) mod world;

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What packets do to the state of their flow: handshakes, resets, flows of which one side is seen, fragments.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aya::maps::HashMap;
+use ebpf_abi::{
+    BackendValue, CtKey, CtState, CtValue, DatapathConfig, FragmentKey, FragmentValue, FrontendKey,
+    NodeValue, Protocol, SCOPE_EXTERNAL, ServiceValue, address,
+    conntrack::{FRAGMENT_SECS, TCP_RESET_SECS},
+    names,
+    service::SERVICE_DSR,
+};
+use ebpf_loader::monotonic_secs;
+
+use super::{
+    bytes::{
+        ACK, Bench, FIN, HOST_MAC, NEXT, POD_MAC, Packet, REDIRECT, RST, SYN, backend, client, complement,
+        node, of_world,
+    },
+    service::config,
+};
+use crate::{
+    lab::in_lab,
+    pod::{v4, v6},
+};
+
+fn key(from: SocketAddr, to: SocketAddr, proto: u8) -> CtKey {
+    CtKey {
+        src: address::address(from.ip()),
+        dst: address::address(to.ip()),
+        sport: from.port().to_be_bytes(),
+        dport: to.port().to_be_bytes(),
+        proto,
+        pad: [0; 3],
+    }
+}
+
+fn entry(bench: &Bench, map: &str, key: &CtKey) -> Option<CtValue> {
+    HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map(map).unwrap()).unwrap().get(key, 0).ok()
+}
+
+fn state(bench: &Bench, map: &str, key: &CtKey) -> Option<CtState> {
+    CtState::from_number(entry(bench, map, key)?.state)
+}
+
+/// A connection's packets, from the client and from the pod that it went to.
+struct Connection {
+    like: IpAddr,
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+impl Connection {
+    fn new(like: IpAddr) -> Self {
+        Self { like, from: client(like), to: node(like) }
+    }
+
+    fn asks(&self, bench: &Bench, flags: u8) -> u32 {
+        bench.arrives_at_uplink(&of_world(self.from, self.to, Some(flags)).bytes()).0
+    }
+
+    fn answers(&self, bench: &Bench, flags: u8) -> u32 {
+        let answer = of_world(backend(self.like), self.from, Some(flags));
+        bench.leaves_pod(&Packet { macs: (HOST_MAC, POD_MAC), ..answer }.bytes()).0
+    }
+
+    fn is_established(&self, bench: &Bench) {
+        for verdict in [self.asks(bench, SYN), self.answers(bench, SYN | ACK), self.asks(bench, ACK)] {
+            assert_eq!(verdict, REDIRECT);
+        }
+    }
+
+    /// Keys of both directions.
+    fn keys(&self) -> [CtKey; 2] {
+        [key(self.from, self.to, 6), key(backend(self.like), self.from, 6)]
+    }
+
+    fn states(&self, bench: &Bench) -> [Option<CtState>; 2] {
+        self.keys().map(|key| state(bench, names::CT_LIVE, &key))
+    }
+}
+
+#[test]
+fn an_rst_ends_no_connection_that_goes_on() {
+    in_lab(|_| {
+        let bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            one.is_established(&bench);
+            let all = |state| [Some(state); 2];
+            assert_eq!(one.states(&bench), all(CtState::Established));
+            assert_eq!(one.asks(&bench, RST), REDIRECT, "its end may be");
+            assert_eq!(one.states(&bench), all(CtState::Doubtful));
+            assert_eq!(one.answers(&bench, ACK), REDIRECT);
+            assert_eq!(one.states(&bench), all(CtState::Established), "in the same second, too");
+            one.answers(&bench, FIN | ACK);
+            one.answers(&bench, RST);
+            assert_eq!(one.states(&bench), all(CtState::Doubtful));
+            one.asks(&bench, ACK);
+            assert_eq!(one.states(&bench), all(CtState::Closing), "as before");
+            one.asks(&bench, FIN | ACK);
+            one.asks(&bench, RST);
+            assert_eq!(one.states(&bench), all(CtState::Closed), "and no longer than that");
+        }
+    });
+}
+
+#[test]
+fn the_ports_of_a_reset_flow_go_to_another_after_a_while() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for (id, like) in [(20, v4(0)), (21, v6(0))] {
+            // A second frontend of the same backend.
+            let second = SocketAddr::new(node(like).ip(), 8_443);
+            let frontend = FrontendKey::new(second.ip(), second.port(), Protocol::Tcp, SCOPE_EXTERNAL);
+            let slot_offset = if like.is_ipv4() { 1 } else { 3 };
+            let service =
+                ServiceValue { service_id: id, slot_offset, slot_count: 1, ..ServiceValue::default() };
+            bench.put(names::SERVICES, frontend, service);
+
+            let one = Connection::new(like);
+            one.is_established(&bench);
+            one.answers(&bench, RST);
+            let asked = of_world(one.from, second, Some(SYN));
+            let source = |packet: &[u8]| {
+                let at = if like.is_ipv4() { 34 } else { 54 };
+                u16::from_be_bytes([packet[at], packet[at + 1]])
+            };
+            let (_, out) = bench.arrives_at_uplink(&asked.bytes());
+            assert_ne!(source(&out), one.from.port(), "{like}: still its own");
+
+            let now = monotonic_secs().unwrap();
+            for key in one.keys() {
+                let known = entry(&bench, names::CT_LIVE, &key).unwrap();
+                bench.put(names::CT_LIVE, key, CtValue { seen_secs: now - TCP_RESET_SECS - 2, ..known });
+            }
+            let ports = HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map_mut(names::CT_NEW).unwrap());
+            ports.unwrap().remove(&key(one.from, second, 6)).unwrap();
+            let (_, out) = bench.arrives_at_uplink(&asked.bytes());
+            assert_eq!(source(&out), one.from.port(), "{like}: it may have them now");
+            // Should the first one go on after all, it does so under other ports or not at all, never as the second one.
+            let (_, out) = bench.arrives_at_uplink(&of_world(one.from, one.to, Some(ACK)).bytes());
+            assert_eq!(out, of_world(one.from, one.to, Some(ACK)).bytes(), "{like}");
+        }
+    });
+}
+
+#[test]
+fn who_takes_the_answer_back_establishes_nothing() {
+    in_lab(|_| {
+        let bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            one.asks(&bench, SYN);
+            one.answers(&bench, SYN | ACK);
+            assert_eq!(one.asks(&bench, RST), REDIRECT, "{like}");
+            assert_eq!(one.states(&bench), [None; 2], "{like}");
+            for key in one.keys() {
+                assert_eq!(state(&bench, names::CT_NEW, &key), Some(CtState::Reset), "{like}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_flow_that_is_wrapped_stays_where_a_flood_may_take_it() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        let dsr_ifindex = bench.uplink;
+        bench.set(names::CONFIG, 0, DatapathConfig { dsr_ifindex, ..config(v4(250), v6(250)) });
+        bench.set(names::NODES, 2, NodeValue::new(Some(v4(251)), Some(v6(251))));
+        for (id, like) in [(30, v4(0)), (31, v6(0))] {
+            let at = SocketAddr::new(node(like).ip(), 9_443);
+            let frontend = FrontendKey::new(at.ip(), at.port(), Protocol::Tcp, SCOPE_EXTERNAL);
+            let service = ServiceValue {
+                service_id: id,
+                slot_offset: id,
+                slot_count: 1,
+                flags: SERVICE_DSR,
+                ..ServiceValue::default()
+            };
+            bench.put(names::SERVICES, frontend, service);
+            bench.set(names::SLOTS, id, id);
+            let to = if like.is_ipv4() { v4(9) } else { v6(9) };
+            bench.set(names::BACKENDS, id, BackendValue::new(to, 8_080, Protocol::Tcp).on_node(2, false));
+
+            let after = |port: u16, flags: &[u8]| {
+                let from = SocketAddr::new(client(like).ip(), port);
+                for flags in flags {
+                    let packet = of_world(from, at, Some(*flags)).bytes();
+                    assert_eq!(bench.arrives_at_uplink(&packet).0, REDIRECT, "{like} {port} {flags}");
+                }
+                let key = key(from, at, 6);
+                assert_eq!(entry(&bench, names::CT_LIVE, &key), None, "{like} {port}");
+                state(&bench, names::CT_NEW, &key)
+            };
+            assert_eq!(after(1, &[SYN, SYN]), Some(CtState::New), "{like}");
+            assert_eq!(after(2, &[SYN, ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(
+                after(3, &[ACK, ACK, ACK]),
+                Some(CtState::Joined),
+                "{like}: another node has seen its SYN"
+            );
+            assert_eq!(after(4, &[ACK, SYN, ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(5, &[SYN, ACK, RST]), Some(CtState::Doubtful), "{like}");
+            assert_eq!(after(6, &[SYN, ACK, RST, ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(7, &[SYN, ACK, FIN | ACK, ACK]), Some(CtState::Closed), "{like}");
+            assert_eq!(after(8, &[SYN, RST]), Some(CtState::Reset), "{like}");
+        }
+    });
+}
+
+/// A part of a datagram of 64 bytes behind its header, with this identification.
+fn fragment(to: SocketAddr, id: u16, is_first: bool) -> Vec<u8> {
+    let mut datagram = of_world(client(v4(0)), to, None);
+    datagram.payload = vec![7; 64];
+    let whole = datagram.bytes();
+    // The UDP header and 32 bytes; the rest.
+    let (head, rest) = whole.split_at(34);
+    let (part, position) = if is_first { (&rest[..40], 0x2000_u16) } else { (&rest[40..], 5) };
+    let mut bytes = [head, part].concat();
+    let total = (bytes.len() - 14) as u16;
+    bytes[16..18].copy_from_slice(&total.to_be_bytes());
+    bytes[18..20].copy_from_slice(&id.to_be_bytes());
+    bytes[20..22].copy_from_slice(&position.to_be_bytes());
+    bytes[24..26].fill(0);
+    let sum = complement(&bytes[14..34]);
+    bytes[24..26].copy_from_slice(&sum);
+    bytes
+}
+
+#[test]
+fn the_rest_of_a_packet_goes_where_its_first_fragment_went() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        let IpAddr::V4(pod) = backend(v4(0)).ip() else { unreachable!() };
+        let is_translated = |bench: &Bench, bytes: &[u8]| {
+            let (verdict, out) = bench.arrives_at_uplink(bytes);
+            let is_translated = out[30..34] == pod.octets();
+            assert_eq!(verdict, if is_translated { REDIRECT } else { NEXT });
+            is_translated
+        };
+        let (ours, other) = (node(v4(0)), SocketAddr::new(node(v4(0)).ip(), 444));
+        assert!(!is_translated(&bench, &fragment(ours, 1, false)), "its first one was not seen");
+        assert!(
+            is_translated(&bench, &fragment(ours, 1, true))
+                && is_translated(&bench, &fragment(ours, 1, false))
+        );
+        assert!(!is_translated(&bench, &fragment(ours, 2, false)), "another packet's");
+
+        // The same identification once more, of a packet that is none of ours.
+        assert!(!is_translated(&bench, &fragment(other, 1, true)));
+        assert!(!is_translated(&bench, &fragment(other, 1, false)));
+
+        assert!(is_translated(&bench, &fragment(ours, 3, true)));
+        let [from, to] = [client(v4(0)), ours].map(|at| address::address(at.ip()));
+        let key = FragmentKey { src: from, dst: to, id: [0, 3, 0, 0], proto: 17, pad: [0; 3] };
+        let now = monotonic_secs().unwrap();
+        let value = |age| FragmentValue {
+            sport: client(v4(0)).port().to_be_bytes(),
+            dport: ours.port().to_be_bytes(),
+            seen_secs: now - age,
+        };
+        bench.put(names::FRAGMENTS, key, value(FRAGMENT_SECS - 5));
+        assert!(is_translated(&bench, &fragment(ours, 3, false)));
+        bench.put(names::FRAGMENTS, key, value(FRAGMENT_SECS + 1));
+        assert!(!is_translated(&bench, &fragment(ours, 3, false)), "too old");
+    });
+}
