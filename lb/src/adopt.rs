@@ -138,6 +138,15 @@ impl Compiler {
         self.adopted.active = true;
     }
 
+    /// Frontends and backends, by their identifiers, that connections still go by: after [`Self::adopt`]. Some of these identifiers
+    /// may have become free just before; they rest as if they had done so now, for a new meaning would be taken for the old one.
+    pub fn spare(&mut self, connections: &BTreeSet<(u32, u32)>) {
+        for (service_id, backend_id) in connections {
+            self.holdings.spare_service(*service_id);
+            self.holdings.adopt_bare_backend(*backend_id);
+        }
+    }
+
     fn adopt_range(&mut self, value: &ServiceValue, image: &Image) {
         let at = (value.slot_offset, value.slot_count);
         let end = value.slot_offset.checked_add(value.slot_count).filter(|end| *end <= self.limits.slots);

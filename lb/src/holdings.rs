@@ -65,10 +65,11 @@ enum Resting {
         id: u32,
         ticket: u64,
     },
-    /// An identifier without a value, which some slot was found to hold.
+    /// An identifier without a value, which some slot was found to hold or connections go by.
     BareBackend(u32),
     Service {
-        key: FrontendKey,
+        /// Of what it was the identifier, where that is known.
+        key: Option<FrontendKey>,
         id: u32,
         ticket: u64,
     },
@@ -192,7 +193,7 @@ impl Holdings {
         }
     }
 
-    /// An identifier that a slot was found to hold: nobody else gets it before the grace is over.
+    /// An identifier that a slot was found to hold, or connections go by: nobody else gets it before the grace is over.
     pub(crate) fn adopt_bare_backend(&mut self, id: u32) {
         if self.backend_ids.reserve(id) {
             self.resting[1] += 1;
@@ -228,7 +229,17 @@ impl Holdings {
             let ticket = self.tickets;
             self.services.insert(key, (owner, id));
             self.resting_services.insert(id, ticket);
-            self.fresh.push(Resting::Service { key, id, ticket });
+            self.fresh.push(Resting::Service { key: Some(key), id, ticket });
+        }
+    }
+
+    /// An identifier that connections go by: nobody gets it before the grace is over.
+    pub(crate) fn spare_service(&mut self, id: u32) {
+        if self.service_ids.reserve(id) {
+            self.tickets += 1;
+            let ticket = self.tickets;
+            self.resting_services.insert(id, ticket);
+            self.fresh.push(Resting::Service { key: None, id, ticket });
         }
     }
 
@@ -311,7 +322,7 @@ impl Holdings {
                     return;
                 }
                 self.resting_services.remove(&id);
-                if self.services.get(&key).is_some_and(|(_, of)| *of == id) {
+                if let Some(key) = key.filter(|key| self.services.get(key).is_some_and(|(_, of)| *of == id)) {
                     self.services.remove(&key);
                 }
                 self.service_ids.release(id);

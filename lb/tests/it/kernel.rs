@@ -81,7 +81,7 @@ impl Kernel {
 }
 
 /// What becomes of an address. Where a backend runs may change under a program: it decides on the way there, not on where to.
-fn translations(slots: Vec<BackendValue>) -> Vec<BackendValue> {
+pub(crate) fn translations(slots: Vec<BackendValue>) -> Vec<BackendValue> {
     slots.into_iter().map(|value| value.on_node(0, false)).collect()
 }
 

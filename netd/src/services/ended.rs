@@ -204,7 +204,7 @@ fn destination(looks: &Looks, socket: &ServiceSocket) -> Option<Destination> {
 }
 
 /// Every frontend and backend that a connection goes by.
-fn remembered(datapath: &Datapath) -> Result<BTreeSet<(u32, u32)>> {
+pub(super) fn remembered(datapath: &Datapath) -> Result<BTreeSet<(u32, u32)>> {
     let sockets = datapath.sockets_where(|_, _| true)?;
     let sockets = sockets.iter().map(|socket| (socket.service_id, socket.backend_id));
     let now = ebpf_loader::monotonic_secs()?;

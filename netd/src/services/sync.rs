@@ -10,6 +10,7 @@ use ebpf_loader::{Datapath, MapSizes};
 use lb::{Changed, Compiler, Image, NodeView, ServiceTable};
 use netd_api::BadValue;
 
+use super::ended::remembered;
 use crate::node::monotonic_ms;
 
 /// Compiles and writes.
@@ -176,6 +177,7 @@ impl ServiceSync {
         let observed = datapath.read_image().context("cannot read the pinned maps back")?;
         self.compiler = Compiler::new(self.sizes.limits());
         self.compiler.adopt(&observed);
+        self.compiler.spare(&remembered(datapath)?);
         self.filled = !observed.services.is_empty();
         self.changed = None;
         self.adopted = true;
