@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for number in 0..count {
         objects.push((service(number)?, slice(number, 2)?));
     }
-    let nodes = BTreeMap::from([("n1".to_owned(), NodeInfo { index: 1, ..NodeInfo::default() })]);
+    let nodes = BTreeMap::from([("n1".to_owned(), NodeInfo { index: 1 })]);
     let view = NodeView { name: "n1".to_owned(), nodes, ..NodeView::default() };
 
     let start = Instant::now();

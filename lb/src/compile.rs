@@ -141,7 +141,8 @@ impl Compiler {
     /// returned since the last [`Self::written`]: a failed write is made up for by the next one.
     ///
     /// `changed` names the Services that differ from the table of the last call; `None`: any may. After [`Self::new`],
-    /// [`Self::adopt`] and where `view` differs, all are looked at anyhow. `now_ms`: any monotonic milliseconds.
+    /// [`Self::adopt`] and where `view` differs in this node, all are looked at anyhow, and where it differs in other nodes,
+    /// those with backends on them. `now_ms`: any monotonic milliseconds.
     ///
     /// A set that does not fit keeps its last good backends; a new frontend is left out, so that its ClusterIP's entry for
     /// other ports, if there is one, refuses it.
@@ -153,19 +154,19 @@ impl Compiler {
         now_ms: u64,
     ) -> Arc<Writes> {
         self.holdings.release_due(now_ms);
-        let same_view = self.view.as_ref() == Some(view);
+        let before = self.view.take();
+        let moved = before.as_ref().map(|before| before.moved(view)).unwrap_or_default();
+        let is_same_node = before.as_ref().is_some_and(|before| before.is_same_node(view));
         let mut work: BTreeSet<ServiceName> = match changed {
-            Some(changed) if same_view => {
-                let dependents = changed.iter().filter_map(|name| self.dependents.get(name));
-                dependents.flatten().chain(changed).cloned().collect()
+            Some(changed) if is_same_node => {
+                let changed: BTreeSet<&ServiceName> = table.naming(&moved).chain(changed).collect();
+                let dependents = changed.iter().filter_map(|name| self.dependents.get(*name)).flatten();
+                dependents.chain(changed.iter().copied()).cloned().collect()
             }
             _ => table.services.keys().chain(self.services.keys()).cloned().collect(),
         };
-        self.moved.clear();
-        if !same_view {
-            self.moved = self.view.as_ref().map(|before| moved(before, view)).unwrap_or_default();
-            self.view = Some(view.clone());
-        }
+        self.moved = moved.into_values().collect();
+        self.view = before.filter(|before| before == view).or_else(|| Some(view.clone()));
         work.extend(self.warming.iter().take_while(|(at, _)| *at <= now_ms).map(|(_, name)| name.clone()));
         self.run(work, table, view, now_ms);
         self.disown_adopted();
@@ -351,13 +352,6 @@ impl Compiler {
         }
         next
     }
-}
-
-/// Indexes of nodes that are others now; 0 stands for a node that is not known.
-fn moved(before: &NodeView, now: &NodeView) -> BTreeSet<(u32, u32)> {
-    let index = |view: &NodeView, name: &String| view.nodes.get(name).map_or(0, |node| node.index);
-    let names = before.nodes.keys().chain(now.nodes.keys());
-    names.map(|name| (index(before, name), index(now, name))).filter(|(before, now)| before != now).collect()
 }
 
 impl Frontend {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The service table: every Service at one revision with its backends and their verdicts.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Catalogue, EndpointSlice, Problem, Service, ServiceEntry, ServiceMap};
+use crate::{Backend, Catalogue, EndpointSlice, Problem, Service, ServiceEntry, ServiceMap};
 
 /// Namespace and name of a Service. Displays as `default/web`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,5 +66,49 @@ impl ServiceTable {
     #[must_use]
     pub fn find(&self, namespace: &str, name: &str) -> Option<&ServiceEntry> {
         self.services.get(&ServiceName::new(namespace, name)).map(Arc::as_ref)
+    }
+
+    /// Services with backends on some of these nodes.
+    pub(crate) fn naming<'a, T>(
+        &'a self,
+        nodes: &BTreeMap<&str, T>,
+    ) -> impl Iterator<Item = &'a ServiceName> {
+        let is_on = |backend: &Backend| backend.node.as_deref().is_some_and(|node| nodes.contains_key(node));
+        let services = self.services.iter().filter(|_| !nodes.is_empty());
+        services.filter(move |(_, entry)| entry.backends.iter().any(is_on)).map(|(name, _)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NodeInfo, NodeView, Verdict};
+
+    #[test]
+    fn a_node_concerns_those_who_have_backends_on_it() {
+        let mut table = ServiceTable::default();
+        for (service, node) in [("a", Some("n1")), ("b", Some("n2")), ("c", Some("n3")), ("d", None)] {
+            let verdict = Verdict { state: crate::VerdictState::Up, source: "ready" };
+            let mut backend = Backend::new([10, 244, 0, 1].into(), Vec::new(), verdict);
+            backend.node = node.map(str::to_owned);
+            let entry = ServiceEntry { backends: vec![backend], ..ServiceEntry::default() };
+            table.services.insert(ServiceName::new("default", service), Arc::new(entry));
+        }
+        let view = |nodes: &[(&str, u32)]| NodeView {
+            nodes: nodes
+                .iter()
+                .map(|(name, index)| ((*name).to_owned(), NodeInfo { index: *index }))
+                .collect(),
+            ..NodeView::default()
+        };
+        let before = view(&[("n1", 1), ("n2", 2)]);
+        let named = |now: &NodeView| -> Vec<String> {
+            table.naming(&before.moved(now)).map(|service| service.name.clone()).collect()
+        };
+        assert_eq!(named(&before), [""; 0]);
+        assert_eq!(named(&view(&[("n1", 1), ("n2", 2), ("n9", 9)])), [""; 0], "nobody is there yet");
+        assert_eq!(named(&view(&[("n1", 1), ("n2", 4), ("n3", 3)])), ["b", "c"]);
+        assert_eq!(named(&view(&[("n2", 2)])), ["a"]);
+        assert!(!before.is_same_node(&NodeView { zone: Some("z".into()), ..before.clone() }), "all of them");
     }
 }

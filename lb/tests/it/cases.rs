@@ -122,7 +122,7 @@ impl World {
     }
 
     fn set_node(&mut self, words: &[&str]) {
-        let info = |index| NodeInfo { index, ..NodeInfo::default() };
+        let info = |index| NodeInfo { index };
         let nodes =
             ["n1", "n2", "n3"].into_iter().zip(1..).map(|(name, index)| (name.to_owned(), info(index)));
         self.view = NodeView { name: words[0].to_owned(), nodes: nodes.collect(), ..NodeView::default() };

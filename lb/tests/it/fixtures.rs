@@ -141,7 +141,7 @@ fn spec() -> impl Strategy<Value = Spec> {
 
 impl World {
     pub(crate) fn node_view(&self) -> NodeView {
-        let info = |index| NodeInfo { index, ..NodeInfo::default() };
+        let info = |index| NodeInfo { index };
         let mut nodes = BTreeMap::from([("n1".to_owned(), info(1))]);
         if self.view.all_known {
             nodes.insert("n2".to_owned(), info(2));
@@ -149,7 +149,6 @@ impl World {
         NodeView {
             name: format!("n{}", self.view.node),
             zone: Some(format!("z{}", self.view.node)),
-            node_port_addresses: Vec::new(),
             external_ips_enabled: self.view.external_ips,
             nodes,
         }

@@ -62,14 +62,12 @@ impl Around {
         }
         assign(&mut self.indexes, view.nodes.keys().copied());
         let info = |record: &NodeRecord| {
-            let (overlay4, overlay6) = overlays(record);
             let index = self.indexes.get(&record.uuid).copied().unwrap_or(0);
-            (record.name.clone(), NodeInfo { index, overlay4, overlay6 })
+            (record.name.clone(), NodeInfo { index })
         };
         Ok(NodeView {
             name: node.config.node_name.clone(),
             zone: zone(&node.config.node_labels).map(str::to_owned),
-            node_port_addresses: node_port_addresses(node, view),
             external_ips_enabled: node.config.services.external_ips,
             nodes: view.nodes.values().map(info).collect(),
         })
@@ -197,11 +195,6 @@ fn addresses(node: &Node, view: &View) -> BTreeMap<IpAddr, u32> {
     let own = node.local_addresses.load();
     let own = own.iter().filter(|ip| !vips.contains(ip)).map(|ip| (*ip, flag(ip, ADDRESS_OWN)));
     others.chain(own).collect()
-}
-
-fn node_port_addresses(node: &Node, view: &View) -> Vec<IpAddr> {
-    let all = addresses(node, view).into_iter();
-    all.filter(|(_, flags)| flags & ADDRESS_NODE_PORT != 0).map(|(ip, _)| ip).collect()
 }
 
 fn overlays(record: &NodeRecord) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
