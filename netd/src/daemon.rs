@@ -32,8 +32,8 @@ use crate::settings::Settings;
 use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::{
-    api, deferred, desired, health, hold, identity, lease, mtu, pins, publish, removal, services, snapshot,
-    spare, status, sweep, tunnel,
+    api, deferred, desired, doctor, health, hold, identity, lease, mtu, pins, publish, removal, services,
+    snapshot, spare, status, sweep, tunnel,
 };
 
 /// The store of a host without etcd, in the state directory.
@@ -124,6 +124,9 @@ async fn prepare(
     let store_address = store_address(&config.store).await;
     let underlay = host.underlay(config.underlay_address, store_address).await?;
     tracing::info!(address = %underlay.address, device = underlay.device, mtu = underlay.mtu, reason = underlay.reason, "underlay");
+    if let Some(text) = doctor::local_ports() {
+        tracing::warn!("{text}");
+    }
     let tunnel = Tunnel::new(tunnel::device_kind(&config).await);
     let attachments = Attachments::load(&config.state_dir).context("cannot read the attachment records")?;
     let store = connect(&config).await?;

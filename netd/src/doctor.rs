@@ -54,6 +54,11 @@ pub(crate) async fn examine(node: &Node) -> DoctorReply {
     DoctorReply { checks: checks.0 }
 }
 
+/// The ports that the kernel chooses from for sockets that ask for none, of both families.
+const LOCAL_PORTS: &str = "net.ipv4.ip_local_port_range";
+/// The widest range that services take source ports from.
+const SNAT_PORTS: (u16, u16) = (1_024, 29_999);
+
 /// Something had no room, or was not understood.
 const NOTEWORTHY: [Counter; 5] = [
     Counter::SocketsFull,
@@ -246,6 +251,9 @@ impl Checks {
                 format!("{left_out} do not fit into the maps whole: see service-frontends-max and its like");
             self.say(Verdict::Wrong, "services", text);
         }
+        if let Some(text) = local_ports() {
+            self.say(Verdict::Note, "services", text);
+        }
         for (fill, flows) in fills.iter().zip(["established", "half-open"]) {
             if fill.max_entries > 0
                 && fill.entries * 100 >= fill.max_entries as usize * services::PRESSURE_PERCENT
@@ -292,6 +300,26 @@ impl Checks {
             Err(error) => self.say(Verdict::Wrong, "drops", error.to_string()),
         }
     }
+}
+
+/// Ports that a process gets by itself, and that the programs give out as source ports, too, as far as there are any: an answer
+/// to this node's own address may then belong to either.
+pub(crate) fn local_ports() -> Option<String> {
+    shared_ports(&netd_host::read_sysctl(LOCAL_PORTS).ok()?, SNAT_PORTS)
+}
+
+/// `range` is what the sysctl says: first and last port.
+fn shared_ports(range: &str, (first, last): (u16, u16)) -> Option<String> {
+    let mut words = range.split_whitespace().map(str::parse::<u16>);
+    let (Some(Ok(low)), Some(Ok(high))) = (words.next(), words.next()) else { return None };
+    let (from, to) = (low.max(first), high.min(last));
+    (from <= to).then(|| {
+        format!(
+            "processes of this host get ports {from} to {to} ({LOCAL_PORTS} = {low} {high}), which services take as source \
+             ports, too: connections between the same addresses may clash; set {LOCAL_PORTS} to {} 60999",
+            u32::from(last) + 1
+        )
+    })
 }
 
 /// What is known of a peer beside its status.
@@ -476,6 +504,18 @@ mod tests {
         assert_eq!(check(UnderlayNow { is_up: false, ..found.clone() }).0, Verdict::Wrong);
         let (verdict, text) = check(UnderlayNow { mtu: 1400, ..found });
         assert!(verdict == Verdict::Note && text.contains("MTU 1400, of late: 1500"), "{text}");
+    }
+
+    #[test]
+    fn ports_that_are_given_out_twice_are_told() {
+        let told = |range: &str| shared_ports(range, SNAT_PORTS);
+        assert_eq!(told("32768\t60999\n"), None, "as the kernel has it by itself");
+        assert_eq!(told("30000 60999"), None);
+        assert!(told("1024\t65535\n").unwrap().contains("ports 1024 to 29999"));
+        let text = told("29999 60999").unwrap();
+        assert!(text.contains("ports 29999 to 29999") && text.ends_with("to 30000 60999"), "{text}");
+        assert!(told("1 1024").unwrap().contains("ports 1024 to 1024"));
+        assert_eq!(told(""), None, "what does not read tells nothing");
     }
 
     #[test]
