@@ -93,7 +93,7 @@ fn round(catalogue: &mut Catalogue, nth: usize, figures: &mut Figures) -> Result
     let cgroup_root = mounts::cgroup2_mount()?;
     let options = OpenOptions { pin_dir, cgroup_root, attach: AttachMode::Auto, sizes };
     let mut datapath = Datapath::open(options)?;
-    let node = ("n1".to_owned(), NodeInfo { index: 1, ..NodeInfo::default() });
+    let node = ("n1".to_owned(), NodeInfo { index: 1 });
     let view = NodeView { name: "n1".to_owned(), nodes: [node].into(), ..NodeView::default() };
     let mut compiler = Compiler::new(sizes.limits());
 
