@@ -137,6 +137,12 @@ impl Name {
         }
     }
 
+    /// In lower case.
+    #[must_use]
+    pub fn to_lower(&self) -> Self {
+        Self { wire: self.wire.to_ascii_lowercase().into() }
+    }
+
     /// With `label` in front.
     ///
     /// # Errors

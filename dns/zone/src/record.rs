@@ -26,15 +26,29 @@ pub enum RecordData {
     Aaaa(Ipv6Addr),
     /// The name that this one stands for (RFC 1035).
     Cname(Name),
+    /// Mail exchange (RFC 1035).
+    Mx {
+        /// Lower is tried first.
+        preference: u16,
+        /// Who takes the mail.
+        exchange: Name,
+    },
     /// Name server (RFC 1035).
     Ns(Name),
+    /// Of a type that this crate has no words for (RFC 3597).
+    Other {
+        /// Its type.
+        record_type: RecordType,
+        /// Its data on the wire, without compressed names.
+        data: Box<[u8]>,
+    },
     /// Name of an address (RFC 1035).
     Ptr(Name),
     /// Start of authority (RFC 1035).
     Soa(Soa),
     /// Where a named port is (RFC 2782).
     Srv(Srv),
-    /// One character string (RFC 1035), at most 255 octets.
+    /// Text (RFC 1035); in strings of 255 octets on the wire.
     Txt(String),
 }
 
@@ -81,10 +95,18 @@ impl RecordType {
     pub const AAAA: Self = Self(28);
     /// Question only: anything there is (RFC 8482).
     pub const ANY: Self = Self(255);
+    /// Question only: a whole zone.
+    pub const AXFR: Self = Self(252);
     /// Alias.
     pub const CNAME: Self = Self(5);
+    /// Question only: what changed in a zone.
+    pub const IXFR: Self = Self(251);
+    /// Mail exchange.
+    pub const MX: Self = Self(15);
     /// Name server.
     pub const NS: Self = Self(2);
+    /// EDNS (RFC 6891); no question.
+    pub const OPT: Self = Self(41);
     /// Name of an address.
     pub const PTR: Self = Self(12);
     /// Start of authority.
@@ -94,12 +116,16 @@ impl RecordType {
     /// Text.
     pub const TXT: Self = Self(16);
 
-    const NAMES: [(Self, &'static str); 9] = [
+    const NAMES: [(Self, &'static str); 13] = [
         (Self::A, "A"),
         (Self::AAAA, "AAAA"),
         (Self::ANY, "ANY"),
+        (Self::AXFR, "AXFR"),
         (Self::CNAME, "CNAME"),
+        (Self::IXFR, "IXFR"),
+        (Self::MX, "MX"),
         (Self::NS, "NS"),
+        (Self::OPT, "OPT"),
         (Self::PTR, "PTR"),
         (Self::SOA, "SOA"),
         (Self::SRV, "SRV"),
@@ -131,7 +157,9 @@ impl RecordData {
             Self::A(_) => RecordType::A,
             Self::Aaaa(_) => RecordType::AAAA,
             Self::Cname(_) => RecordType::CNAME,
+            Self::Mx { .. } => RecordType::MX,
             Self::Ns(_) => RecordType::NS,
+            Self::Other { record_type, .. } => *record_type,
             Self::Ptr(_) => RecordType::PTR,
             Self::Soa(_) => RecordType::SOA,
             Self::Srv(_) => RecordType::SRV,
@@ -161,6 +189,14 @@ impl fmt::Display for RecordData {
             Self::A(ip) => ip.fmt(f),
             Self::Aaaa(ip) => ip.fmt(f),
             Self::Cname(name) | Self::Ns(name) | Self::Ptr(name) => name.fmt(f),
+            Self::Mx { preference, exchange } => write!(f, "{preference} {exchange}"),
+            Self::Other { data, .. } => {
+                write!(f, "\\# {}", data.len())?;
+                if !data.is_empty() {
+                    f.write_str(" ")?;
+                }
+                data.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+            }
             Self::Soa(soa) => write!(
                 f,
                 "{} {} {} {} {} {} {}",

@@ -5,9 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::Folded;
+#[cfg(test)]
 use crate::Name;
 
 /// The reverse name of an address.
+#[cfg(test)]
 pub(crate) fn name(ip: IpAddr) -> Name {
     let text = match ip {
         IpAddr::V4(v4) => {
@@ -24,23 +27,34 @@ pub(crate) fn name(ip: IpAddr) -> Name {
     Name::parse(&text).unwrap_or_else(|_| Name::root())
 }
 
-/// Top of the reverse zone that `name` lies in: the shortest ending of it that covers only addresses of `cidrs`.
-/// `None` where the name is not about addresses of ours.
-pub(crate) fn apex(name: &Name, cidrs: &[IpNet]) -> Option<Name> {
-    let labels: Vec<&[u8]> = name.labels().collect();
-    let [digits @ .., family, arpa] = labels.as_slice() else { return None };
-    if !arpa.eq_ignore_ascii_case(b"arpa") {
+/// What a reverse name is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Digits {
+    /// One address.
+    Address(IpAddr),
+    /// Several: other names lie below it.
+    Network,
+    /// Nothing.
+    Nothing,
+}
+
+/// Where `name` lies in a reverse zone of ours: how many labels stand in front of the zone's top, which is the shortest ending
+/// that covers only addresses of `cidrs`. `None` where the name is not about addresses of ours.
+pub(crate) fn place(name: &Folded, cidrs: &[IpNet]) -> Option<(usize, Digits)> {
+    let digits = name.labels().checked_sub(2)?;
+    if name.label(digits + 1) != b"arpa" {
         return None;
     }
-    let (bits, steps): (u8, _) = match family.to_ascii_lowercase().as_slice() {
+    let (bits, steps): (u8, usize) = match name.label(digits) {
         b"in-addr" => (8, 4),
         b"ip6" => (4, 32),
         _ => return None,
     };
-    let mut number: u128 = 0;
-    for (index, label) in digits.iter().rev().take(steps).enumerate() {
-        let length = bits * (index as u8 + 1);
-        number = number << bits | u128::from(digit(label, bits)?);
+    let (mut number, mut top) = (0u128, None);
+    for step in 1..=digits.min(steps) {
+        let length = bits * step as u8;
+        let Some(value) = digit(name.label(digits - step), bits) else { return Some((top?, Digits::Nothing)) };
+        number = number << bits | u128::from(value);
         let net = if bits == 8 {
             let address = Ipv4Addr::from((number as u32).checked_shl(32 - u32::from(length)).unwrap_or(0));
             IpNet::V4(Ipv4Net::new(address, length).ok()?)
@@ -48,12 +62,15 @@ pub(crate) fn apex(name: &Name, cidrs: &[IpNet]) -> Option<Name> {
             let address = Ipv6Addr::from(number.checked_shl(128 - u32::from(length)).unwrap_or(0));
             IpNet::V6(Ipv6Net::new(address, length).ok()?)
         };
-        if cidrs.iter().any(|cidr| cidr.contains(&net)) {
-            let start = digits.len() - index - 1;
-            return Name::from_labels(labels[start..].iter().copied()).ok();
+        if top.is_none() && cidrs.iter().any(|cidr| cidr.contains(&net)) {
+            top = Some(digits - step);
+        }
+        if step == steps {
+            let found = if digits == steps { Digits::Address(net.addr()) } else { Digits::Nothing };
+            return Some((top?, found));
         }
     }
-    None
+    Some((top?, Digits::Network))
 }
 
 /// A decimal octet without leading zeroes, or one hexadecimal digit.
@@ -74,7 +91,9 @@ mod tests {
 
     fn apex_of(text: &str, cidrs: &[&str]) -> Option<String> {
         let cidrs: Vec<IpNet> = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-        apex(&Name::parse(text).unwrap(), &cidrs).map(|apex| apex.to_string())
+        let name = Name::parse(text).unwrap();
+        let (front, _) = place(&Folded::from(&name), &cidrs)?;
+        Some(Name::from_labels(name.labels().skip(front)).unwrap().to_string())
     }
 
     #[test]
@@ -101,10 +120,10 @@ mod tests {
         #[test]
         fn an_address_has_a_reverse_zone_exactly_where_a_cidr_contains_it(ip: IpAddr, other: IpAddr, length in 0u8..=32) {
             for cidr in [IpNet::new(ip, length).unwrap(), IpNet::new(other, length).unwrap()] {
-                let found = apex(&name(ip), &[cidr]);
+                let found = place(&Folded::from(&name(ip)), &[cidr]);
                 // A CIDR of length 0 has no top below arpa's children, and nobody has one.
                 if length > 0 {
-                    prop_assert_eq!(found.is_some(), cidr.contains(&ip));
+                    prop_assert_eq!(found.map(|(_, digits)| digits), cidr.contains(&ip).then_some(Digits::Address(ip)));
                 }
             }
         }

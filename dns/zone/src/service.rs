@@ -4,6 +4,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::Views;
+
 /// A service with everything that names come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneService {
@@ -17,6 +19,37 @@ pub struct ZoneService {
     pub ports: Vec<ZonePort>,
     /// Backends to be named: those that are ready, or all where the service says so. Looked at when headless.
     pub endpoints: Vec<ZoneEndpoint>,
+    /// Backends that are not to be named now; they are told to whoever asks why.
+    pub left_out: Vec<LeftOut>,
+    /// Who may see the service's names; `None`: everybody.
+    pub views: Option<Views>,
+    /// Further names of it, `NAME` or `NAME.NAMESPACE`. A service of that name wins.
+    pub aliases: Vec<String>,
+}
+
+impl ZoneService {
+    /// Without ports and endpoints, for everybody.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>, kind: ZoneKind) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            kind,
+            ports: Vec::new(),
+            endpoints: Vec::new(),
+            left_out: Vec::new(),
+            views: None,
+            aliases: Vec::new(),
+        }
+    }
+}
+
+/// A backend that DNS does not name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeftOut {
+    /// Of the backend.
+    pub address: IpAddr,
+    /// What its verdict rests on: `not ready`, `terminating, serving`, …
+    pub reason: String,
 }
 
 /// What the name of a service stands for.

@@ -1,75 +1,113 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The zone: names with their records, and how a question is answered from them.
+//! The zone: everything that DNS says at one revision.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use thiserror::Error;
 
-use crate::build::Builder;
-use crate::{Name, Record, RecordData, RecordType, Soa, ZoneProblem, ZoneService, order, reverse};
+use crate::collect::Collect;
+use crate::custom::Own;
+use crate::entry::Entry;
+use crate::ordered::Ordered;
+use crate::resolve::Ask;
+use crate::rules::Rules;
+use crate::settings::Fixed;
+use crate::tree::{Tree, hash};
+use crate::{
+    Client, Folded, Name, Outcome, RecordType, ZoneEdit, ZoneError, ZoneProblem, ZoneService, ZoneSettings,
+};
 
 /// Version of the specification, as `dns-version` answers it.
 pub const DNS_SCHEMA_VERSION: &str = "1.1.0";
 
-/// Aliases followed inside the zone: more than anyone means to chain.
-const MAX_ALIASES: usize = 8;
-
-/// Everything that DNS says about services at one revision.
-#[derive(Clone, Debug)]
+/// Everything that DNS says at one revision. Never changes; a copy costs nothing, and [`Zone::edit`] makes the next one, which
+/// shares all that is the same.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Zone {
-    origin: Name,
-    ttl_secs: u32,
-    revision: u64,
-    /// Every existing name, also those that only have others below them.
-    names: BTreeMap<Name, Vec<RecordData>>,
-    reverse_cidrs: Vec<IpNet>,
-    problems: Vec<ZoneProblem>,
+    pub(crate) fixed: Arc<Fixed>,
+    pub(crate) revision: u64,
+    pub(crate) services: Tree<Arc<Entry>>,
+    pub(crate) aliases: Tree<Alias>,
+    pub(crate) pointers: Tree<Pointer>,
+    pub(crate) namespaces: Tree<Namespace>,
+    pub(crate) clients: Tree<(IpAddr, Arc<Client>)>,
+    /// Records of one's own, by name.
+    pub(crate) own: Ordered<Arc<[Own]>>,
+    /// The keys in `own` of each source of such records.
+    pub(crate) sources: Ordered<Arc<BTreeSet<Box<[u8]>>>>,
+    pub(crate) rules: Arc<Rules>,
+    pub(crate) servers: Arc<BTreeSet<IpAddr>>,
+    /// By service.
+    pub(crate) problems: Arc<BTreeMap<String, Vec<String>>>,
 }
 
-/// The answer to a question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// There are such records. Where the last one is a CNAME to a name that this zone does not own
-    /// ([`Zone::owns`]), its target is to be asked for upstream.
-    Answer {
-        /// For the answer section: CNAMEs in front in their order, the rest shuffled.
-        records: Vec<Record>,
-        /// For the additional section: addresses of the names in `records`.
-        additional: Vec<Record>,
-    },
-    /// The name exists, without records of this type.
-    NoData {
-        /// For the authority section.
-        soa: Record,
-    },
-    /// There is no such name, nor any below it.
-    NxDomain {
-        /// For the authority section.
-        soa: Record,
-    },
-    /// Not our name: ask upstream.
-    Forward,
+/// A further name of services: of the first one that the client may see.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Alias {
+    pub(crate) name: Name,
+    pub(crate) owners: Arc<BTreeSet<Name>>,
 }
 
-/// The zone cannot be built.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("zone {origin:?} is not a usable domain: {reason}; use a name such as cluster.local")]
-pub struct ZoneError {
-    origin: String,
-    reason: String,
+/// Whom an address belongs to, for PTR.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pointer {
+    pub(crate) ip: IpAddr,
+    pub(crate) owners: Owners,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Owners {
+    /// Sorted.
+    Many(Arc<[Arc<Name>]>),
+    One(Arc<Name>),
+}
+
+/// What makes a namespace exist.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Namespace {
+    /// A label in lower case.
+    pub(crate) name: Arc<[u8]>,
+    pub(crate) services: u32,
+    pub(crate) pods: u32,
+}
+
+impl Owners {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Name>> {
+        match self {
+            Self::Many(names) => names.iter(),
+            Self::One(name) => std::slice::from_ref(name).iter(),
+        }
+    }
 }
 
 impl Zone {
-    /// Builds the zone `origin` (such as `cluster.local`) from services in any order.
-    ///
-    /// `ttl_secs`: for every record and for negative answers. `revision`: of the table the services came from.
-    /// `reverse_cidrs`: networks whose reverse names are answered here and nowhere else.
-    /// Names that cannot be made are left out and listed in [`problems`](Self::problems).
+    /// A zone without services, at revision 0.
     ///
     /// # Errors
-    /// `origin` is not a domain name, or so long that no service name fits in front.
+    /// The origin is not a domain name, or so long that no service name fits in front.
+    pub fn new(settings: ZoneSettings) -> Result<Self, ZoneError> {
+        Ok(Self {
+            fixed: Arc::new(Fixed::new(settings)?),
+            revision: 0,
+            services: Tree::default(),
+            aliases: Tree::default(),
+            pointers: Tree::default(),
+            namespaces: Tree::default(),
+            clients: Tree::default(),
+            own: Ordered::default(),
+            sources: Ordered::default(),
+            rules: Arc::default(),
+            servers: Arc::default(),
+            problems: Arc::default(),
+        })
+    }
+
+    /// A zone with services in any order and nothing else. Of two with one name the first one counts.
+    ///
+    /// # Errors
+    /// As [`Zone::new`].
     pub fn build(
         origin: &str,
         ttl_secs: u32,
@@ -77,31 +115,38 @@ impl Zone {
         services: impl IntoIterator<Item = ZoneService>,
         reverse_cidrs: &[IpNet],
     ) -> Result<Self, ZoneError> {
-        let error = |reason: String| ZoneError { origin: origin.to_owned(), reason };
-        let apex = Name::parse(origin).map_err(|e| error(e.to_string()))?;
-        if apex == Name::root() {
-            return Err(error("it is the root".to_owned()));
-        }
-        let mut builder = Builder::new(apex.clone(), reverse_cidrs).map_err(|e| error(e.to_string()))?;
-        services.into_iter().for_each(|service| builder.add(&service));
-        let (names, mut problems) = builder.finish();
-        problems.sort();
-        Ok(Self { origin: apex, ttl_secs, revision, names, reverse_cidrs: reverse_cidrs.to_vec(), problems })
+        let settings =
+            ZoneSettings { ttl_secs, reverse_cidrs: reverse_cidrs.to_vec(), ..ZoneSettings::new(origin) };
+        let mut edit = Self::new(settings)?.edit();
+        services.into_iter().for_each(|service| edit.add_service(&service));
+        Ok(edit.finish(revision))
     }
 
     /// With the addresses that this DNS answers on: those of `ns.dns.<origin>`.
     #[must_use]
-    pub fn with_nameservers(mut self, addresses: &[IpAddr]) -> Self {
-        let server = self.name_server();
-        let unique: BTreeSet<IpAddr> = addresses.iter().copied().collect();
-        self.names.insert(server, unique.into_iter().map(RecordData::from).collect());
-        self
+    pub fn with_nameservers(self, addresses: &[IpAddr]) -> Self {
+        let revision = self.revision;
+        let mut edit = self.edit();
+        edit.set_nameservers(addresses);
+        edit.finish(revision)
+    }
+
+    /// Begins the next zone.
+    #[must_use]
+    pub fn edit(&self) -> ZoneEdit {
+        ZoneEdit::new(self.clone())
     }
 
     /// The name that all others lie below.
     #[must_use]
     pub fn origin(&self) -> &Name {
-        &self.origin
+        &self.fixed.origin
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn settings(&self) -> &ZoneSettings {
+        &self.fixed.settings
     }
 
     /// Of the table that this was built from.
@@ -112,119 +157,70 @@ impl Zone {
 
     /// Names that could not be made, sorted.
     #[must_use]
-    pub fn problems(&self) -> &[ZoneProblem] {
-        &self.problems
+    pub fn problems(&self) -> Vec<ZoneProblem> {
+        let of = |(service, reasons): (&String, &Vec<String>)| -> Vec<ZoneProblem> {
+            let problem = |reason: &String| ZoneProblem { service: service.clone(), reason: reason.clone() };
+            reasons.iter().map(problem).collect()
+        };
+        let mut problems: Vec<ZoneProblem> = self.problems.iter().flat_map(of).collect();
+        problems.sort();
+        problems
     }
 
-    /// Number of names that have records.
+    /// How many services it knows.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.names.values().filter(|records| !records.is_empty()).count()
+        self.services.len()
     }
 
-    /// Whether no name has records; never so in a built zone.
+    /// Whether it knows none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// The pod that has an address.
+    #[must_use]
+    pub fn client(&self, address: IpAddr) -> Option<&Client> {
+        let address = address.to_canonical();
+        self.clients.find(ip_hash(address), |(ip, _)| *ip == address).map(|(_, client)| &**client)
+    }
+
     /// Whether questions about `name` are answered here and nowhere else.
     #[must_use]
     pub fn owns(&self, name: &Name) -> bool {
-        self.apex_of(name).is_some()
+        self.owns_folded(&Folded::from(name))
     }
 
-    /// Answers a question of class IN. `seed`: decides the order of the records; take another one each time.
-    ///
-    /// [`RecordType::ANY`] gets the records of one type (RFC 8482). The owner of the records is `question` in the
-    /// case it was asked in.
+    /// Answers a question of class IN that nobody known asks.
     #[must_use]
     pub fn answer(&self, question: &Name, record_type: RecordType, seed: u64) -> Outcome {
-        let Some(apex) = self.apex_of(question) else { return Outcome::Forward };
-        let soa = || self.record(&apex, self.soa());
-        if *question == apex {
-            return self.answer_apex(question, record_type);
-        }
-        let Some(found) = self.names.get(question) else { return Outcome::NxDomain { soa: soa() } };
-
-        let (mut records, mut owner, mut found) = (Vec::new(), question.clone(), found);
-        while let Some(alias) = found.iter().find(|data| matches!(data, RecordData::Cname(_))) {
-            records.push(self.record(&owner, alias.clone()));
-            let RecordData::Cname(target) = alias else { break };
-            let in_a_loop =
-                records.len() == MAX_ALIASES || records.iter().any(|record| record.name == *target);
-            let next = self.names.get(target).filter(|_| !in_a_loop);
-            match next {
-                Some(next) if record_type != RecordType::CNAME => (owner, found) = (target.clone(), next),
-                _ => return Outcome::Answer { records, additional: Vec::new() },
-            }
-        }
-        let wanted = match (record_type, found.first()) {
-            (RecordType::ANY, Some(first)) => first.record_type(),
-            _ => record_type,
-        };
-        let matching = found.iter().filter(|data| data.record_type() == wanted);
-        let mut matching: Vec<Record> = matching.map(|data| self.record(&owner, data.clone())).collect();
-        order::shuffle(&mut matching, seed);
-        records.append(&mut matching);
-        if records.is_empty() {
-            return Outcome::NoData { soa: soa() };
-        }
-        let additional = self.additional(&records);
-        Outcome::Answer { records, additional }
+        self.ask(question, record_type, None, seed)
     }
 
-    fn answer_apex(&self, question: &Name, record_type: RecordType) -> Outcome {
-        let data = match record_type {
-            RecordType::NS => RecordData::Ns(self.name_server()),
-            RecordType::ANY | RecordType::SOA => self.soa(),
-            _ => return Outcome::NoData { soa: self.record(question, self.soa()) },
-        };
-        let records = vec![self.record(question, data)];
-        let additional = self.additional(&records);
-        Outcome::Answer { records, additional }
+    /// Answers a question of class IN, as [`Zone::respond`] does on the wire. `seed` decides the order of the records: take
+    /// another one each time.
+    ///
+    /// [`RecordType::ANY`] gets the records of one type (RFC 8482). The owner of the records is `question` in the case it was
+    /// asked in.
+    #[must_use]
+    pub fn ask(&self, question: &Name, record_type: RecordType, client: Option<IpAddr>, seed: u64) -> Outcome {
+        let mut collect = Collect::new(question);
+        let ask = Ask { record_type, client: client.and_then(|client| self.client(client)), seed };
+        let folded = Folded::from(question);
+        let verdict = self.resolve(&ask, &folded, &mut collect);
+        collect.outcome(verdict, |prefix| self.forward(&ask, question, &folded, verdict, prefix))
     }
 
-    /// Addresses of the names that SRV and NS records lead to, each once.
-    fn additional(&self, records: &[Record]) -> Vec<Record> {
-        let targets = records.iter().filter_map(|record| match &record.data {
-            RecordData::Ns(target) => Some(target),
-            RecordData::Srv(srv) => Some(&srv.target),
-            _ => None,
-        });
-        let targets: BTreeSet<&Name> = targets.collect();
-        let found = targets.into_iter().filter_map(|target| Some((target, self.names.get(target)?)));
-        let found = found.flat_map(|(target, records)| records.iter().map(move |data| (target, data)));
-        let addresses = found.filter(|(_, data)| matches!(data, RecordData::A(_) | RecordData::Aaaa(_)));
-        addresses.map(|(target, data)| self.record(target, data.clone())).collect()
+    pub(crate) fn service(&self, name: &[u8]) -> Option<&Arc<Entry>> {
+        self.services.find(hash(name), |entry| entry.name.as_wire() == name)
     }
+}
 
-    fn apex_of(&self, name: &Name) -> Option<Name> {
-        if name.is_at_or_below(&self.origin) {
-            return Some(self.origin.clone());
-        }
-        reverse::apex(name, &self.reverse_cidrs)
-    }
-
-    fn record(&self, name: &Name, data: RecordData) -> Record {
-        Record { name: name.clone(), ttl_secs: self.ttl_secs, data }
-    }
-
-    fn soa(&self) -> RecordData {
-        RecordData::Soa(Soa {
-            mname: self.name_server(),
-            rname: self.origin.child("hostmaster").unwrap_or_else(|_| self.origin.clone()),
-            serial: self.revision as u32,
-            // As CoreDNS has them: there are no secondaries to read them.
-            refresh_secs: 7_200,
-            retry_secs: 1_800,
-            expire_secs: 86_400,
-            minimum_secs: self.ttl_secs,
-        })
-    }
-
-    /// `ns.dns.<origin>`; `build` has made sure that it fits.
-    fn name_server(&self) -> Name {
-        self.origin.child("dns").and_then(|dns| dns.child("ns")).unwrap_or_else(|_| self.origin.clone())
+/// The key of an address in a tree.
+pub(crate) fn ip_hash(ip: IpAddr) -> u64 {
+    match ip {
+        IpAddr::V4(v4) => hash(&v4.octets()),
+        IpAddr::V6(v6) => hash(&v6.octets()),
     }
 }

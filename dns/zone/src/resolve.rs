@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a question is answered: who else is meant, where the name lies, what is there, and what follows from an alias.
+
+use crate::locate::Located;
+use crate::rules::Target;
+use crate::sink::{Data, NAME_MAX, NameRef, Note, Owner, Sink};
+use crate::tree::hash;
+use crate::{Client, Folded, RecordType, Zone};
+
+/// Aliases followed inside the zone: more than anyone means to chain.
+const MAX_ALIASES: usize = 8;
+
+/// Who asks for what.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    pub(crate) record_type: RecordType,
+    pub(crate) client: Option<&'a Client>,
+    pub(crate) seed: u64,
+}
+
+/// What became of a question. Records, also the SOA of a negative answer, are in the sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// There are such records.
+    Answer,
+    /// One of several names outside may be meant ([`Zone::candidates`]).
+    Candidates,
+    /// The name, or the last alias in the sink, lies outside.
+    Forward,
+    /// The name exists, without records of this type.
+    NoData,
+    /// There is no such name, nor any below it.
+    NxDomain,
+}
+
+/// The names seen on the way, by their hashes: an alias back to one of them ends the way.
+#[derive(Clone, Copy)]
+struct Trail {
+    seen: [u64; MAX_ALIASES],
+    len: usize,
+}
+
+impl Zone {
+    pub(crate) fn resolve<S: Sink>(&self, ask: &Ask<'_>, name: &Folded, sink: &mut S) -> Verdict {
+        let trail = Trail { seen: [0; MAX_ALIASES], len: 0 };
+        self.follow(ask, name, Owner::Question, trail, sink)
+    }
+
+    fn follow<S: Sink>(&self, ask: &Ask<'_>, name: &Folded, owner: Owner<'_>, trail: Trail, sink: &mut S) -> Verdict {
+        if let Some(target) = self.rules.find(name, ask.client, &self.fixed.services_apex) {
+            let target = match &target {
+                Target::Below(folded) => NameRef::whole(folded.as_wire()),
+                Target::Name(name) => (*name).into(),
+            };
+            sink.note(Note::Redirected { target });
+            return self.alias(ask, name, owner, (self.fixed.ttl_secs, target), trail, sink);
+        }
+        let place = self.place(name);
+        let located = self.locate(name, place, ask.client, sink);
+        match &located {
+            Located::Foreign => return Verdict::Forward,
+            Located::Nothing => {
+                if let Some(verdict) = self.autopath(ask, name, trail, sink) {
+                    return verdict;
+                }
+                self.deny(name, place, sink);
+                return Verdict::NxDomain;
+            }
+            _ => {}
+        }
+        if let Some((ttl_secs, target)) = self.alias_of(&located, name, ask) {
+            return self.alias(ask, name, owner, (ttl_secs, target), trail, sink);
+        }
+        if self.emit(&located, name, ask, owner, sink) {
+            return Verdict::Answer;
+        }
+        self.deny(name, place, sink);
+        Verdict::NoData
+    }
+
+    fn alias<S: Sink>(
+        &self,
+        ask: &Ask<'_>,
+        name: &Folded,
+        owner: Owner<'_>,
+        (ttl_secs, target): (u32, NameRef<'_>),
+        mut trail: Trail,
+        sink: &mut S,
+    ) -> Verdict {
+        let fits = sink.answer(owner, ttl_secs, Data::Cname(target));
+        let wants_it = matches!(ask.record_type, RecordType::CNAME | RecordType::ANY);
+        let Some(next) = Folded::read(target.write(&mut [0; NAME_MAX])) else { return Verdict::Answer };
+        if !fits || wants_it || !trail.goes_on(name, &next) {
+            return Verdict::Answer;
+        }
+        self.follow(ask, &next, Owner::Name(target), trail, sink)
+    }
+
+    /// The first question of a search path, answered with what one of the later ones would find (after CoreDNS' autopath).
+    /// Names of ours are tried first, in the order of the path.
+    fn autopath<S: Sink>(&self, ask: &Ask<'_>, name: &Folded, trail: Trail, sink: &mut S) -> Option<Verdict> {
+        let front = self.searched(ask, name).filter(|_| trail.len == 0)?;
+        let mut outside = false;
+        for candidate in self.search(name, front) {
+            let found = match self.rules.find(&candidate, ask.client, &self.fixed.services_apex) {
+                Some(_) => Located::Empty,
+                None => self.locate(&candidate, self.place(&candidate), ask.client, sink),
+            };
+            match found {
+                Located::Foreign => outside = true,
+                Located::Nothing => {}
+                _ => {
+                    let target = NameRef::whole(candidate.as_wire());
+                    sink.note(Note::Autopath { target });
+                    let alias = (self.fixed.ttl_secs, target);
+                    return Some(self.alias(ask, name, Owner::Question, alias, trail, sink));
+                }
+            }
+        }
+        outside.then_some(Verdict::Candidates)
+    }
+
+    /// How many labels the program asked for, where `name` is the first question of the client's search path.
+    fn searched(&self, ask: &Ask<'_>, name: &Folded) -> Option<usize> {
+        let client = ask.client.filter(|_| self.fixed.settings.autopath)?;
+        let front = name.labels_below(&self.fixed.services_apex)?.checked_sub(1).filter(|front| *front > 0)?;
+        name.label(front).eq_ignore_ascii_case(client.namespace.as_bytes()).then_some(front)
+    }
+
+    /// The questions that would follow. A name without a dot is not asked for outside as it is: nobody outside has it.
+    fn search(&self, name: &Folded, front: usize) -> impl Iterator<Item = Folded> {
+        let fixed = &self.fixed;
+        let own = [&*fixed.services_apex.wire, &*fixed.apex.wire];
+        let whole = (front > 1).then_some(&[0u8][..]);
+        let ends = own.into_iter().chain(fixed.search.iter().map(|end| &**end)).chain(whole);
+        ends.filter_map(move |end| Folded::join(name.until_label(front), end))
+    }
+
+    /// Names outside to be tried for a question with [`Verdict::Candidates`], in this order.
+    pub(crate) fn candidates(&self, ask: &Ask<'_>, name: &Folded) -> Vec<Folded> {
+        let Some(front) = self.searched(ask, name) else { return Vec::new() };
+        self.search(name, front).filter(|candidate| !self.owns_folded(candidate)).collect()
+    }
+
+    /// The SOA of a negative answer. Nobody keeps it: what is not there may be there in a second.
+    fn deny<S: Sink>(&self, name: &Folded, place: Option<crate::locate::Place>, sink: &mut S) {
+        let apex = place.map_or(&[0u8][..], |place| name.from_label(place.front));
+        sink.authority(NameRef::whole(apex), 0, self.soa());
+    }
+
+    pub(crate) fn soa(&self) -> Data<'_> {
+        // As CoreDNS has them: there are no secondaries to read them. The last one says how long a denial may be kept.
+        let numbers = [self.revision as u32, 7_200, 1_800, 86_400, 0];
+        Data::Soa { mname: (&self.fixed.server).into(), rname: (&self.fixed.hostmaster).into(), numbers }
+    }
+}
+
+impl Trail {
+    /// Notes `name`; whether `next` is new and the way not too long.
+    fn goes_on(&mut self, name: &Folded, next: &Folded) -> bool {
+        let Some(place) = self.seen.get_mut(self.len) else { return false };
+        *place = hash(name.as_wire());
+        self.len += 1;
+        let next = hash(next.as_wire());
+        self.len < MAX_ALIASES && !self.seen[..self.len].contains(&next)
+    }
+}
