@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::forward::{DNS_PORT, UPSTREAMS_MAX};
+use crate::group::{DNS_PORT, UPSTREAMS_MAX};
 
 /// The first [`UPSTREAMS_MAX`] name servers of a resolv.conf text, in its order, each once.
 ///

@@ -1,69 +1,132 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sockets and handler put together.
+//! All parts put together.
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use dns_zone::Zone;
-use hickory_server::Server;
 use ipnet::IpNet;
+use rustls::ServerConfig;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::bind::{BindError, Listener, bind};
+use crate::admission::Admission;
+use crate::bind::BindError;
+use crate::respond::Core;
 use crate::forward::{ForwardConfig, Forwarder};
-use crate::handler::Handler;
-use crate::stats::DnsStats;
-
-/// A TCP client that says nothing for this long is hung up on (RFC 7766 section 6.2.3: a few seconds).
-const TCP_IDLE: Duration = Duration::from_secs(10);
-
-/// Answers waiting for a slow TCP client; past it the connection's further answers are dropped.
-const TCP_ANSWERS_QUEUED_MAX: usize = 32;
+use crate::held;
+use crate::query_log::QueryLog;
+use crate::rate::Rate;
+use crate::sockets::{Sockets, bind, bind_tcp};
+use crate::stats::{Counters, DnsStats};
+use crate::stream::{Places, STREAMS_MAX, STREAMS_PER_CLIENT_MAX, Streams};
+use crate::udp::{Work, Worker};
 
 /// Time for requests in flight when the server is told to stop.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// Refusals a second to one network that may not ask: enough for who is there by mistake to see it, useless as a weapon.
+const REFUSALS_PER_SECOND: u32 = 20;
+
+/// Questions that workers have handed on and nobody has taken yet, beside those that have a place in flight.
+const PREFETCHES_MAX: usize = 64;
+
+/// What a server is made of.
+#[derive(Debug)]
+pub struct DnsConfig {
+    /// UDP and TCP on each (which need not be on the node yet); port 0 picks one that is free on both.
+    pub addresses: Vec<SocketAddr>,
+    /// DNS over TLS.
+    pub tls: Vec<TlsListen>,
+    /// UDP workers, a thread for each and for each address; 0: as many as the machine has cores.
+    pub workers: usize,
+    /// Networks that may ask (pods, nodes, loopback). All others get REFUSED over UDP and no connection; an empty list
+    /// refuses everybody, and only 0.0.0.0/0 or ::/0 serves the world.
+    pub clients: Arc<ArcSwap<Vec<IpNet>>>,
+    /// What we answer from. While it holds `None` the node is not in sync and every question gets SERVFAIL.
+    pub zone: Arc<ArcSwapOption<Zone>>,
+    /// All other names.
+    pub forward: ForwardConfig,
+    /// UDP answers a second to one client network (/24, /56), a second's worth at once; `None`: no limit.
+    pub answers_per_second: Option<u32>,
+    /// One question of so many is logged, with target [`QUERY_LOG_TARGET`](crate::QUERY_LOG_TARGET); 0: none.
+    pub query_log_every: u32,
+    /// Connections of clients at once.
+    pub streams_max: usize,
+    /// Connections of one client at once.
+    pub streams_per_client_max: usize,
+    /// What is counted.
+    pub stats: Arc<DnsStats>,
+}
+
+/// An address for DNS over TLS (RFC 7858: port 853).
+#[derive(Clone, Debug)]
+pub struct TlsListen {
+    /// Where.
+    pub address: SocketAddr,
+    /// Certificate and key, of [`server_tls`](crate::server_tls).
+    pub config: Arc<ServerConfig>,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        DnsConfig {
+            addresses: Vec::new(),
+            tls: Vec::new(),
+            workers: 0,
+            clients: Arc::default(),
+            zone: Arc::default(),
+            forward: ForwardConfig::default(),
+            answers_per_second: None,
+            query_log_every: 0,
+            streams_max: STREAMS_MAX,
+            streams_per_client_max: STREAMS_PER_CLIENT_MAX,
+            stats: Arc::default(),
+        }
+    }
+}
 
 /// The bound, not yet running DNS server of a node.
 ///
 /// It owns its sockets from [`DnsServer::bind`] on (questions queue in them), answers from [`DnsServer::run`] on.
 #[derive(Debug)]
 pub struct DnsServer {
-    listeners: Vec<Listener>,
-    setup: Setup,
-}
-
-#[derive(Debug)]
-struct Setup {
-    clients: Arc<ArcSwap<Vec<IpNet>>>,
-    zone: Arc<ArcSwapOption<Zone>>,
-    forward: ForwardConfig,
-    stats: Arc<DnsStats>,
+    listeners: Vec<Sockets>,
+    tls: Vec<(std::net::TcpListener, TlsListen)>,
+    config: DnsConfig,
 }
 
 impl DnsServer {
-    /// Binds UDP and TCP on every address (which need not be on the node yet); port 0 picks one that is free on both.
-    ///
-    /// `clients` are the networks that may ask (pods, nodes, loopback); all others get REFUSED, and an empty list
-    /// refuses everybody. `zone` is what we answer from; while it holds `None` the node is not in sync and every
-    /// question gets SERVFAIL. Must be called in a tokio runtime with I/O.
+    /// Binds all addresses. `held`: sockets that somebody kept for us while we were away ([`hold`](crate::hold)); those that
+    /// fit are used, with the questions that wait in them, the rest is closed.
     ///
     /// # Errors
     /// [`BindError`] names the address and what to do; nothing stays bound.
-    pub fn bind(
-        addresses: &[SocketAddr],
-        clients: Arc<ArcSwap<Vec<IpNet>>>,
-        zone: Arc<ArcSwapOption<Zone>>,
-        forward: ForwardConfig,
-        stats: Arc<DnsStats>,
-    ) -> Result<Self, BindError> {
-        if addresses.is_empty() {
+    pub fn bind(config: DnsConfig, held: Vec<OwnedFd>) -> Result<Self, BindError> {
+        if config.addresses.is_empty() {
             return Err(BindError::NoAddress);
         }
-        let listeners = addresses.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
-        Ok(DnsServer { listeners, setup: Setup { clients, zone, forward, stats } })
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let mut held = held::sort(held);
+        let mut listeners = Vec::new();
+        for address in &config.addresses {
+            listeners.push(bind(*address, workers, held.take(*address))?);
+        }
+        let mut tls = Vec::new();
+        for listen in &config.tls {
+            tls.push((bind_tcp(listen.address, held.take(listen.address).tcp)?, listen.clone()));
+        }
+        Ok(DnsServer { listeners, tls, config })
     }
 
     /// The addresses bound, in the order given, with the real ports.
@@ -71,24 +134,116 @@ impl DnsServer {
         self.listeners.iter().map(|listener| listener.address).collect()
     }
 
-    /// Answers until `shutdown` resolves, then drains for at most half a second. Returns early, with a warning in the
-    /// log, only if the sockets fail. One task per socket, one per request; dropping the future ends them all.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    /// The same of DNS over TLS.
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        self.tls.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect()
+    }
+
+    /// All sockets, for somebody who holds them while we are away.
+    pub fn sockets(&self) -> Vec<BorrowedFd<'_>> {
+        let streams = self.tls.iter().map(|(listener, _)| listener.as_fd());
+        let pairs = self.listeners.iter();
+        pairs.flat_map(|pair| pair.udp.iter().map(AsFd::as_fd).chain([pair.tcp.as_fd()])).chain(streams).collect()
+    }
+
+    /// Answers until `shutdown` resolves, then drains for at most half a second. Dropping the future ends it too. Must run in
+    /// a tokio runtime with I/O and time.
+    ///
+    /// # Errors
+    /// A thread could not be started, or a listener not be used.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), BindError> {
         let addresses = self.addresses();
-        let Setup { clients, zone, forward, stats } = self.setup;
-        let forwarder = Forwarder::new(forward, &addresses);
-        let mut server = Server::new(Handler { clients, zone, forwarder, stats });
-        for Listener { udp, tcp, .. } in self.listeners {
-            server.register_socket(udp);
-            server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS_QUEUED_MAX);
+        let DnsServer { listeners, tls, config } = self;
+        let started = tokio::time::Instant::now();
+        let forwarder = Forwarder::new(&config.forward, &addresses, started);
+        config.stats.show(&forwarder);
+        let in_flight_max = config.forward.in_flight_max;
+        let core = Arc::new(Core {
+            clients: config.clients,
+            zone: config.zone,
+            forwarder: forwarder.clone(),
+            admission: Admission::new(in_flight_max),
+            refusals: Rate::new(REFUSALS_PER_SECOND),
+            answers: config.answers_per_second.map(Rate::new),
+            log: QueryLog::new(config.query_log_every),
+        });
+        let counters = config.stats.worker();
+        let streams = Streams {
+            core: core.clone(),
+            counters: counters.clone(),
+            stats: config.stats.clone(),
+            places: Places::new(config.streams_max, config.streams_per_client_max),
+            started: started.into_std(),
+        };
+        let (work, queue) = mpsc::channel(in_flight_max + PREFETCHES_MAX);
+        let mut threads = Threads { stop: Arc::default(), threads: Vec::new() };
+        let mut accepting = JoinSet::new();
+        for Sockets { udp, tcp, .. } in listeners {
+            for socket in udp {
+                let worker = Worker {
+                    core: core.clone(),
+                    socket: Arc::new(socket),
+                    counters: config.stats.worker(),
+                    work: work.clone(),
+                    stop: threads.stop.clone(),
+                    started: started.into_std(),
+                };
+                threads.threads.push(worker.start(threads.threads.len()).map_err(BindError::Thread)?);
+            }
+            accepting.spawn(streams.clone().accept(tcp, None));
         }
-        info!(?addresses, "DNS server is answering");
+        for (listener, listen) in tls {
+            accepting.spawn(streams.clone().accept(listener, Some(listen.config)));
+        }
+        drop(work);
+        info!(?addresses, workers = threads.threads.len(), "DNS server is answering");
+        let dispatching = dispatch(core, counters, queue);
+        tokio::pin!(dispatching);
         tokio::select! {
-            ended = server.block_until_done() => warn!(?ended, ?addresses, "DNS server lost its sockets"),
+            Some(ended) = accepting.join_next() => warn!(?ended, ?addresses, "DNS server lost its TCP sockets"),
+            () = &mut dispatching => warn!(?addresses, "DNS server lost its UDP sockets"),
+            () = forwarder.look_after() => {}
             () = shutdown => {
-                let drained = tokio::time::timeout(DRAIN, server.shutdown_gracefully()).await;
+                threads.stop.store(true, Relaxed);
+                // Its queue closes when the last worker has ended.
+                let drained = tokio::time::timeout(DRAIN, dispatching).await;
+                accepting.shutdown().await;
                 info!(?addresses, in_time = drained.is_ok(), "DNS server stopped");
             }
         }
+        Ok(())
     }
+}
+
+/// The workers' threads; told to end when dropped.
+struct Threads {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+/// Does what the workers handed on, until all of them have ended and all is done.
+async fn dispatch(core: Arc<Core>, counters: Arc<Counters>, mut queue: mpsc::Receiver<Work>) {
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            work = queue.recv() => match work {
+                Some(Work::Question(question)) => {
+                    tasks.spawn(question.answer(core.clone(), counters.clone()));
+                }
+                Some(Work::Prefetch(key)) => {
+                    let core = core.clone();
+                    tasks.spawn(async move { core.forwarder.prefetch(&key).await });
+                }
+                None => break,
+            },
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    while tasks.join_next().await.is_some() {}
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -50,17 +50,55 @@ pub(crate) async fn ask_bytes(server: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 
 /// Asks over TCP.
 pub(crate) async fn ask_tcp(server: SocketAddr, question: &Message) -> Message {
-    let bytes = question.to_vec().expect("encodes");
-    let mut stream = TcpStream::connect(server).await.expect("connects");
-    let length = u16::try_from(bytes.len()).expect("a short question");
-    stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await.expect("sends");
-    let answer = timeout(PATIENCE, async {
-        let length = stream.read_u16().await.expect("a length");
-        let mut answer = vec![0; usize::from(length)];
-        stream.read_exact(&mut answer).await.expect("the whole answer");
-        answer
-    });
-    Message::from_vec(&answer.await.expect("an answer in time")).expect("the server's answer decodes")
+    let mut client = connect(server).await;
+    client.send(question).await;
+    client.receive().await
+}
+
+/// A client on a connection.
+pub(crate) struct StreamClient<S> {
+    stream: S,
+}
+
+/// Connects over TCP.
+pub(crate) async fn connect(server: SocketAddr) -> StreamClient<TcpStream> {
+    StreamClient { stream: TcpStream::connect(server).await.expect("connects") }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> StreamClient<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        StreamClient { stream }
+    }
+
+    /// Sends a question and waits for nothing.
+    pub(crate) async fn send(&mut self, question: &Message) {
+        let bytes = question.to_vec().expect("encodes");
+        let length = u16::try_from(bytes.len()).expect("a short question");
+        self.send_bytes(&[&length.to_be_bytes()[..], &bytes].concat()).await;
+    }
+
+    /// Sends these bytes as they are.
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.expect("sends");
+        self.stream.flush().await.expect("sends");
+    }
+
+    /// The next answer.
+    pub(crate) async fn receive(&mut self) -> Message {
+        let answer = timeout(PATIENCE, async {
+            let length = self.stream.read_u16().await.expect("a length");
+            let mut answer = vec![0; usize::from(length)];
+            self.stream.read_exact(&mut answer).await.expect("the whole answer");
+            answer
+        });
+        Message::from_vec(&answer.await.expect("an answer in time")).expect("the server's answer decodes")
+    }
+
+    /// Whether the server hangs up.
+    pub(crate) async fn closed_by_server(&mut self) -> bool {
+        let closed = timeout(2 * PATIENCE, self.stream.read_u8()).await;
+        matches!(closed, Ok(Err(_)))
+    }
 }
 
 /// The answers as text, sorted: `NAME TTL IN TYPE DATA`.

@@ -4,8 +4,13 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod access;
+mod cache;
 mod client;
 mod forwarding;
+mod held;
+mod overload;
 mod server;
+mod streams;
+mod trust;
 mod upstream;
 mod zone;

@@ -3,11 +3,13 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::op::{Edns, Message, ResponseCode};
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
@@ -24,16 +26,36 @@ pub(crate) enum Mood {
     Silent,
     /// Sets TC over UDP; over TCP answers with 192.0.2.77.
     Truncates,
+    /// Answers this octet, for one second.
+    Brief(u8),
+    /// Answers after half a second.
+    Slow(u8),
+    /// Answers in lower case, whatever the question was.
+    FoldsCase(u8),
+    /// Does not know EDNS: FORMERR where it sees an OPT record.
+    Old(u8),
+    /// First sends a wrong address with what a guesser would get wrong, then the right one.
+    Attacked(u8),
+    /// Wants its cookie: without it BADCOOKIE over UDP.
+    WantsCookie(u8),
+    /// Sends each question to this server and gives back what that says.
+    Circle(SocketAddr),
 }
 
 /// The names asked for, in order.
 type Asked = Arc<Mutex<Vec<Name>>>;
+
+type SharedMood = Arc<Mutex<Mood>>;
+
+/// What a server with cookies gives each client.
+const SERVER_COOKIE: &[u8] = b"baked-it";
 
 /// A running upstream; ends when dropped.
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     asked: Asked,
     asked_tcp: Asked,
+    mood: SharedMood,
     _tasks: JoinSet<()>,
 }
 
@@ -48,10 +70,21 @@ impl Upstream {
         };
         let address = udp.local_addr().expect("bound");
         let (asked, asked_tcp) = (Asked::default(), Asked::default());
+        let mood = Arc::new(Mutex::new(mood));
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_udp(udp, mood, asked.clone()));
-        tasks.spawn(serve_tcp(tcp, mood, asked_tcp.clone()));
-        Upstream { address, asked, asked_tcp, _tasks: tasks }
+        tasks.spawn(serve_udp(Arc::new(udp), mood.clone(), asked.clone()));
+        tasks.spawn(serve_tcp(tcp, mood.clone(), asked_tcp.clone()));
+        Upstream { address, asked, asked_tcp, mood, _tasks: tasks }
+    }
+
+    /// From now on it behaves so.
+    pub(crate) fn change(&self, mood: Mood) {
+        *self.mood.lock().expect("no panic") = mood;
+    }
+
+    /// The names asked for over UDP as they came.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").iter().map(ToString::to_string).collect()
     }
 
     /// Questions over UDP, repeats included.
@@ -61,7 +94,7 @@ impl Upstream {
 
     /// Questions over UDP for this name, repeats included.
     pub(crate) fn asked_for(&self, name: &str) -> usize {
-        self.asked.lock().expect("no panic").iter().filter(|asked| asked.to_string() == name).count()
+        self.asked.lock().expect("no panic").iter().filter(|asked| asked.to_string().eq_ignore_ascii_case(name)).count()
     }
 
     /// Questions over TCP.
@@ -70,30 +103,72 @@ impl Upstream {
     }
 }
 
-async fn serve_udp(socket: UdpSocket, mood: Mood, asked: Asked) {
+async fn serve_udp(socket: Arc<UdpSocket>, mood: SharedMood, asked: Asked) {
     let mut buffer = [0; 4096];
+    let mut tasks = JoinSet::new();
     while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
         let question = Message::from_vec(&buffer[..length]).expect("our server's questions decode");
         asked.lock().expect("no panic").push(question.queries[0].name().clone());
-        if let Some(answer) = respond(&question, mood, false) {
-            socket.send_to(&answer.to_vec().expect("encodes"), client).await.expect("sends");
-        }
+        let mood = *mood.lock().expect("no panic");
+        let socket = socket.clone();
+        tasks.spawn(async move {
+            if let Mood::Attacked(_) = mood {
+                for forged in forgeries(&question) {
+                    socket.send_to(&forged, client).await.expect("sends");
+                }
+            }
+            if let Mood::Slow(_) = mood {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            if let Mood::Circle(back) = mood {
+                let mut again = question.clone();
+                again.metadata.id = again.metadata.id.wrapping_add(1);
+                let answer = crate::client::ask_bytes(back, &again.to_vec().expect("encodes")).await;
+                let answer = [&question.metadata.id.to_be_bytes()[..], &answer[2..]].concat();
+                socket.send_to(&answer, client).await.expect("sends");
+            }
+            if let Some(answer) = respond(&question, mood, false) {
+                socket.send_to(&answer.to_vec().expect("encodes"), client).await.expect("sends");
+            }
+        });
     }
 }
 
-async fn serve_tcp(listener: TcpListener, mood: Mood, asked: Asked) {
-    while let Ok((mut stream, _)) = listener.accept().await {
-        while let Ok(length) = stream.read_u16().await {
-            let mut bytes = vec![0; usize::from(length)];
-            stream.read_exact(&mut bytes).await.expect("the whole question");
-            let question = Message::from_vec(&bytes).expect("our server's questions decode");
-            asked.lock().expect("no panic").push(question.queries[0].name().clone());
-            let Some(answer) = respond(&question, mood, true) else { continue };
-            let bytes = answer.to_vec().expect("encodes");
-            let length = u16::try_from(bytes.len()).expect("a short answer");
-            stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await.expect("sends");
-        }
+async fn serve_tcp(listener: TcpListener, mood: SharedMood, asked: Asked) {
+    let mut tasks = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        tasks.spawn(serve_stream(stream, mood.clone(), asked.clone()));
     }
+}
+
+/// Serves one connection until the server closes it.
+pub(crate) async fn serve_stream(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    mood: Arc<Mutex<Mood>>,
+    asked: Arc<Mutex<Vec<Name>>>,
+) {
+    while let Ok(length) = stream.read_u16().await {
+        let mut bytes = vec![0; usize::from(length)];
+        stream.read_exact(&mut bytes).await.expect("the whole question");
+        let question = Message::from_vec(&bytes).expect("our server's questions decode");
+        asked.lock().expect("no panic").push(question.queries[0].name().clone());
+        let mood = *mood.lock().expect("no panic");
+        let Some(answer) = respond(&question, mood, true) else { continue };
+        let bytes = answer.to_vec().expect("encodes");
+        let length = u16::try_from(bytes.len()).expect("a short answer");
+        stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await.expect("sends");
+        stream.flush().await.expect("sends");
+    }
+}
+
+/// Answers as somebody sends who does not see the question: all but one thing is right.
+fn forgeries(question: &Message) -> Vec<Vec<u8>> {
+    let good = respond(question, Mood::Answers(66), false).expect("an answer");
+    let mut wrong_id = good.clone();
+    wrong_id.metadata.id = wrong_id.metadata.id.wrapping_add(1);
+    let mut wrong_name = good.clone();
+    wrong_name.queries[0].set_name(Name::from_ascii("www.example.net.").expect("a name"));
+    vec![wrong_id.to_vec().expect("encodes"), wrong_name.to_vec().expect("encodes")]
 }
 
 fn respond(question: &Message, mood: Mood, tcp: bool) -> Option<Message> {
@@ -103,10 +178,38 @@ fn respond(question: &Message, mood: Mood, tcp: bool) -> Option<Message> {
     answer.metadata.recursion_available = true;
     let name = query.name().clone();
     answer.add_query(query);
-    let address = |last: u8| Record::from_rdata(name.clone(), 300, RData::A(A([192, 0, 2, last].into())));
+    let brief = if let Mood::Brief(_) = mood { 1 } else { 300 };
+    let address = |last: u8| Record::from_rdata(name.clone(), brief, RData::A(A([192, 0, 2, last].into())));
+    let cookie = match question.edns.as_ref().and_then(|edns| edns.option(EdnsCode::Cookie)) {
+        Some(EdnsOption::Unknown(_, cookie)) => cookie.clone(),
+        _ => Vec::new(),
+    };
     match mood {
-        Mood::Answers(last) => {
+        Mood::Answers(last) | Mood::Brief(last) | Mood::Slow(last) | Mood::Attacked(last) => {
             answer.add_answer(address(last));
+        }
+        Mood::Circle(_) => return None,
+        Mood::FoldsCase(last) => {
+            let folded = name.to_lowercase();
+            answer.queries[0].set_name(folded.clone());
+            answer.add_answer(Record::from_rdata(folded, 300, RData::A(A([192, 0, 2, last].into()))));
+        }
+        Mood::Old(_) if question.edns.is_some() => answer.metadata.response_code = ResponseCode::FormErr,
+        Mood::Old(last) => {
+            answer.add_answer(address(last));
+        }
+        Mood::WantsCookie(last) => {
+            let known = cookie.get(8..) == Some(SERVER_COOKIE);
+            let mut edns = Edns::new();
+            let full = [&cookie[..8.min(cookie.len())], SERVER_COOKIE].concat();
+            edns.options_mut().insert(EdnsOption::Unknown(10, full));
+            if known || tcp {
+                answer.add_answer(address(if known { last } else { last + 1 }));
+            } else {
+                edns.set_rcode_high(1);
+                answer.metadata.response_code = ResponseCode::BADCOOKIE;
+            }
+            answer.set_edns(edns);
         }
         Mood::Fails => answer.metadata.response_code = ResponseCode::ServFail,
         Mood::KnowsNothing => {
