@@ -73,7 +73,11 @@ impl<'q> Collect<'q> {
     }
 
     /// `forward` makes one of the CNAMEs in front.
-    pub(crate) fn outcome(mut self, verdict: Verdict, forward: impl FnOnce(Vec<Record>) -> Forward) -> Outcome {
+    pub(crate) fn outcome(
+        mut self,
+        verdict: Verdict,
+        forward: impl FnOnce(Vec<Record>) -> Forward,
+    ) -> Outcome {
         let (records, soa) = (self.answers, self.authorities.pop());
         match (verdict, soa) {
             (Verdict::Candidates | Verdict::Forward, _) => Outcome::Forward(forward(records)),
@@ -114,7 +118,9 @@ impl Sink for Collect<'_> {
         let note = match note {
             Note::Alias { target } => format!("the name is an alias of {}", target.to_name()),
             Note::Autopath { target } => format!("the search path leads to {}", target.to_name()),
-            Note::Hidden { service } => format!("Service {service} has the name, and its views do not admit this client"),
+            Note::Hidden { service } => {
+                format!("Service {service} has the name, and its views do not admit this client")
+            }
             Note::LeftOut { address, reason } => format!("endpoint {address} is left out: {reason}"),
             Note::Redirected { target } => format!("a link or rewrite leads to {}", target.to_name()),
             Note::Service { service } => format!("Service {service}"),

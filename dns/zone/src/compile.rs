@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::entry::{Endpoints, Entry, Kind, NamedPort, Ports, label};
+use crate::entry::{Addressed, Endpoints, Entry, Kind, NamedPort, Ports, label};
 use crate::{Name, NameError, ZoneEndpoint, ZoneKind, ZonePort, ZoneService};
 
 type Report<'a> = &'a mut dyn FnMut(String);
@@ -64,7 +64,7 @@ fn endpoints(endpoints: &[ZoneEndpoint], name: &Name, report: Report<'_>) -> End
                 None => name.child(&ip.to_string().replace(['.', ':'], "-")).map(|_| None),
             };
             match host {
-                Ok(host) => all.push((host, *ip, ports.clone())),
+                Ok(host) => all.push(Addressed { host, ip: *ip, ports: ports.clone() }),
                 Err(error) => report(format!("endpoint {ip} has no name of its own: {error}")),
             }
         }

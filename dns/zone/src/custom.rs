@@ -101,8 +101,12 @@ impl RecordSpec {
         let number = |word: &str| word.parse::<u16>().map_err(|e| of("data")(format!("{word:?}: {e}")));
         let name = |word: &str| Name::parse(word).map_err(of("data"));
         match (RecordType::parse(&self.record_type), words.as_slice()) {
-            (Some(RecordType::A), _) => text.parse().map(RecordData::A).map_err(|_| wanted("an IPv4 address")),
-            (Some(RecordType::AAAA), _) => text.parse().map(RecordData::Aaaa).map_err(|_| wanted("an IPv6 address")),
+            (Some(RecordType::A), _) => {
+                text.parse().map(RecordData::A).map_err(|_| wanted("an IPv4 address"))
+            }
+            (Some(RecordType::AAAA), _) => {
+                text.parse().map(RecordData::Aaaa).map_err(|_| wanted("an IPv6 address"))
+            }
             (Some(RecordType::CNAME), [target]) => Ok(RecordData::Cname(name(target)?)),
             (Some(RecordType::PTR), [target]) => Ok(RecordData::Ptr(name(target)?)),
             (Some(RecordType::CNAME | RecordType::PTR), _) => Err(wanted("one name")),
@@ -156,7 +160,10 @@ mod tests {
         ] {
             let record = spec("a.example.com", record_type, data).parse().unwrap();
             let OwnData::Plain(parsed) = record.data else { panic!("not plain") };
-            assert_eq!((parsed.to_string().as_str(), parsed.record_type()), (shown, RecordType::parse(record_type).unwrap()));
+            assert_eq!(
+                (parsed.to_string().as_str(), parsed.record_type()),
+                (shown, RecordType::parse(record_type).unwrap())
+            );
         }
     }
 
@@ -169,8 +176,11 @@ mod tests {
             (spec("a", "A", "::1"), "data: \"::1\" is not an IPv4 address"),
             (spec("a", "MX", "mail"), "data: \"mail\" is not PREFERENCE EXCHANGE"),
             (spec("a", "SRV", "0 0 99999 b"), "data: \"99999\": number too large to fit in target type"),
-            (RecordSpec { views: Some("a,,b".into()), ..spec("a", "TXT", "") }, "views: rule 1 of \"a,,b\": is empty; write \
-                for instance `namespace=shop; app=web,tier`"),
+            (
+                RecordSpec { views: Some("a,,b".into()), ..spec("a", "TXT", "") },
+                "views: rule 1 of \"a,,b\": is empty; write \
+                for instance `namespace=shop; app=web,tier`",
+            ),
         ] {
             assert_eq!(spec.parse().unwrap_err().to_string(), expected);
         }

@@ -190,8 +190,12 @@ impl ZoneEdit {
     fn point(&mut self, ip: IpAddr, name: &Arc<Name>, to_it: bool) {
         let is_it = |pointer: &Pointer| pointer.ip == ip;
         let known = self.zone.pointers.find(ip_hash(ip), is_it);
-        let mut owners: Vec<Arc<Name>> =
-            known.into_iter().flat_map(|pointer| pointer.owners.iter()).filter(|owner| *owner != name).cloned().collect();
+        let mut owners: Vec<Arc<Name>> = known
+            .into_iter()
+            .flat_map(|pointer| pointer.owners.iter())
+            .filter(|owner| *owner != name)
+            .cloned()
+            .collect();
         if to_it {
             owners.push(name.clone());
             owners.sort();
@@ -208,7 +212,11 @@ impl ZoneEdit {
         let (at, is_it) = (hash(alias.as_wire()), |known: &Alias| known.name == *alias);
         let known = self.zone.aliases.find(at, is_it);
         let mut owners = known.map(|known| (*known.owners).clone()).unwrap_or_default();
-        if to_it { owners.insert(name.clone()) } else { owners.remove(name) };
+        if to_it {
+            owners.insert(name.clone())
+        } else {
+            owners.remove(name)
+        };
         let new = Alias { name: alias.clone(), owners: Arc::new(owners) };
         self.zone.aliases.replace(at, is_it, (!new.owners.is_empty()).then_some(new));
     }
@@ -229,7 +237,11 @@ impl ZoneEdit {
             return;
         }
         let all = Arc::make_mut(&mut self.zone.problems);
-        if problems.is_empty() { all.remove(&service) } else { all.insert(service, problems) };
+        if problems.is_empty() {
+            all.remove(&service)
+        } else {
+            all.insert(service, problems)
+        };
     }
 }
 

@@ -59,7 +59,8 @@ impl Edns {
         let mut cookie = None;
         while !options.is_empty() {
             let (head, rest) = options.split_first_chunk::<4>()?;
-            let [code, length] = [u16::from_be_bytes([head[0], head[1]]), u16::from_be_bytes([head[2], head[3]])];
+            let [code, length] =
+                [u16::from_be_bytes([head[0], head[1]]), u16::from_be_bytes([head[2], head[3]])];
             let value = rest.get(..usize::from(length))?;
             options = &rest[value.len()..];
             if code == OPTION_COOKIE && cookie.is_none() {

@@ -27,7 +27,9 @@ impl Zone {
         let ttl_secs = self.fixed.ttl_secs;
         match located {
             Located::Alias(entry) => Some((ttl_secs, NameRef::from(&*entry.name))),
-            Located::Service(Entry { kind: Kind::ExternalName(target), .. }) => Some((ttl_secs, target.into())),
+            Located::Service(Entry { kind: Kind::ExternalName(target), .. }) => {
+                Some((ttl_secs, target.into()))
+            }
             Located::Own => self.own_alias(name, ask),
             _ => None,
         }
@@ -55,7 +57,9 @@ impl Zone {
             Located::Pod(ip) => {
                 addresses([*ip].into_iter(), ask, |ip| sink.answer(owner, ttl_secs, ip.into()))
             }
-            Located::Pointer(pointer) if wants(RecordType::PTR) => self.emit_pointer(pointer, ask, owner, sink),
+            Located::Pointer(pointer) if wants(RecordType::PTR) => {
+                self.emit_pointer(pointer, ask, owner, sink)
+            }
             Located::Server => {
                 addresses(self.servers.iter().copied(), ask, |ip| sink.answer(owner, ttl_secs, ip.into()))
             }
@@ -125,7 +129,13 @@ impl Zone {
         }
     }
 
-    fn emit_pointer<S: Sink>(&self, pointer: &Pointer, ask: &Ask<'_>, owner: Owner<'_>, sink: &mut S) -> bool {
+    fn emit_pointer<S: Sink>(
+        &self,
+        pointer: &Pointer,
+        ask: &Ask<'_>,
+        owner: Owner<'_>,
+        sink: &mut S,
+    ) -> bool {
         let ttl_secs = self.fixed.ttl_secs;
         for entry in self.owners(pointer).filter(|entry| is_seen(entry, ask.client)) {
             let Kind::Headless(endpoints) = &entry.kind else {
@@ -171,8 +181,8 @@ pub(crate) fn addresses(
     };
     let wanted = distinct(ips.filter(move |ip| ip.is_ipv4() == wants_v4));
     let mut given = false;
-    let mut wanted = wanted.inspect(|_| given = true);
-    while let Some(ip) = wanted.next() {
+    for ip in wanted {
+        given = true;
         if !give(ip) {
             break;
         }

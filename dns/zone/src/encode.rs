@@ -82,7 +82,11 @@ impl<'a> Encoder<'a> {
             extended_error: options.extended_error,
         });
         let room = opt.as_ref().map_or(0, Opt::len);
-        let limit = if out.len() < usize::from(UDP_PLAIN) { 0 } else { options.limit.max(UDP_PLAIN.into()).min(out.len()) };
+        let limit = if out.len() < usize::from(UDP_PLAIN) {
+            0
+        } else {
+            options.limit.max(UDP_PLAIN.into()).min(out.len())
+        };
         let mut encoder = Self {
             out,
             len: HEADER.min(limit),
@@ -101,7 +105,11 @@ impl<'a> Encoder<'a> {
 
     /// Adds to the answer section. `false`: it does not fit, and TC is set.
     pub fn answer(&mut self, record: &Record) -> bool {
-        let owner = if is_question(self.question, &record.name) { Owner::Question } else { Owner::Name((&record.name).into()) };
+        let owner = if is_question(self.question, &record.name) {
+            Owner::Question
+        } else {
+            Owner::Name((&record.name).into())
+        };
         Sink::answer(self, owner, record.ttl_secs, (&record.data).into())
     }
 
@@ -159,9 +167,12 @@ impl<'a> Encoder<'a> {
             Owner::Question => self.put(&QUESTION_POINTER),
         };
         let mut fields = [0; 10];
-        for (place, word) in
-            fields.chunks_exact_mut(2).zip([data.record_type().0, CLASS_IN, (ttl_secs >> 16) as u16, ttl_secs as u16])
-        {
+        for (place, word) in fields.chunks_exact_mut(2).zip([
+            data.record_type().0,
+            CLASS_IN,
+            (ttl_secs >> 16) as u16,
+            ttl_secs as u16,
+        ]) {
             place.copy_from_slice(&word.to_be_bytes());
         }
         whole = whole && self.put(&fields);
@@ -187,7 +198,9 @@ impl<'a> Encoder<'a> {
             Data::A(ip) => self.put(&ip.octets()),
             Data::Aaaa(ip) => self.put(&ip.octets()),
             Data::Cname(name) | Data::Ns(name) | Data::Ptr(name) => self.name(name, true),
-            Data::Mx { preference, exchange } => self.put(&preference.to_be_bytes()) && self.name(exchange, true),
+            Data::Mx { preference, exchange } => {
+                self.put(&preference.to_be_bytes()) && self.name(exchange, true)
+            }
             Data::Other { data, .. } => self.put(data),
             Data::Soa { mname, rname, numbers } => {
                 self.name(mname, true)
@@ -247,7 +260,7 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// To the letter: a record of another case is written out.
+/// In any case: a record of the name asked takes the case that it was asked in.
 fn is_question(question: &Folded, name: &crate::Name) -> bool {
     question.as_wire().eq_ignore_ascii_case(name.as_wire())
 }
@@ -277,7 +290,8 @@ impl Sink for Encoder<'_> {
 
 impl Opt<'_> {
     fn len(&self) -> usize {
-        OPT + self.cookie.map_or(0, |cookie| OPTION + cookie.len()) + self.extended_error.map_or(0, |_| OPTION + 2)
+        OPT + self.cookie.map_or(0, |cookie| OPTION + cookie.len())
+            + self.extended_error.map_or(0, |_| OPTION + 2)
     }
 
     /// `out` has exactly [`Self::len`] octets.
@@ -328,7 +342,8 @@ impl Reject<'_> {
         let mut len = HEADER + question.len();
         out[HEADER..len].copy_from_slice(question);
         if self.edns {
-            let opt = Opt { udp_size: options.udp_size, dnssec_ok: false, cookie: None, extended_error: None };
+            let opt =
+                Opt { udp_size: options.udp_size, dnssec_ok: false, cookie: None, extended_error: None };
             opt.write(self.rcode, &mut out[len..len + OPT]);
             len += OPT;
         }

@@ -44,6 +44,15 @@ pub(crate) struct NamedPort {
     pub(crate) port: u16,
 }
 
+/// One address of an endpoint on the way to [`Endpoints`].
+#[derive(Debug)]
+pub(crate) struct Addressed {
+    /// In lower case.
+    pub(crate) host: Option<Box<[u8]>>,
+    pub(crate) ip: IpAddr,
+    pub(crate) ports: Ports,
+}
+
 /// Endpoints with names of their own.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Endpoints {
@@ -114,17 +123,16 @@ impl Entry {
 }
 
 impl Endpoints {
-    /// From (host in lower case, address, ports).
-    pub(crate) fn new(all: Vec<(Option<Box<[u8]>>, IpAddr, Ports)>) -> Self {
-        let hosts: BTreeSet<&[u8]> = all.iter().filter_map(|(host, ..)| host.as_deref()).collect();
+    pub(crate) fn new(all: Vec<Addressed>) -> Self {
+        let hosts: BTreeSet<&[u8]> = all.iter().filter_map(|one| one.host.as_deref()).collect();
         let hosts: Box<[Box<[u8]>]> = hosts.into_iter().map(Into::into).collect();
-        let ports: BTreeSet<&Ports> = all.iter().map(|(.., ports)| ports).collect();
+        let ports: BTreeSet<&Ports> = all.iter().map(|one| &one.ports).collect();
         let ports: Box<[Ports]> = ports.into_iter().cloned().collect();
         let index = |found: Result<usize, usize>| found.map_or(NO_HOST, |index| index as u32);
-        let endpoint = |(host, ip, of_it): &(Option<Box<[u8]>>, IpAddr, Ports)| Endpoint {
-            host: host.as_ref().map_or(NO_HOST, |host| index(hosts.binary_search(host))),
-            ip: *ip,
-            ports: index(ports.binary_search(of_it)),
+        let endpoint = |one: &Addressed| Endpoint {
+            host: one.host.as_ref().map_or(NO_HOST, |host| index(hosts.binary_search(host))),
+            ip: one.ip,
+            ports: index(ports.binary_search(&one.ports)),
         };
         let sorted: BTreeSet<Endpoint> = all.iter().map(endpoint).collect();
         Self { all: sorted.into_iter().collect(), hosts, ports }

@@ -41,15 +41,21 @@ impl Zone {
             client: client.map(ToString::to_string),
             revision: self.revision,
             reasons,
-            outcome: collect.outcome(verdict, |prefix| self.forward(&ask, question, &folded, verdict, prefix)),
+            outcome: collect
+                .outcome(verdict, |prefix| self.forward(&ask, question, &folded, verdict, prefix)),
         }
     }
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let client = self.client.as_deref().map_or("nobody known".to_owned(), |client| format!("pod {client}"));
-        writeln!(f, "{} {}, asked by {client}, at revision {}", self.question, self.record_type, self.revision)?;
+        let client =
+            self.client.as_deref().map_or("nobody known".to_owned(), |client| format!("pod {client}"));
+        writeln!(
+            f,
+            "{} {}, asked by {client}, at revision {}",
+            self.question, self.record_type, self.revision
+        )?;
         self.reasons.iter().try_for_each(|reason| writeln!(f, "  {reason}"))?;
         write!(f, "{}", self.outcome)
     }

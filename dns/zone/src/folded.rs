@@ -22,8 +22,7 @@ pub struct Folded {
 impl Folded {
     /// Reads an uncompressed name from the front of `bytes`. `None` where there is none, or a compression pointer.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
-        let mut folded =
-            Self { wire: [0; MAX_WIRE], starts: [0; MAX_LABELS], len: 0, labels: 0 };
+        let mut folded = Self { wire: [0; MAX_WIRE], starts: [0; MAX_LABELS], len: 0, labels: 0 };
         let mut at = 0;
         loop {
             let length = usize::from(*bytes.get(at)?);
@@ -105,7 +104,12 @@ impl Folded {
 impl From<&Name> for Folded {
     fn from(name: &Name) -> Self {
         // A name is at most as long as a folded one can be.
-        Self::read(name.as_wire()).unwrap_or(Self { wire: [0; MAX_WIRE], starts: [0; MAX_LABELS], len: 1, labels: 0 })
+        Self::read(name.as_wire()).unwrap_or(Self {
+            wire: [0; MAX_WIRE],
+            starts: [0; MAX_LABELS],
+            len: 1,
+            labels: 0,
+        })
     }
 }
 
@@ -140,7 +144,10 @@ mod tests {
     #[test]
     fn labels_and_endings_of_a_name() {
         let name = folded("WeB.Default.svc");
-        assert_eq!((name.labels(), name.label(0), name.label(2), name.label(3)), (3, &b"web"[..], &b"svc"[..], &b""[..]));
+        assert_eq!(
+            (name.labels(), name.label(0), name.label(2), name.label(3)),
+            (3, &b"web"[..], &b"svc"[..], &b""[..])
+        );
         assert_eq!((name.until_label(1), name.from_label(2)), (&b"\x03web"[..], &b"\x03svc\0"[..]));
         assert_eq!(name.labels_below(&Apex::new(&Name::parse("default.SVC").unwrap())), Some(1));
         assert_eq!(name.labels_below(&Apex::new(&Name::parse("t.svc").unwrap())), None);

@@ -137,10 +137,13 @@ impl Zone {
                 }
             }
             2 => {
-                let (Some(protocol), Some(port)) = (protocol(name.label(1)), name.label(0).strip_prefix(b"_")) else {
+                let (Some(protocol), Some(port)) =
+                    (protocol(name.label(1)), name.label(0).strip_prefix(b"_"))
+                else {
                     return Located::Nothing;
                 };
-                let is_it = |known: &crate::entry::NamedPort| known.protocol == protocol && *known.name == *port;
+                let is_it =
+                    |known: &crate::entry::NamedPort| known.protocol == protocol && *known.name == *port;
                 if entry.ports().any(is_it) { Located::Srv(entry, protocol) } else { Located::Nothing }
             }
             _ => Located::Nothing,

@@ -60,7 +60,10 @@ mod tests {
             firsts[order.next().unwrap()] += 1;
             seconds[order.next().unwrap()] += 1;
         }
-        assert!(firsts.iter().chain(&seconds).all(|count| (850..1_150).contains(count)), "{firsts:?} {seconds:?}");
+        assert!(
+            firsts.iter().chain(&seconds).all(|count| (850..1_150).contains(count)),
+            "{firsts:?} {seconds:?}"
+        );
     }
 
     #[test]

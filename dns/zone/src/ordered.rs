@@ -42,7 +42,10 @@ impl<V: Clone> Ordered<V> {
     }
 
     /// What has `key` at the start of its own, in order.
-    pub(crate) fn below<'a, 'k>(&'a self, key: &'k [u8]) -> impl Iterator<Item = &'a Entry<V>> + use<'a, 'k, V> {
+    pub(crate) fn below<'a, 'k>(
+        &'a self,
+        key: &'k [u8],
+    ) -> impl Iterator<Item = &'a Entry<V>> + use<'a, 'k, V> {
         self.from(key).take_while(move |(known, _)| known.starts_with(key))
     }
 

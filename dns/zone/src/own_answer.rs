@@ -33,8 +33,9 @@ impl Zone {
             _ => None,
         });
         let asks_address = matches!(ask.record_type, RecordType::A | RecordType::AAAA | RecordType::CNAME);
-        let has_address = seen.skydns.iter().any(|(_, record)| matches!(record.host, Some(SkydnsHost::Ip(_))))
-            || seen.plain.iter().any(|(_, data)| matches!(data, RecordData::A(_) | RecordData::Aaaa(_)));
+        let has_address =
+            seen.skydns.iter().any(|(_, record)| matches!(record.host, Some(SkydnsHost::Ip(_))))
+                || seen.plain.iter().any(|(_, data)| matches!(data, RecordData::A(_) | RecordData::Aaaa(_)));
         cname.or_else(|| {
             let mut hosts = seen.skydns.iter().filter(|_| asks_address && !has_address);
             hosts.find_map(|(record, skydns)| match &skydns.host {
@@ -45,7 +46,13 @@ impl Zone {
     }
 
     /// As [`Zone::emit`].
-    pub(crate) fn emit_own<S: Sink>(&self, name: &Folded, ask: &Ask<'_>, owner: Owner<'_>, sink: &mut S) -> bool {
+    pub(crate) fn emit_own<S: Sink>(
+        &self,
+        name: &Folded,
+        ask: &Ask<'_>,
+        owner: Owner<'_>,
+        sink: &mut S,
+    ) -> bool {
         if self.own.is_empty() {
             return false;
         }
@@ -62,14 +69,15 @@ impl Zone {
         let mut known = BTreeSet::new();
         let matching = all.iter().filter(|(_, data)| data.record_type() == wanted && known.insert(data));
         let matching: Vec<&(u32, RecordData)> = matching.collect();
+        // RFC 2181, 5.2: records of one name and type have one TTL.
+        let ttl_secs = matching.iter().map(|(ttl_secs, _)| *ttl_secs).min().unwrap_or(0);
         for index in shuffled(matching.len(), ask.seed) {
-            let (ttl_secs, data) = matching[index];
-            if !sink.answer(owner, *ttl_secs, data.into()) {
+            if !sink.answer(owner, ttl_secs, (&matching[index].1).into()) {
                 return true;
             }
         }
         let mut targets = BTreeSet::new();
-        for (ttl_secs, data) in &matching {
+        for (_, data) in &matching {
             let target = match data {
                 RecordData::Mx { exchange, .. } => exchange,
                 RecordData::Srv(srv) => &srv.target,
@@ -77,7 +85,7 @@ impl Zone {
             };
             if targets.insert(target) {
                 let ips = self.addresses_of(target, ask, &seen);
-                sink.additional(target.into(), *ttl_secs, ips.into_iter());
+                sink.additional(target.into(), ttl_secs, ips.into_iter());
             }
         }
         !matching.is_empty()
@@ -109,7 +117,9 @@ impl Zone {
         if place.is_some() {
             for own in self.own.below(below).flat_map(|(_, all)| all.iter()) {
                 match &own.record.data {
-                    OwnData::Skydns(record) if own.is_seen_by(ask.client) => seen.skydns.push((&own.record, record)),
+                    OwnData::Skydns(record) if own.is_seen_by(ask.client) => {
+                        seen.skydns.push((&own.record, record))
+                    }
                     _ => {}
                 }
             }

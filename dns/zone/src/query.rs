@@ -19,6 +19,10 @@ pub(crate) const UDP_PLAIN: u16 = 512;
 
 /// What a packet is.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lies on the stack; a box would be an allocation for each question"
+)]
 pub enum Incoming<'p> {
     /// No question, or itself an answer: nothing is to be sent.
     Ignore,
@@ -78,7 +82,8 @@ impl Head {
 pub fn parse(packet: &[u8]) -> Incoming<'_> {
     let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
     let fields = (word(0), word(2), word(4), word(6), word(8), word(10));
-    let (Some(id), Some(flags), Some(questions), Some(answers), Some(authorities), Some(additionals)) = fields
+    let (Some(id), Some(flags), Some(questions), Some(answers), Some(authorities), Some(additionals)) =
+        fields
     else {
         return Incoming::Ignore;
     };
@@ -99,7 +104,9 @@ pub fn parse(packet: &[u8]) -> Incoming<'_> {
     let records = [answers, authorities, additionals].map(usize::from);
     let rest = &packet[HEADER + question.len()..];
     match read_edns(rest, records[0] + records[1], records[2]) {
-        None => Incoming::Reject(Reject { head, rcode: Rcode::FORMERR, question: Some(question), edns: false }),
+        None => {
+            Incoming::Reject(Reject { head, rcode: Rcode::FORMERR, question: Some(question), edns: false })
+        }
         Some(Some(edns)) if edns.version != 0 => {
             Incoming::Reject(Reject { head, rcode: Rcode::BADVERS, question: Some(question), edns: true })
         }

@@ -33,6 +33,15 @@ pub(crate) enum Verdict {
     NxDomain,
 }
 
+/// A name on the way to the answer.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    name: &'a Folded,
+    /// Whose its records are.
+    owner: Owner<'a>,
+    trail: Trail,
+}
+
 /// The names seen on the way, by their hashes: an alias back to one of them ends the way.
 #[derive(Clone, Copy)]
 struct Trail {
@@ -43,24 +52,25 @@ struct Trail {
 impl Zone {
     pub(crate) fn resolve<S: Sink>(&self, ask: &Ask<'_>, name: &Folded, sink: &mut S) -> Verdict {
         let trail = Trail { seen: [0; MAX_ALIASES], len: 0 };
-        self.follow(ask, name, Owner::Question, trail, sink)
+        self.follow(ask, At { name, owner: Owner::Question, trail }, sink)
     }
 
-    fn follow<S: Sink>(&self, ask: &Ask<'_>, name: &Folded, owner: Owner<'_>, trail: Trail, sink: &mut S) -> Verdict {
-        if let Some(target) = self.rules.find(name, ask.client, &self.fixed.services_apex) {
+    fn follow<S: Sink>(&self, ask: &Ask<'_>, at: At<'_>, sink: &mut S) -> Verdict {
+        let name = at.name;
+        if let Some(target) = self.redirect(name, ask, at.trail.len == 0) {
             let target = match &target {
                 Target::Below(folded) => NameRef::whole(folded.as_wire()),
                 Target::Name(name) => (*name).into(),
             };
             sink.note(Note::Redirected { target });
-            return self.alias(ask, name, owner, (self.fixed.ttl_secs, target), trail, sink);
+            return self.alias(ask, at, (self.fixed.ttl_secs, target), sink);
         }
         let place = self.place(name);
         let located = self.locate(name, place, ask.client, sink);
         match &located {
             Located::Foreign => return Verdict::Forward,
             Located::Nothing => {
-                if let Some(verdict) = self.autopath(ask, name, trail, sink) {
+                if let Some(verdict) = self.autopath(ask, at, sink) {
                     return verdict;
                 }
                 self.deny(name, place, sink);
@@ -68,41 +78,50 @@ impl Zone {
             }
             _ => {}
         }
-        if let Some((ttl_secs, target)) = self.alias_of(&located, name, ask) {
-            return self.alias(ask, name, owner, (ttl_secs, target), trail, sink);
+        if let Some(alias) = self.alias_of(&located, name, ask) {
+            return self.alias(ask, at, alias, sink);
         }
-        if self.emit(&located, name, ask, owner, sink) {
+        if self.emit(&located, name, ask, at.owner, sink) {
             return Verdict::Answer;
         }
         self.deny(name, place, sink);
         Verdict::NoData
     }
 
+    /// What a link or a rewrite makes of a name. What a pod calls something counts where the pod itself asks for it, not where an
+    /// alias leads.
+    fn redirect(&self, name: &Folded, ask: &Ask<'_>, asked: bool) -> Option<Target<'_>> {
+        if let Some(target) = self.rules.link(name, ask.client, &self.fixed.services_apex).filter(|_| asked) {
+            return Some(Target::Name(target));
+        }
+        self.rules.rewrite(name, ask.client)
+    }
+
     fn alias<S: Sink>(
         &self,
         ask: &Ask<'_>,
-        name: &Folded,
-        owner: Owner<'_>,
+        at: At<'_>,
         (ttl_secs, target): (u32, NameRef<'_>),
-        mut trail: Trail,
         sink: &mut S,
     ) -> Verdict {
-        let fits = sink.answer(owner, ttl_secs, Data::Cname(target));
+        let fits = sink.answer(at.owner, ttl_secs, Data::Cname(target));
         let wants_it = matches!(ask.record_type, RecordType::CNAME | RecordType::ANY);
         let Some(next) = Folded::read(target.write(&mut [0; NAME_MAX])) else { return Verdict::Answer };
-        if !fits || wants_it || !trail.goes_on(name, &next) {
+        let mut trail = at.trail;
+        if !fits || wants_it || !trail.goes_on(at.name, &next) {
             return Verdict::Answer;
         }
-        self.follow(ask, &next, Owner::Name(target), trail, sink)
+        self.follow(ask, At { name: &next, owner: Owner::Name(target), trail }, sink)
     }
 
     /// The first question of a search path, answered with what one of the later ones would find (after CoreDNS' autopath).
     /// Names of ours are tried first, in the order of the path.
-    fn autopath<S: Sink>(&self, ask: &Ask<'_>, name: &Folded, trail: Trail, sink: &mut S) -> Option<Verdict> {
-        let front = self.searched(ask, name).filter(|_| trail.len == 0)?;
+    fn autopath<S: Sink>(&self, ask: &Ask<'_>, at: At<'_>, sink: &mut S) -> Option<Verdict> {
+        let name = at.name;
+        let front = self.searched(ask, name).filter(|_| at.trail.len == 0)?;
         let mut outside = false;
         for candidate in self.search(name, front) {
-            let found = match self.rules.find(&candidate, ask.client, &self.fixed.services_apex) {
+            let found = match self.redirect(&candidate, ask, false) {
                 Some(_) => Located::Empty,
                 None => self.locate(&candidate, self.place(&candidate), ask.client, sink),
             };
@@ -113,7 +132,7 @@ impl Zone {
                     let target = NameRef::whole(candidate.as_wire());
                     sink.note(Note::Autopath { target });
                     let alias = (self.fixed.ttl_secs, target);
-                    return Some(self.alias(ask, name, Owner::Question, alias, trail, sink));
+                    return Some(self.alias(ask, at, alias, sink));
                 }
             }
         }
@@ -123,7 +142,8 @@ impl Zone {
     /// How many labels the program asked for, where `name` is the first question of the client's search path.
     fn searched(&self, ask: &Ask<'_>, name: &Folded) -> Option<usize> {
         let client = ask.client.filter(|_| self.fixed.settings.autopath)?;
-        let front = name.labels_below(&self.fixed.services_apex)?.checked_sub(1).filter(|front| *front > 0)?;
+        let front =
+            name.labels_below(&self.fixed.services_apex)?.checked_sub(1).filter(|front| *front > 0)?;
         name.label(front).eq_ignore_ascii_case(client.namespace.as_bytes()).then_some(front)
     }
 
@@ -144,7 +164,8 @@ impl Zone {
 
     /// The SOA of a negative answer. Nobody keeps it: what is not there may be there in a second.
     fn deny<S: Sink>(&self, name: &Folded, place: Option<crate::locate::Place>, sink: &mut S) {
-        let apex = place.map_or(&[0u8][..], |place| name.from_label(place.front));
+        // Records of one's own for a name elsewhere: that name alone is ours.
+        let apex = place.map_or(name.as_wire(), |place| name.from_label(place.front));
         sink.authority(NameRef::whole(apex), 0, self.soa());
     }
 

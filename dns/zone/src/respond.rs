@@ -81,7 +81,8 @@ impl Zone {
         let candidates = self.candidates(ask, folded).iter().map(Folded::to_name).collect();
         let labels: Vec<&[u8]> = question.labels().collect();
         let front = labels.len().saturating_sub(self.fixed.apex.labels);
-        let apex = Name::from_labels(labels[front..].iter().copied()).unwrap_or_else(|_| self.fixed.origin.clone());
+        let apex =
+            Name::from_labels(labels[front..].iter().copied()).unwrap_or_else(|_| self.fixed.origin.clone());
         let otherwise = record(NameRef::from(&apex), 0, self.soa());
         Forward { prefix, name, candidates, otherwise: Some(otherwise) }
     }

@@ -53,7 +53,9 @@ pub(crate) fn place(name: &Folded, cidrs: &[IpNet]) -> Option<(usize, Digits)> {
     let (mut number, mut top) = (0u128, None);
     for step in 1..=digits.min(steps) {
         let length = bits * step as u8;
-        let Some(value) = digit(name.label(digits - step), bits) else { return Some((top?, Digits::Nothing)) };
+        let Some(value) = digit(name.label(digits - step), bits) else {
+            return Some((top?, Digits::Nothing));
+        };
         number = number << bits | u128::from(value);
         let net = if bits == 8 {
             let address = Ipv4Addr::from((number as u32).checked_shl(32 - u32::from(length)).unwrap_or(0));

@@ -55,7 +55,7 @@ struct Rule {
 
 /// Where a question is to go instead.
 pub(crate) enum Target<'r> {
-    Below(Folded),
+    Below(Box<Folded>),
     Name(&'r Name),
 }
 
@@ -96,22 +96,31 @@ impl Rules {
         Ok(())
     }
 
-    pub(crate) fn find(&self, name: &Folded, client: Option<&Client>, services: &Apex) -> Option<Target<'_>> {
-        if self.links.is_empty() && self.exact.is_empty() && self.below.is_empty() {
+    /// What the client calls by this name.
+    pub(crate) fn link(&self, name: &Folded, client: Option<&Client>, services: &Apex) -> Option<&Name> {
+        if self.links.is_empty() {
             return None;
         }
-        let relative = client.and_then(|client| relative(name, client, services));
-        let relative = relative.unwrap_or_else(|| name.until_label(name.labels()));
-        let links = [relative, name.until_label(name.labels()), name.as_wire()];
-        if let Some(target) = links.into_iter().find_map(|key| chosen(self.links.get(key)?, client)) {
-            return Some(Target::Name(target));
-        }
+        let whole = name.until_label(name.labels());
+        let relative = client.and_then(|client| relative(name, client, services)).unwrap_or(whole);
+        let keys = [relative, whole, name.as_wire()];
+        keys.into_iter().find_map(|key| chosen(self.links.get(key)?, client))
+    }
+
+    /// What the name is to be for this client.
+    pub(crate) fn rewrite(&self, name: &Folded, client: Option<&Client>) -> Option<Target<'_>> {
         if let Some(target) = self.exact.get(name.as_wire()).and_then(|rules| chosen(rules, client)) {
             return Some(Target::Name(target));
         }
+        if self.below.is_empty() {
+            return None;
+        }
         for front in 1..=name.labels() {
-            if let Some(target) = self.below.get(name.from_label(front)).and_then(|rules| chosen(rules, client)) {
-                return Folded::join(name.until_label(front), target.to_lower().as_wire()).map(Target::Below);
+            if let Some(target) =
+                self.below.get(name.from_label(front)).and_then(|rules| chosen(rules, client))
+            {
+                return Folded::join(name.until_label(front), target.to_lower().as_wire())
+                    .map(|name| Target::Below(Box::new(name)));
             }
         }
         None
@@ -163,7 +172,10 @@ mod tests {
         assert!(link("db", "a/b", Some(";")).starts_with("clients: rule 1"));
         let rewrite = |from: &str, to: &str| {
             let [from, to] = [from, to].map(str::to_owned);
-            Rules::default().add_rewrite(&RewriteSpec { from, to, clients: None }, &origin).unwrap_err().to_string()
+            Rules::default()
+                .add_rewrite(&RewriteSpec { from, to, clients: None }, &origin)
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(rewrite("*.", "a"), "from: is the root, and with it everything");
         assert_eq!(rewrite("a.b", "A.b."), "to: is the name itself");

@@ -97,9 +97,8 @@ impl Fixed {
         }
         let origin = origin.to_lower();
         let child = |label: &str| -> Result<Name, NameError> { origin.child(label) };
-        let names = child("dns-version").and_then(|_| {
-            Ok((child("svc")?, child("dns")?.child("ns")?, child("hostmaster")?))
-        });
+        let names = child("dns-version")
+            .and_then(|_| Ok((child("svc")?, child("dns")?.child("ns")?, child("hostmaster")?)));
         let (services, server, hostmaster) = names.map_err(|e| error(e.to_string()))?;
         let further = settings.zones.iter().chain(&settings.clusterset);
         Ok(Self {

@@ -133,7 +133,8 @@ pub(crate) fn ip_of_label(label: &[u8]) -> Option<IpAddr> {
     let mut buffer = [0; IP_LABEL_MAX];
     let text = buffer.get_mut(..label.len())?;
     text.copy_from_slice(label);
-    let is_v4 = label.iter().filter(|octet| **octet == b'-').count() == 3 && !label.windows(2).any(|two| two == b"--");
+    let is_v4 = label.iter().filter(|octet| **octet == b'-').count() == 3
+        && !label.windows(2).any(|two| two == b"--");
     let separator = if is_v4 { b'.' } else { b':' };
     for octet in text.iter_mut() {
         match *octet {
@@ -210,9 +211,21 @@ impl Data<'_> {
             Self::Ns(name) => RecordData::Ns(name.to_name()),
             Self::Other { record_type, data } => RecordData::Other { record_type, data: data.into() },
             Self::Ptr(name) => RecordData::Ptr(name.to_name()),
-            Self::Soa { mname, rname, numbers: [serial, refresh_secs, retry_secs, expire_secs, minimum_secs] } => {
+            Self::Soa {
+                mname,
+                rname,
+                numbers: [serial, refresh_secs, retry_secs, expire_secs, minimum_secs],
+            } => {
                 let (mname, rname) = (mname.to_name(), rname.to_name());
-                RecordData::Soa(crate::Soa { mname, rname, serial, refresh_secs, retry_secs, expire_secs, minimum_secs })
+                RecordData::Soa(crate::Soa {
+                    mname,
+                    rname,
+                    serial,
+                    refresh_secs,
+                    retry_secs,
+                    expire_secs,
+                    minimum_secs,
+                })
             }
             Self::Srv { priority, weight, port, target } => {
                 RecordData::Srv(crate::Srv { priority, weight, port, target: target.to_name() })

@@ -76,10 +76,11 @@ pub enum SkydnsError {
 /// # Errors
 /// Says what is wrong with the key or which field of the value; other records are not touched by it.
 pub fn parse_skydns(key: &str, value: &[u8], prefix: &str) -> Result<OwnRecord, SkydnsError> {
-    let name = name(key, prefix)
-        .map_err(|reason| SkydnsError::Key { prefix: prefix.to_owned(), reason })?;
+    let name = name(key, prefix).map_err(|reason| SkydnsError::Key { prefix: prefix.to_owned(), reason })?;
     let value: Value = serde_json::from_slice(value).map_err(|e| SkydnsError::Value(e.to_string()))?;
-    let Value::Object(fields) = value else { return Err(SkydnsError::Value("it is something else".to_owned())) };
+    let Value::Object(fields) = value else {
+        return Err(SkydnsError::Value("it is something else".to_owned()));
+    };
     let ttl_secs = number(&fields, "ttl")?.filter(|ttl| *ttl > 0);
     let weight = number(&fields, "weight")?.filter(|weight| *weight > 0);
     let record = Skydns {
@@ -93,7 +94,10 @@ pub fn parse_skydns(key: &str, value: &[u8], prefix: &str) -> Result<OwnRecord, 
         group: text(&fields, "group")?.map(str::to_owned),
     };
     if record.host.is_none() && record.text.is_none() {
-        return Err(SkydnsError::Field { field: "host", reason: "missing, and there is no text either".to_owned() });
+        return Err(SkydnsError::Field {
+            field: "host",
+            reason: "missing, and there is no text either".to_owned(),
+        });
     }
     Ok(OwnRecord { name, ttl_secs, views: None, data: OwnData::Skydns(record) })
 }
@@ -128,7 +132,10 @@ fn text<'v>(fields: &'v Map<String, Value>, field: &'static str) -> Result<Optio
     }
 }
 
-fn number<N: TryFrom<u64>>(fields: &Map<String, Value>, field: &'static str) -> Result<Option<N>, SkydnsError> {
+fn number<N: TryFrom<u64>>(
+    fields: &Map<String, Value>,
+    field: &'static str,
+) -> Result<Option<N>, SkydnsError> {
     let value = match fields.get(field) {
         None | Some(Value::Null) => return Ok(None),
         Some(value) => value,
@@ -155,9 +162,13 @@ mod tests {
 
     #[test]
     fn a_record_of_external_dns_is_read() {
-        let value = br#"{"host":"192.0.2.7","text":"\"heritage=external-dns\"","targetstrip":1,"ttl":30,"new":1}"#;
+        let value =
+            br#"{"host":"192.0.2.7","text":"\"heritage=external-dns\"","targetstrip":1,"ttl":30,"new":1}"#;
         let record = parse_skydns("/skydns/org/example/nginx/2f7a", value, SKYDNS_PREFIX).unwrap();
-        assert_eq!((record.name.to_string().as_str(), record.ttl_secs), ("2f7a.nginx.example.org.", Some(30)));
+        assert_eq!(
+            (record.name.to_string().as_str(), record.ttl_secs),
+            ("2f7a.nginx.example.org.", Some(30))
+        );
         let OwnData::Skydns(record) = record.data else { panic!("plain") };
         assert_eq!(record.host, Some(SkydnsHost::Ip("192.0.2.7".parse().unwrap())));
         assert_eq!((record.targetstrip, record.priority, record.weight), (1, 10, 100));
@@ -168,9 +179,17 @@ mod tests {
         for (key, value, expected) in [
             ("/elsewhere/a", "{}", "the key is not /skydns/LABEL…: it lies elsewhere"),
             ("/skydns/a//b", "{}", "the key is not /skydns/LABEL…: \"b.\" has an empty label"),
-            ("/skydns/a.b", "{}", "the key is not /skydns/LABEL…: \"a.b\" has a dot in it and is not one label"),
+            (
+                "/skydns/a.b",
+                "{}",
+                "the key is not /skydns/LABEL…: \"a.b\" has a dot in it and is not one label",
+            ),
             ("/skydns/a", "[1]", "the value is not a JSON object: it is something else"),
-            ("/skydns/a", "{", "the value is not a JSON object: EOF while parsing an object at line 1 column 1"),
+            (
+                "/skydns/a",
+                "{",
+                "the value is not a JSON object: EOF while parsing an object at line 1 column 1",
+            ),
             ("/skydns/a", "{}", "field host: missing, and there is no text either"),
             ("/skydns/a", r#"{"host": "a", "port": "80"}"#, "field port: \"80\" is not a number that fits"),
             ("/skydns/a", r#"{"host": "a", "port": 70000}"#, "field port: 70000 is not a number that fits"),

@@ -63,7 +63,8 @@ impl<V: Clone> Tree<V> {
         let behind = at + usize::from(old.is_some());
         let added = usize::from(new.is_some());
         let middle = new.map(|value| (hash, value));
-        let leaf: Leaf<V> = here[..at].iter().cloned().chain(middle).chain(here[behind..].iter().cloned()).collect();
+        let leaf: Leaf<V> =
+            here[..at].iter().cloned().chain(middle).chain(here[behind..].iter().cloned()).collect();
         Arc::make_mut(&mut Arc::make_mut(&mut self.root)[outer])[inner] = leaf;
         self.len = self.len + added - usize::from(old.is_some());
         old

@@ -58,10 +58,21 @@ impl Views {
     /// A rule without a term, or a term without a name; says which one.
     pub fn parse(text: &str) -> Result<Self, ViewsError> {
         let rule = |(index, rule): (usize, &str)| {
-            let error = |reason: &str| ViewsError { text: text.to_owned(), rule: index + 1, reason: reason.to_owned() };
+            let error = |reason: &str| ViewsError {
+                text: text.to_owned(),
+                rule: index + 1,
+                reason: reason.to_owned(),
+            };
             rule.split(',').map(|term| Term::parse(term.trim()).map_err(error)).collect()
         };
-        Ok(Self { rules: text.trim_end_matches([';', ' ']).split(';').enumerate().map(rule).collect::<Result<_, _>>()? })
+        Ok(Self {
+            rules: text
+                .trim_end_matches([';', ' '])
+                .split(';')
+                .enumerate()
+                .map(rule)
+                .collect::<Result<_, _>>()?,
+        })
     }
 
     /// Whether `client` may see it.

@@ -204,7 +204,13 @@ impl Zone {
     /// [`RecordType::ANY`] gets the records of one type (RFC 8482). The owner of the records is `question` in the case it was
     /// asked in.
     #[must_use]
-    pub fn ask(&self, question: &Name, record_type: RecordType, client: Option<IpAddr>, seed: u64) -> Outcome {
+    pub fn ask(
+        &self,
+        question: &Name,
+        record_type: RecordType,
+        client: Option<IpAddr>,
+        seed: u64,
+    ) -> Outcome {
         let mut collect = Collect::new(question);
         let ask = Ask { record_type, client: client.and_then(|client| self.client(client)), seed };
         let folded = Folded::from(question);
