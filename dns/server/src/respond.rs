@@ -175,3 +175,6 @@ pub(crate) fn is_plain(forward: &Forward) -> bool {
 fn is_reverse(query: &Query<'_>) -> bool {
     query.name().as_wire().ends_with(b"\x04arpa\0")
 }
+
+#[cfg(test)]
+mod tests;

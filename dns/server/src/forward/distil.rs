@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What of an upstream's message is kept for clients, and for how long.
 
-use hickory_proto::op::{Message, OpCode, ResponseCode};
-use hickory_proto::rr::{RData, Record, RecordType};
+use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::wire::Key;
 
@@ -23,7 +23,10 @@ pub(super) fn distil(key: &Key, message: Message) -> Option<(Vec<u8>, u32)> {
     kept.metadata.recursion_desired = true;
     kept.metadata.recursion_available = true;
     kept.metadata.response_code = code;
-    kept.add_queries(message.queries);
+    // The name went out in random case. What is kept is in the key's case, so that clients get theirs (records that belong
+    // to the question's name point at it).
+    let name = Name::from_labels(labels(key.name())).ok()?;
+    kept.add_query(Query::query(name.clone(), key.qtype().into()));
     let is_negative = code == ResponseCode::NXDomain || !has_type(&message.answers, key.qtype());
     let lifetime = match is_negative {
         true => negative_secs(&message.answers, &message.authorities),
@@ -32,19 +35,33 @@ pub(super) fn distil(key: &Key, message: Message) -> Option<(Vec<u8>, u32)> {
     let dnssec = key.dnssec_ok();
     let limited = |mut record: Record| {
         record.ttl = record.ttl.min(TTL_MAX_SECS);
+        if record.name == name {
+            record.name = name.clone();
+        }
         record
     };
-    kept.add_answers(message.answers.into_iter().map(limited));
+    kept.add_answers(message.answers.into_iter().map(&limited));
     // What the upstream says about other zones' name servers is nobody's question. A client that validates needs the proofs.
     let authorities = message.authorities.into_iter().filter(|record| {
         dnssec || is_negative && record.record_type() == RecordType::SOA
     });
-    kept.add_authorities(authorities.map(limited));
+    kept.add_authorities(authorities.map(&limited));
     let additionals = message.additionals.into_iter().filter(|record| {
         matches!(record.record_type(), RecordType::A | RecordType::AAAA) || dnssec && record.record_type() == RecordType::RRSIG
     });
     kept.add_additionals(additionals.take(ADDITIONALS_MAX).map(limited));
     Some((kept.to_vec().ok()?, lifetime))
+}
+
+/// The labels of a name in wire form.
+fn labels(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = wire;
+    std::iter::from_fn(move || {
+        let (length, tail) = rest.split_first().filter(|(length, _)| **length > 0)?;
+        let (label, next) = tail.split_at_checked(usize::from(*length))?;
+        rest = next;
+        Some(label)
+    })
 }
 
 fn has_type(records: &[Record], qtype: u16) -> bool {
@@ -67,9 +84,7 @@ fn negative_secs(answers: &[Record], authorities: &[Record]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::op::Query;
     use hickory_proto::rr::rdata::{A, NS, SOA};
-    use hickory_proto::rr::Name;
 
     use super::*;
 

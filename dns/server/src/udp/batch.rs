@@ -188,6 +188,20 @@ pub(crate) fn send_one(socket: &impl AsFd, bytes: &[u8], to: SocketAddr, asked: 
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether more than a quarter of the socket's room for questions is taken: far more than clients that wait for their answers
+/// leave there.
+pub(crate) fn is_backlogged(socket: &impl AsFd) -> bool {
+    // SK_MEMINFO_RMEM_ALLOC and SK_MEMINFO_RCVBUF of linux/sock_diag.h are the first two of SK_MEMINFO_VARS words.
+    let mut words = [0u32; 9];
+    let mut len = size_of_val(&words) as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `len` bytes to `words`.
+    let got = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, words.as_mut_ptr().cast(), &raw mut len)
+    };
+    got == 0 && words[0] > words[1] / 4
+}
+
 /// Makes of "it came to this address by that link" an "answer from this address": the way back is for the routes.
 fn answer_from(control: &mut Control) {
     // SAFETY: the kernel wrote exactly one packet info here (no other option is on); the buffer has room for either

@@ -78,7 +78,7 @@ impl Worker {
                 },
             };
             let received = Instant::now();
-            share.next_batch(count == BATCH);
+            share.next_batch(count == BATCH, || batch::is_backlogged(&*self.socket));
             let mut answers = 0;
             for i in 0..count {
                 answers += usize::from(self.serve(&mut batch, i, received, &mut share, seeds.u64(..)));

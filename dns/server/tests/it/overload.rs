@@ -63,7 +63,7 @@ async fn a_flood_of_questions_and_garbage_leaves_others_their_answers() {
         socket.set_nonblocking(true).expect("an option");
         let good = question(WEB, RecordType::A).to_vec().expect("encodes");
         let (mut random, started, mut buffer) = (fastrand::Rng::with_seed(7), Instant::now(), [0; 2048]);
-        while started.elapsed() < Duration::from_secs(2) {
+        while started.elapsed() < Duration::from_secs(3) {
             let mut packet = good.clone();
             if random.u8(..4) == 0 {
                 for _ in 0..random.usize(1..8) {
@@ -83,11 +83,12 @@ async fn a_flood_of_questions_and_garbage_leaves_others_their_answers() {
         let question = question(WEB, RecordType::A).to_vec().expect("encodes");
         socket.send_to(&question, address).await.expect("sends");
         let mut buffer = [0; 512];
-        let heard = tokio::time::timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await;
+        let heard = tokio::time::timeout(Duration::from_millis(500), socket.recv(&mut buffer)).await;
         answered += usize::from(heard.is_ok_and(|heard| heard.is_ok()));
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     flood.join().expect("no panic");
-    assert!(asked > 10 && answered * 10 >= asked * 9, "{answered} of {asked}");
+    // Without shares it is one of a hundred.
+    assert!(asked > 10 && answered * 10 >= asked * 8, "{answered} of {asked}, {:?}", server.stats.counts());
     assert_eq!(ask(address, &question(WEB, RecordType::A)).await.answers.len(), 1);
 }
