@@ -75,6 +75,12 @@ impl Views {
         })
     }
 
+    /// No rules: what they are of is seen by nobody.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self { rules: Box::new([]) }
+    }
+
     /// Whether `client` may see it.
     #[must_use]
     pub fn admit(&self, client: Option<&Client>) -> bool {

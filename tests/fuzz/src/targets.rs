@@ -4,6 +4,8 @@
 mod api;
 mod cni_call;
 mod cni_result;
+mod dns_packet;
+mod dns_skydns;
 mod file_log;
 mod journal;
 mod wireguard_control;
@@ -19,10 +21,12 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "api", check: api::check },
     Target { name: "cni-call", check: cni_call::check },
     Target { name: "cni-result", check: cni_result::check },
+    Target { name: "dns-packet", check: dns_packet::check },
+    Target { name: "dns-skydns", check: dns_skydns::check },
     Target { name: "file-log", check: file_log::check },
     Target { name: "journal", check: journal::check },
     Target { name: "wireguard-control", check: wireguard_control::check },

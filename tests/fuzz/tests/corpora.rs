@@ -43,6 +43,8 @@ targets!(
     api_bodies_are_stable: "api",
     cni_calls_get_an_answer: "cni-call",
     cni_results_keep_what_a_version_holds: "cni-result",
+    dns_packets_are_answered_within_their_limits: "dns-packet",
+    skydns_records_are_served_or_named: "dns-skydns",
     file_logs_open_or_are_refused: "file-log",
     journals_keep_their_invariants: "journal",
     wireguard_requests_are_answered: "wireguard-control",
