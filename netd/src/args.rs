@@ -28,6 +28,9 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Remove every kernel object, pin and host setting that this node's netd made, then exit. Pods lose their network.
     Clean,
+    /// Hold the DNS server's sockets while netd restarts, so that questions wait instead of being lost. For hosts
+    /// without systemd, which does the same; runs until it is killed, and needs no restart with netd.
+    HoldSockets,
 }
 
 /// Each option, as given: nothing where the user said nothing.
@@ -160,9 +163,41 @@ pub(crate) struct Options {
     #[arg(long, env = "WEFT_DNS_ADDRESS", value_delimiter = ',', value_name = "IP", global = true)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub dns_address: Option<Vec<IpAddr>>,
-    /// DNS servers for names outside the zone, comma-separated `IP[:PORT]` [default: those of /etc/resolv.conf].
-    #[arg(long, env = "WEFT_DNS_UPSTREAMS", value_delimiter = ',', value_name = "IP[:PORT]", global = true)]
+    /// DNS servers for names outside the zone, comma-separated `IP[:PORT]`, or `IP[:PORT]#NAME` over TLS with NAME
+    /// in the certificate; three at most [default: those of /etc/resolv.conf].
+    #[arg(long, env = "WEFT_DNS_UPSTREAMS", value_delimiter = ',', value_name = "IP[:PORT][#NAME]", global = true)]
     pub dns_upstreams: Option<Vec<String>>,
+    /// Zones with DNS servers of their own, comma-separated `ZONE=IP[:PORT][#NAME]`; a zone may come up to three
+    /// times [default: none].
+    #[arg(long, env = "WEFT_DNS_STUBS", value_delimiter = ',', value_name = "ZONE=IP", global = true)]
+    pub dns_stubs: Option<Vec<String>>,
+    /// Certificates of those who vouch for DNS servers over TLS (PEM) [default:
+    /// /etc/ssl/certs/ca-certificates.crt].
+    #[arg(long, env = "WEFT_DNS_UPSTREAM_CA", value_name = "FILE", global = true)]
+    pub dns_upstream_ca: Option<PathBuf>,
+    /// Networks that may ask this node's DNS beside pods and nodes, comma-separated; 0.0.0.0/0 makes it an open
+    /// resolver [default: none].
+    #[arg(long, env = "WEFT_DNS_CLIENTS", value_delimiter = ',', value_name = "CIDR", global = true)]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub dns_clients: Option<Vec<ipnet::IpNet>>,
+    /// Threads that answer DNS over UDP, for each address [default: 0, one for each core].
+    #[arg(long, env = "WEFT_DNS_WORKERS", value_name = "N", global = true)]
+    pub dns_workers: Option<u32>,
+    /// Room for DNS answers about names outside the zone, in MiB [default: 16].
+    #[arg(long, env = "WEFT_DNS_CACHE_MIB", value_name = "MIB", global = true)]
+    pub dns_cache_mib: Option<u32>,
+    /// Certificate chain for DNS over TLS (PEM), served at port 853; needs --dns-tls-key.
+    #[arg(long, env = "WEFT_DNS_TLS_CERT", value_name = "FILE", global = true)]
+    pub dns_tls_cert: Option<PathBuf>,
+    /// Key of that certificate (PEM).
+    #[arg(long, env = "WEFT_DNS_TLS_KEY", value_name = "FILE", global = true)]
+    pub dns_tls_key: Option<PathBuf>,
+    /// DNS answers a second over UDP to one network of clients (/24, /56) [default: 0, no limit].
+    #[arg(long, env = "WEFT_DNS_ANSWERS_PER_SECOND", value_name = "N", global = true)]
+    pub dns_answers_per_second: Option<u32>,
+    /// Log one DNS question of so many [default: 0, none].
+    #[arg(long, env = "WEFT_DNS_QUERY_LOG_EVERY", value_name = "N", global = true)]
+    pub dns_query_log_every: Option<u32>,
     /// How per-packet programs attach; tcx needs Linux 6.6 [default: auto].
     #[arg(long, env = "WEFT_DATAPATH_ATTACH", global = true)]
     pub datapath_attach: Option<AttachKind>,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags, environment and file, turned once into a checked [`Config`].
 
+mod dns;
 mod services;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::desired;
 use crate::mtu::PROBE_PORT;
 use crate::psk;
 
+pub(crate) use dns::{DnsOptions, UpstreamOption};
 pub(crate) use services::ServicesConfig;
 
 /// Read when it exists and no other is named.
@@ -71,7 +73,7 @@ pub(crate) struct Config {
     pub metrics_listen: SocketAddr,
     /// One of each family at most, IPv4 first.
     pub dns_addresses: Vec<IpAddr>,
-    pub dns_upstreams: Option<Vec<SocketAddr>>,
+    pub dns: DnsOptions,
     pub datapath_attach: AttachKind,
     pub datapath_expedite: ExpediteKind,
     pub cool_down: Duration,
@@ -138,6 +140,7 @@ impl Config {
 
     fn check(o: Options) -> Result<Self, ConfigError> {
         let services = services::check(&o)?;
+        let dns = dns::check(&o)?;
         let cluster = o.cluster.unwrap_or_else(|| "weft".into());
         check_name("cluster", &cluster)?;
         let node_name = match o.node_name {
@@ -195,7 +198,7 @@ impl Config {
             given,
             no_masquerade_cidrs: o.no_masquerade_cidrs.unwrap_or_default(),
             metrics_listen: o.metrics_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9157))),
-            dns_upstreams: o.dns_upstreams.map(|list| check_upstreams(&list)).transpose()?,
+            dns,
             datapath_attach: o.datapath_attach.unwrap_or(AttachKind::Auto),
             datapath_expedite: o.datapath_expedite.unwrap_or(ExpediteKind::Auto),
             cool_down: Duration::from_secs(o.cool_down_secs.unwrap_or(30)),
@@ -267,6 +270,15 @@ fn overlay_options(over: Options, under: Options) -> Options {
         metrics_listen,
         dns_address,
         dns_upstreams,
+        dns_stubs,
+        dns_upstream_ca,
+        dns_clients,
+        dns_workers,
+        dns_cache_mib,
+        dns_tls_cert,
+        dns_tls_key,
+        dns_answers_per_second,
+        dns_query_log_every,
         datapath_attach,
         datapath_expedite,
         cool_down_secs,
@@ -397,18 +409,6 @@ fn check_drop_in(
         return Err(bad("cni-conf-version", format!("{version:?} is not one of {known}")));
     }
     Ok(Some(DropInConfig { dir, version, chain, socket }))
-}
-
-fn check_upstreams(list: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
-    list.iter()
-        .map(|text| {
-            text.parse::<SocketAddr>()
-                .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
-                .map_err(|_| {
-                    bad("dns-upstreams", format!("{text}: not an address, nor an address with a port"))
-                })
-        })
-        .collect()
 }
 
 /// A level, or `target=level` items: anything else tracing would take for a target's name, and be silent.

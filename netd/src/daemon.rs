@@ -3,15 +3,14 @@
 //! view of the cluster.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
-use dns_server::{DnsServer, ForwardConfig};
 use ebpf_loader::{AttachMode, Datapath, OpenOptions};
-use futures::FutureExt;
+use futures::{FutureExt, TryFutureExt};
 use futures::future::BoxFuture;
 use netd_host::Host;
 use netd_store::records::{ClusterConfig, decode};
@@ -32,7 +31,7 @@ use crate::settings::Settings;
 use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::{
-    api, deferred, desired, doctor, health, hold, identity, lease, mtu, pins, publish, removal, services,
+    api, deferred, desired, dns, doctor, health, hold, identity, lease, mtu, pins, publish, removal, services,
     snapshot, spare, status, sweep, tunnel,
 };
 
@@ -62,7 +61,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let settings = Settings::open(&node.config.state_dir)?;
     let listener = api::bind(&node).await?;
     let metrics = health::bind(&node).await?;
-    let dns = bind_dns(&node)?;
+    let dns = dns::bind(&node)?;
     // With these ports no other netd lives in this network namespace.
     pins::take_over(&node.config.bpf_dir, &node.config.cluster, node.uuid, pins::own_netns()?)?;
 
@@ -86,7 +85,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("records of others", removal::keep(node.clone()).boxed()),
         spawn("network config", keep_drop_in(node.clone(), drop_in).boxed()),
     ];
-    let answer = dns.run(stop.clone().cancelled_owned()).map(Ok);
+    let answer = dns.run(stop.clone().cancelled_owned()).map_err(anyhow::Error::from);
     let draining = [
         spawn("api", api::serve(node.clone(), listener, stop.clone().cancelled_owned()).boxed()),
         spawn("dns", answer.boxed()),
@@ -309,33 +308,6 @@ async fn store_address(config: &StoreConfig) -> Option<IpAddr> {
     let authority = url.split_once("://")?.1.split('/').next()?;
     let mut found = tokio::net::lookup_host(authority).await.ok()?;
     found.next().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
-}
-
-fn bind_dns(node: &Node) -> Result<DnsServer> {
-    let config = &node.config;
-    let cluster = desired::initial_config(config);
-    let own: Vec<IpAddr> = config.dns_addresses.iter().copied().chain(cluster.dns_vips()).collect();
-    let upstreams = match &config.dns_upstreams {
-        Some(upstreams) => upstreams.clone(),
-        None => {
-            dns_server::nameservers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), &own)
-        }
-    };
-    if upstreams.is_empty() {
-        tracing::warn!(
-            "no DNS upstream in /etc/resolv.conf: names outside the cluster are refused; see --dns-upstreams"
-        );
-    }
-    let forward = ForwardConfig { upstreams, own_addresses: own, ..ForwardConfig::default() };
-    let addresses: Vec<SocketAddr> =
-        config.dns_addresses.iter().map(|ip| SocketAddr::new(*ip, desired::DNS_PORT)).collect();
-    Ok(DnsServer::bind(
-        &addresses,
-        node.dns_clients.clone(),
-        node.zone.clone(),
-        forward,
-        node.dns_stats.clone(),
-    )?)
 }
 
 async fn wait_for_end() -> Result<()> {

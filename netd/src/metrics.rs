@@ -2,6 +2,7 @@
 //! Metrics in the OpenMetrics text form. What other parts know (maps, progress, view) is read at the scrape; only events
 //! are counted here.
 
+mod dns;
 mod overlay;
 mod services;
 
@@ -56,11 +57,6 @@ impl Counters {
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-struct RcodeLabels {
-    rcode: String,
-}
-
-#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct BlockLabels {
     block: String,
     pool: String,
@@ -72,7 +68,7 @@ pub(crate) fn render(node: &Node) -> Result<String, std::fmt::Error> {
     progress(node, &mut registry);
     addresses(node, &mut registry);
     services::register(node, &mut registry);
-    dns(node, &mut registry);
+    dns::register(node, &mut registry);
     overlay::register(node, &mut registry);
     let c = &node.counters;
     registry.register("attachments_allocated", "Addresses given to attachments (ADD)", c.adds.clone());
@@ -158,12 +154,4 @@ fn addresses(node: &Node, registry: &mut Registry) {
     registry.register("ipam_block_used", "Addresses in use, by block of this node", family);
     gauge(registry, "ipam_free", "Addresses that this node can give without the store", count(free));
     gauge(registry, "ipam_cooling", "Freed addresses that rest before reuse", count(cooling));
-}
-
-fn dns(node: &Node, registry: &mut Registry) {
-    let family = Family::<RcodeLabels, Counter>::default();
-    for (rcode, count) in node.dns_stats.counts().by_rcode {
-        family.get_or_create(&RcodeLabels { rcode: rcode.to_owned() }).inc_by(count);
-    }
-    registry.register("dns_answers", "Answers of the node's DNS server, by response code", family);
 }

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who holds the DNS server's sockets while netd is away: systemd where it starts netd, else `netd hold-sockets` where one
+//! runs. Without either, questions that come during a restart are lost, and clients ask again.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use dns_server::DnsServer;
+use dns_server::hold::{Holder, HolderClient, systemd};
+
+use crate::config::Config;
+
+/// The holder's socket in the run directory.
+const SOCKET_FILE: &str = "dns-holder.sock";
+
+/// Runs until it is killed, and holds what netd gives it.
+pub(crate) fn hold_sockets(config: &Config) -> Result<()> {
+    let path = path(config);
+    std::fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("cannot create {}", config.run_dir.display()))?;
+    let holder = Holder::bind(&path)
+        .with_context(|| format!("cannot listen at {}: does another holder run?", path.display()))?;
+    tracing::info!(path = %path.display(), "holding the DNS server's sockets for netd");
+    holder.run().context("the holder's socket failed")
+}
+
+/// What was held while netd was away.
+pub(crate) fn take(config: &Config) -> Vec<OwnedFd> {
+    let mut held = systemd::inherited();
+    if held.is_empty() {
+        // Most hosts have no holder, which is nothing to speak of.
+        held = HolderClient::new(&path(config)).take().unwrap_or_default();
+    }
+    if !held.is_empty() {
+        tracing::info!(sockets = held.len(), "the DNS server's sockets were held while netd was away");
+    }
+    held
+}
+
+/// Has the server's sockets held from now on.
+pub(crate) fn keep(config: &Config, server: &DnsServer) {
+    let sockets = server.sockets();
+    match systemd::store(&sockets) {
+        Ok(true) => return,
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "systemd does not take the DNS server's sockets: see FileDescriptorStoreMax="),
+    }
+    let holder = HolderClient::new(&path(config));
+    if path(config).exists()
+        && let Err(error) = holder.hold(&sockets)
+    {
+        tracing::warn!(%error, "`netd hold-sockets` does not answer: DNS questions are lost while netd restarts");
+    }
+}
+
+fn path(config: &Config) -> PathBuf {
+    config.run_dir.join(SOCKET_FILE)
+}
