@@ -80,7 +80,8 @@ impl Core {
                     }
                     return self.merged(query, prefix, Some(&entry));
                 }
-                Err(rcode) => return Outcome::Code(rcode),
+                // The name itself is ours and is not there, whatever the upstreams do: the client goes on by itself.
+                Err(_) => break,
             }
         }
         self.nothing(query, prefix, forward.otherwise.as_ref())

@@ -26,7 +26,7 @@ impl QueryLog {
 
     /// Logs an answer where it is its turn.
     pub(crate) fn note(&self, query: &Query<'_>, asker: Asker, source: Source, written: Written) {
-        if self.every == 0 || !self.count.fetch_add(1, Relaxed).is_multiple_of(self.every) {
+        if !self.is_due() {
             return;
         }
         info!(
@@ -40,5 +40,23 @@ impl QueryLog {
             bytes = written.len,
             truncated = written.truncated,
         );
+    }
+
+    fn is_due(&self) -> bool {
+        self.every > 0 && self.count.fetch_add(1, Relaxed).is_multiple_of(self.every)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_so_many_is_logged() {
+        let due = |every| {
+            let log = QueryLog::new(every);
+            (0..1_000).filter(|_| log.is_due()).count()
+        };
+        assert_eq!([0, 1, 10, 5_000].map(due), [0, 1_000, 100, 1]);
     }
 }

@@ -81,10 +81,16 @@ async fn a_flood_of_questions_and_garbage_leaves_others_their_answers() {
         asked += 1;
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
         let question = question(WEB, RecordType::A).to_vec().expect("encodes");
-        socket.send_to(&question, address).await.expect("sends");
         let mut buffer = [0; 512];
-        let heard = tokio::time::timeout(Duration::from_millis(500), socket.recv(&mut buffer)).await;
-        answered += usize::from(heard.is_ok_and(|heard| heard.is_ok()));
+        // As a stub resolver does, only in less time.
+        for _ in 0..4 {
+            socket.send_to(&question, address).await.expect("sends");
+            let heard = tokio::time::timeout(Duration::from_millis(250), socket.recv(&mut buffer)).await;
+            if heard.is_ok_and(|heard| heard.is_ok()) {
+                answered += 1;
+                break;
+            }
+        }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     flood.join().expect("no panic");
