@@ -13,8 +13,17 @@ use crate::shape::Mismatch;
 const PREFIX: &str = "weft.dev/";
 
 /// Every extra that has a name; see [`Extras`] for those that something acts upon here.
-const KNOWN: &[&str] =
-    &["algorithm", "fault", "forwarding", "health-check", "outlier-detection", "slow-start", "weights"];
+const KNOWN: &[&str] = &[
+    "algorithm",
+    "dns-aliases",
+    "dns-views",
+    "fault",
+    "forwarding",
+    "health-check",
+    "outlier-detection",
+    "slow-start",
+    "weights",
+];
 /// Those of them without effect yet.
 const WITHOUT_EFFECT: &[&str] = &["fault", "health-check", "outlier-detection"];
 
@@ -103,7 +112,8 @@ impl Extras {
                 "forwarding" => forwarding(text).map(|found| extras.forwarding = found),
                 "slow-start" => duration(text).map(|found| extras.slow_start = Some(found)),
                 "weights" => weights(text).map(|found| extras.weights = found),
-                "health-check" | "outlier-detection" => Ok(()),
+                // The zone and the checker read their own.
+                "dns-aliases" | "dns-views" | "health-check" | "outlier-detection" => Ok(()),
                 _ => Err(format!("no such extra; under weft.dev/ there are: {}", KNOWN.join(", "))),
             };
             let Err(reason) = read else { continue };

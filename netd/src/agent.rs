@@ -32,6 +32,7 @@ use crate::sweep::gone_links;
 use crate::underlay::Follower;
 use crate::usage;
 use crate::view::{Known, View};
+use crate::zone::ZoneKeeper;
 
 /// Drift that no event tells of (nft, BPF maps) is found at least this often.
 const FULL_PASS_EVERY: Duration = Duration::from_secs(30);
@@ -77,6 +78,7 @@ pub(crate) struct Agent {
     gone: BTreeSet<String>,
     /// The view that the DNS zone was made from.
     zoned: Option<Arc<View>>,
+    zone: ZoneKeeper,
     /// The view and the state of the store that addressing was told of.
     observed: Option<(Arc<View>, Option<String>)>,
     /// Pods whose programs this netd has attached or updated, by host link, with whether they take the fast path.
@@ -105,6 +107,7 @@ impl Agent {
             overlay: None,
             gone: BTreeSet::new(),
             zoned: None,
+            zone: ZoneKeeper::default(),
             observed: None,
             attached: BTreeMap::new(),
         }
@@ -402,9 +405,9 @@ impl Agent {
         if self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
             return;
         }
-        match desired::zone(view) {
+        match self.zone.update(view, &self.node.config.dns_addresses) {
             Ok(zone) => {
-                self.node.zone.store(Some(Arc::new(zone)));
+                self.node.zone.store(Some(zone));
                 self.zoned = Some(view.clone());
             }
             Err(error) => {

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What this node should look like: one pure step from the view of the cluster and the node's own attachments to kernel
-//! objects, nft rules and DNS zone.
+//! objects, nft rules and who may ask our DNS.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use dns_zone::{Zone, ZoneEndpoint, ZoneError, ZoneKind, ZonePort, ZoneService};
 use ipam::Pool;
 use ipnet::IpNet;
 use lb::{Metadata, Port, Protocol, Service};
@@ -235,71 +234,12 @@ pub(crate) fn dns_service(vips: &[IpAddr], servers: &[IpAddr]) -> (Service, Vec<
     (service, servers.iter().map(backend).collect())
 }
 
-/// Who may ask this node's DNS: pods of the cluster, and the node from any of its addresses.
+/// Who may ask this node's DNS: pods of the cluster, the node from any of its addresses, and whom the operator named.
 pub(crate) fn dns_clients(node: &Node, view: &View) -> Vec<IpNet> {
     let own =
         node.config.dns_addresses.iter().copied().chain([node.underlay.load().address]).map(IpNet::from);
     let loopback = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
     let loopback6 = IpNet::from(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST));
-    view.pod_cidrs().into_iter().chain(own).chain([loopback, loopback6]).collect()
-}
-
-/// The zone, from the same table as the map image.
-///
-/// # Errors
-/// The cluster's zone name is not a domain name.
-pub(crate) fn zone(view: &View) -> Result<Zone, ZoneError> {
-    let table = &view.table;
-    let reverse: Vec<IpNet> = view.pod_cidrs().into_iter().chain(view.config.service_cidrs()).collect();
-    let services = table.services.iter().map(|(name, entry)| ZoneService {
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
-        kind: match &entry.external_name {
-            Some(target) => ZoneKind::ExternalName(target.clone()),
-            None if entry.headless => ZoneKind::Headless,
-            None => ZoneKind::ClusterIp(entry.cluster_ips.clone()),
-        },
-        ports: entry.ports.iter().map(|p| zone_port(p.name.clone(), p.protocol, p.port)).collect(),
-        endpoints: entry
-            .published()
-            .map(|backend| ZoneEndpoint {
-                addresses: vec![backend.address],
-                hostname: backend.hostname.clone(),
-                ports: backend.ports.iter().map(|p| zone_port(p.name.clone(), p.protocol, p.port)).collect(),
-            })
-            .collect(),
-    });
-    let aliases = aliases(view);
-    Zone::build(&view.config.dns_zone, DNS_TTL_SECS, table.revision, services.chain(aliases), &reverse)
-}
-
-/// Further names of pods (CNI's capability `aliases`): each answers like a headless service with every pod that has it. A
-/// Service of that name wins.
-fn aliases(view: &View) -> Vec<ZoneService> {
-    let mut by_name: BTreeMap<(String, String), Vec<ZoneEndpoint>> = BTreeMap::new();
-    for (_, pod) in view.pods.iter().filter(|(_, pod)| pod.ready && !pod.terminating) {
-        for alias in pod.aliases.iter().filter(|alias| view.table.find(&pod.namespace, alias).is_none()) {
-            let endpoint = ZoneEndpoint { addresses: pod.ips.clone(), hostname: None, ports: Vec::new() };
-            by_name.entry((pod.namespace.clone(), alias.clone())).or_default().push(endpoint);
-        }
-    }
-    by_name
-        .into_iter()
-        .map(|((namespace, name), endpoints)| ZoneService {
-            namespace,
-            name,
-            kind: ZoneKind::Headless,
-            ports: Vec::new(),
-            endpoints,
-        })
-        .collect()
-}
-
-fn zone_port(name: Option<String>, protocol: Protocol, port: u16) -> ZonePort {
-    let protocol = match protocol {
-        Protocol::Sctp => dns_zone::ZoneProtocol::Sctp,
-        Protocol::Tcp => dns_zone::ZoneProtocol::Tcp,
-        Protocol::Udp => dns_zone::ZoneProtocol::Udp,
-    };
-    ZonePort { name, protocol, port }
+    let named = node.config.dns.clients.iter().copied();
+    view.pod_cidrs().into_iter().chain(own).chain([loopback, loopback6]).chain(named).collect()
 }

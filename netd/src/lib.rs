@@ -17,6 +17,7 @@ mod config;
 mod daemon;
 mod deferred;
 mod desired;
+mod dns;
 mod doctor;
 mod dropin;
 mod files;
@@ -52,6 +53,7 @@ mod underlay;
 mod usage;
 mod view;
 mod witness;
+mod zone;
 
 use std::process::ExitCode;
 
@@ -83,6 +85,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match args.command {
         Some(Command::Clean) => runtime.block_on(clean::clean(&config)),
+        Some(Command::HoldSockets) => dns::hold_sockets(&config),
         None => runtime.block_on(daemon::run(config)),
     };
     match outcome {

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The DNS zone, kept in step with the view of the cluster by what changes in it, from the same table as the map image.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use dns_zone::{
+    Client, LeftOut, Name, PodNames, Views, Zone, ZoneEdit, ZoneEndpoint, ZoneError, ZoneKind, ZonePort,
+    ZoneProtocol, ZoneService, ZoneSettings,
+};
+use ipnet::IpNet;
+use lb::{Protocol, Service, ServiceEntry, ServiceName, ServiceTable};
+use netd_store::records::PodRecord;
+
+use crate::desired::DNS_TTL_SECS;
+use crate::view::View;
+
+/// Who may see a Service's names ([`Views`]).
+const ANNOTATION_VIEWS: &str = "weft.dev/dns-views";
+/// Further names of a Service: `NAME` or `NAME.NAMESPACE`, between commas.
+const ANNOTATION_ALIASES: &str = "weft.dev/dns-aliases";
+
+/// The zone of several clusters (MCS-API): reserved.
+const CLUSTERSET: &str = "clusterset.local";
+
+/// The zone with what it was made from.
+#[derive(Debug, Default)]
+pub(crate) struct ZoneKeeper {
+    zone: Option<Zone>,
+    table: ServiceTable,
+    /// Names of pods beside those of services, by namespace and name.
+    pod_aliases: BTreeMap<(String, String), Vec<ZoneEndpoint>>,
+    /// By address.
+    pods: BTreeMap<IpAddr, Arc<PodRecord>>,
+    /// Last good ones, of services that have any.
+    views: BTreeMap<ServiceName, Views>,
+}
+
+impl ZoneKeeper {
+    /// The zone of this view; what did not change since the last one is shared with it.
+    ///
+    /// # Errors
+    /// The cluster's zone name is not a domain name.
+    pub(crate) fn update(&mut self, view: &View, nameservers: &[IpAddr]) -> Result<Arc<Zone>, ZoneError> {
+        let settings = Self::settings(view);
+        let last = match self.zone.take() {
+            Some(zone) if *zone.settings() == settings => zone,
+            _ => {
+                (self.table, self.pod_aliases, self.pods) = Default::default();
+                Zone::new(settings)?
+            }
+        };
+        let mut edit = last.edit();
+        self.update_services(view, &mut edit);
+        self.update_pod_aliases(view, &mut edit);
+        self.update_clients(view, &mut edit);
+        let servers: Vec<IpAddr> = nameservers.iter().copied().chain(view.config.dns_vips()).collect();
+        edit.set_nameservers(&servers);
+        let zone = edit.finish(view.table.revision);
+        let known = last.problems();
+        for problem in zone.problems().iter().filter(|problem| !known.contains(problem)) {
+            tracing::warn!(%problem, "a name is left out of DNS");
+        }
+        self.zone = Some(zone.clone());
+        Ok(Arc::new(zone))
+    }
+
+    fn settings(view: &View) -> ZoneSettings {
+        let reverse_cidrs: Vec<IpNet> =
+            view.pod_cidrs().into_iter().chain(view.config.service_cidrs()).collect();
+        ZoneSettings {
+            ttl_secs: DNS_TTL_SECS,
+            reverse_cidrs,
+            pod_names: PodNames::Verified,
+            // Pods' search path is our own three domains; see `attach`.
+            autopath: true,
+            clusterset: Name::parse(CLUSTERSET).ok(),
+            ..ZoneSettings::new(&view.config.dns_zone)
+        }
+    }
+
+    /// Entries are shared between tables: one that is the same did not change.
+    fn update_services(&mut self, view: &View, edit: &mut ZoneEdit) {
+        let gone: Vec<ServiceName> = self
+            .table
+            .services
+            .keys()
+            .filter(|name| !view.table.services.contains_key(name))
+            .cloned()
+            .collect();
+        for name in gone {
+            edit.remove_service(&name.namespace, &name.name);
+            self.views.remove(&name);
+        }
+        let last = self.table.services.clone();
+        let is_new = |name: &ServiceName, entry: &Arc<ServiceEntry>| {
+            last.get(name).is_none_or(|known| !Arc::ptr_eq(known, entry))
+        };
+        let changed: Vec<(&ServiceName, &Arc<ServiceEntry>)> =
+            view.table.services.iter().filter(|(name, entry)| is_new(name, entry)).collect();
+        let annotated = if changed.is_empty() { BTreeMap::new() } else { annotated(&view.services) };
+        for (name, entry) in changed {
+            let service = annotated.get(name).copied();
+            let views = self.views_of(name, service);
+            edit.set_service(&zone_service(name, entry, service, views));
+        }
+        self.table = view.table.clone();
+    }
+
+    fn views_of(&mut self, name: &ServiceName, service: Option<&Service>) -> Option<Views> {
+        let Some(text) = service.and_then(|service| service.metadata.annotations.get(ANNOTATION_VIEWS))
+        else {
+            self.views.remove(name);
+            return None;
+        };
+        match Views::parse(text) {
+            Ok(views) => {
+                self.views.insert(name.clone(), views.clone());
+                Some(views)
+            }
+            Err(error) => {
+                tracing::warn!(service = %name, %error, "{ANNOTATION_VIEWS} is not understood: its last good value stays");
+                // Never wider than it was; one that never was good is seen by nobody.
+                Some(self.views.get(name).cloned().unwrap_or_else(Views::nobody))
+            }
+        }
+    }
+
+    /// Every pod that has an address, also one that is not ready: it may ask.
+    fn update_clients(&mut self, view: &View, edit: &mut ZoneEdit) {
+        let pods: BTreeMap<IpAddr, Arc<PodRecord>> =
+            view.pods.iter().flat_map(|(_, pod)| pod.ips.iter().map(|ip| (*ip, pod.clone()))).collect();
+        for ip in self.pods.keys().filter(|ip| !pods.contains_key(*ip)) {
+            edit.set_client(*ip, None);
+        }
+        for (ip, pod) in &pods {
+            if self.pods.get(ip).is_some_and(|known| Arc::ptr_eq(known, pod)) {
+                continue;
+            }
+            let client = Client {
+                namespace: pod.namespace.as_str().into(),
+                pod: pod.name.as_str().into(),
+                labels: Arc::new(pod.labels.clone()),
+            };
+            edit.set_client(*ip, Some(Arc::new(client)));
+        }
+        self.pods = pods;
+    }
+
+    /// Further names of pods (CNI's capability `aliases`): each answers like a headless service with every pod that has it. A
+    /// Service of that name wins.
+    fn update_pod_aliases(&mut self, view: &View, edit: &mut ZoneEdit) {
+        let mut named: BTreeMap<(String, String), Vec<ZoneEndpoint>> = BTreeMap::new();
+        for (_, pod) in view.pods.iter().filter(|(_, pod)| pod.ready && !pod.terminating) {
+            for alias in pod.aliases.iter().filter(|alias| view.table.find(&pod.namespace, alias).is_none()) {
+                let endpoint = ZoneEndpoint { addresses: pod.ips.clone(), hostname: None, ports: Vec::new() };
+                named.entry((pod.namespace.clone(), alias.clone())).or_default().push(endpoint);
+            }
+        }
+        for (namespace, name) in self.pod_aliases.keys().filter(|key| !named.contains_key(*key)) {
+            if view.table.find(namespace, name).is_none() {
+                edit.remove_service(namespace, name);
+            }
+        }
+        for ((namespace, name), endpoints) in &named {
+            let service = ZoneService {
+                endpoints: endpoints.clone(),
+                ..ZoneService::new(namespace, name, ZoneKind::Headless)
+            };
+            edit.set_service(&service);
+        }
+        self.pod_aliases = named;
+    }
+}
+
+fn annotated(services: &[Arc<Service>]) -> BTreeMap<ServiceName, &Service> {
+    let has = |service: &&Arc<Service>| {
+        [ANNOTATION_VIEWS, ANNOTATION_ALIASES]
+            .iter()
+            .any(|key| service.metadata.annotations.contains_key(*key))
+    };
+    services.iter().filter(has).map(|service| (ServiceName::of(service), &**service)).collect()
+}
+
+fn zone_service(
+    name: &ServiceName,
+    entry: &ServiceEntry,
+    service: Option<&Service>,
+    views: Option<Views>,
+) -> ZoneService {
+    let kind = match &entry.external_name {
+        Some(target) => ZoneKind::ExternalName(target.clone()),
+        None if entry.headless => ZoneKind::Headless,
+        None => ZoneKind::ClusterIp(entry.cluster_ips.clone()),
+    };
+    let port = |(name, protocol, port): (&Option<String>, Protocol, u16)| ZonePort {
+        name: name.clone(),
+        protocol: match protocol {
+            Protocol::Sctp => ZoneProtocol::Sctp,
+            Protocol::Tcp => ZoneProtocol::Tcp,
+            Protocol::Udp => ZoneProtocol::Udp,
+        },
+        port,
+    };
+    let aliases = service.and_then(|service| service.metadata.annotations.get(ANNOTATION_ALIASES));
+    let words = |text: &String| -> Vec<String> {
+        text.split(',').map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
+    };
+    let left_out = entry.backends.iter().filter(|backend| entry.headless && !backend.verdict.is_up());
+    ZoneService {
+        ports: entry.ports.iter().map(|p| port((&p.name, p.protocol, p.port))).collect(),
+        // Only a headless service is answered with its endpoints.
+        endpoints: entry
+            .published()
+            .filter(|_| entry.headless)
+            .map(|backend| ZoneEndpoint {
+                addresses: vec![backend.address],
+                hostname: backend.hostname.clone(),
+                ports: backend.ports.iter().map(|p| port((&p.name, p.protocol, p.port))).collect(),
+            })
+            .collect(),
+        left_out: left_out
+            .map(|backend| LeftOut { address: backend.address, reason: backend.verdict.source.to_owned() })
+            .collect(),
+        views,
+        aliases: aliases.map(words).unwrap_or_default(),
+        ..ZoneService::new(&name.namespace, &name.name, kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dns_zone::{Outcome, RecordType};
+    use lb::{EndpointSlice, Object, parse_object};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn service(name: &str, spec: Value, annotations: Value) -> Arc<Service> {
+        let metadata = json!({"namespace": "default", "name": name, "annotations": annotations});
+        let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec});
+        match parse_object(object).unwrap().0 {
+            Object::Service(service) => Arc::new(service),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn slice(ready: [bool; 2]) -> EndpointSlice {
+        let endpoints: Vec<Value> = ["10.244.0.2", "10.244.0.3"]
+            .iter()
+            .zip(ready)
+            .map(|(ip, ready)| json!({"addresses": [ip], "conditions": {"ready": ready}}))
+            .collect();
+        let metadata =
+            json!({"namespace": "default", "name": "db-1", "labels": {"kubernetes.io/service-name": "db"}});
+        let object = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata,
+            "addressType": "IPv4", "endpoints": endpoints, "ports": []});
+        match parse_object(object).unwrap().0 {
+            Object::EndpointSlice(slice) => slice,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn view(revision: u64, services: &[Arc<Service>], slices: &[EndpointSlice]) -> View {
+        let (table, problems) =
+            ServiceTable::build(revision, services.iter().map(|service| &**service), slices);
+        assert_eq!(problems, []);
+        View { table, services: services.to_vec(), ..View::default() }
+    }
+
+    fn addresses(zone: &Zone, name: &str) -> Option<Vec<String>> {
+        match zone.ask(&Name::parse(name).unwrap(), RecordType::A, None, 0) {
+            Outcome::Answer { records, .. } => {
+                let mut addresses: Vec<String> =
+                    records.iter().map(|record| record.data.to_string()).collect();
+                addresses.sort();
+                Some(addresses)
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_zone_follows_the_table_and_is_the_one_from_scratch() {
+        let db = "db.default.svc.cluster.local";
+        let headless =
+            service("db", json!({"clusterIP": "None"}), json!({"weft.dev/dns-aliases": "sql, pg.other"}));
+        let web = |ip: &str, views: &str| {
+            service(
+                "web",
+                json!({"clusterIP": ip, "ports": [{"port": 80}]}),
+                json!({"weft.dev/dns-views": views}),
+            )
+        };
+        let views = [
+            view(1, &[headless.clone()], &[slice([true, true])]),
+            view(2, &[headless.clone(), web("10.96.0.20", "app=x")], &[slice([true, false])]),
+            view(3, &[headless.clone(), web("10.96.0.21", "a,,b")], &[slice([false, false])]),
+            view(4, &[web("10.96.0.21", "app=x")], &[]),
+        ];
+        let mut keeper = ZoneKeeper::default();
+        let zones: Vec<Arc<Zone>> = views.iter().map(|view| keeper.update(view, &[]).unwrap()).collect();
+        assert_eq!(addresses(&zones[0], db).unwrap(), ["10.244.0.2", "10.244.0.3"]);
+        assert_eq!(
+            addresses(&zones[1], db).unwrap(),
+            ["10.244.0.2"],
+            "one left in the revision in which it is not ready"
+        );
+        assert_eq!(addresses(&zones[2], db), None);
+        assert_eq!(
+            addresses(&zones[0], "pg.other.svc.cluster.local").unwrap().len(),
+            3,
+            "a CNAME and its addresses"
+        );
+        assert_eq!(addresses(&zones[3], "pg.other.svc.cluster.local"), None);
+        for zone in &zones[1..] {
+            assert_eq!(addresses(zone, "web.default.svc.cluster.local"), None, "nobody known sees it, ever");
+        }
+        for index in [0, 1, 3] {
+            assert_eq!(*zones[index], *ZoneKeeper::default().update(&views[index], &[]).unwrap());
+        }
+        let told = zones[1].explain(&Name::parse(db).unwrap(), RecordType::A, None).to_string();
+        assert!(told.contains("endpoint 10.244.0.3 is left out: not ready"), "{told}");
+    }
+}
