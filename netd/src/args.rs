@@ -165,7 +165,13 @@ pub(crate) struct Options {
     pub dns_address: Option<Vec<IpAddr>>,
     /// DNS servers for names outside the zone, comma-separated `IP[:PORT]`, or `IP[:PORT]#NAME` over TLS with NAME
     /// in the certificate; three at most [default: those of /etc/resolv.conf].
-    #[arg(long, env = "WEFT_DNS_UPSTREAMS", value_delimiter = ',', value_name = "IP[:PORT][#NAME]", global = true)]
+    #[arg(
+        long,
+        env = "WEFT_DNS_UPSTREAMS",
+        value_delimiter = ',',
+        value_name = "IP[:PORT][#NAME]",
+        global = true
+    )]
     pub dns_upstreams: Option<Vec<String>>,
     /// Zones with DNS servers of their own, comma-separated `ZONE=IP[:PORT][#NAME]`; a zone may come up to three
     /// times [default: none].

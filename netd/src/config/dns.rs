@@ -58,7 +58,12 @@ pub(super) fn check(o: &Options) -> Result<DnsOptions, ConfigError> {
     let tls = match (&o.dns_tls_cert, &o.dns_tls_key) {
         (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
         (None, None) => None,
-        _ => return Err(bad("dns-tls-cert", "DNS over TLS needs both --dns-tls-cert and --dns-tls-key".into())),
+        _ => {
+            return Err(bad(
+                "dns-tls-cert",
+                "DNS over TLS needs both --dns-tls-cert and --dns-tls-key".into(),
+            ));
+        }
     };
     let upstreams = o.dns_upstreams.as_deref();
     let upstreams = upstreams.map(|list| list.iter().map(|text| upstream("dns-upstreams", text)).collect());
@@ -68,7 +73,9 @@ pub(super) fn check(o: &Options) -> Result<DnsOptions, ConfigError> {
         upstream_ca: o.dns_upstream_ca.clone().unwrap_or_else(|| SYSTEM_ROOTS.into()),
         clients: o.dns_clients.clone().unwrap_or_default(),
         workers: at_most("dns-workers", o.dns_workers.unwrap_or(0), WORKERS_MAX)? as usize,
-        cache_bytes: (at_most("dns-cache-mib", o.dns_cache_mib.unwrap_or(CACHE_MIB), CACHE_MIB_MAX)? as usize) << 20,
+        cache_bytes: (at_most("dns-cache-mib", o.dns_cache_mib.unwrap_or(CACHE_MIB), CACHE_MIB_MAX)?
+            as usize)
+            << 20,
         tls,
         answers_per_second: o.dns_answers_per_second.filter(|rate| *rate > 0),
         query_log_every: o.dns_query_log_every.unwrap_or(0),
@@ -79,9 +86,9 @@ pub(super) fn check(o: &Options) -> Result<DnsOptions, ConfigError> {
 fn stubs(list: &[String]) -> Result<BTreeMap<String, Vec<UpstreamOption>>, ConfigError> {
     let mut stubs: BTreeMap<String, Vec<UpstreamOption>> = BTreeMap::new();
     for text in list {
-        let (zone, server) = text
-            .split_once('=')
-            .ok_or_else(|| bad("dns-stubs", format!("{text}: ZONE=IP is needed, such as corp.example=192.0.2.53")))?;
+        let (zone, server) = text.split_once('=').ok_or_else(|| {
+            bad("dns-stubs", format!("{text}: ZONE=IP is needed, such as corp.example=192.0.2.53"))
+        })?;
         if let Err(error) = dns_zone::Name::parse(zone) {
             return Err(bad("dns-stubs", format!("{text}: {error}")));
         }
@@ -119,14 +126,18 @@ mod tests {
         let shown = |text: &str| upstream("dns-upstreams", text).map(|u| (u.address.to_string(), u.tls_name));
         assert_eq!(shown("192.0.2.53").unwrap(), ("192.0.2.53:53".into(), None));
         assert_eq!(shown("192.0.2.53:5353").unwrap(), ("192.0.2.53:5353".into(), None));
-        assert_eq!(shown("2001:db8::53#dns.test").unwrap(), ("[2001:db8::53]:853".into(), Some("dns.test".into())));
+        assert_eq!(
+            shown("2001:db8::53#dns.test").unwrap(),
+            ("[2001:db8::53]:853".into(), Some("dns.test".into()))
+        );
         assert_eq!(shown("[::1]:8853#dns.test").unwrap().0, "[::1]:8853");
         assert!(shown("192.0.2.53#").unwrap_err().to_string().contains("dns-upstreams"));
     }
 
     #[test]
     fn a_zone_may_have_several_servers() {
-        let list = ["Corp.Example.=192.0.2.1", "corp.example=192.0.2.2:54", "other=192.0.2.3"].map(str::to_owned);
+        let list =
+            ["Corp.Example.=192.0.2.1", "corp.example=192.0.2.2:54", "other=192.0.2.3"].map(str::to_owned);
         let stubs = stubs(&list).unwrap();
         assert_eq!(stubs.keys().collect::<Vec<_>>(), ["corp.example", "other"]);
         assert_eq!(stubs["corp.example"].len(), 2);

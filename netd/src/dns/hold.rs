@@ -44,7 +44,9 @@ pub(crate) fn keep(config: &Config, server: &DnsServer) {
     match systemd::store(&sockets) {
         Ok(true) => return,
         Ok(false) => {}
-        Err(error) => tracing::warn!(%error, "systemd does not take the DNS server's sockets: see FileDescriptorStoreMax="),
+        Err(error) => {
+            tracing::warn!(%error, "systemd does not take the DNS server's sockets: see FileDescriptorStoreMax=")
+        }
     }
     let holder = HolderClient::new(&path(config));
     if path(config).exists()

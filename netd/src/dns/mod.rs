@@ -6,7 +6,9 @@ mod hold;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
-use dns_server::{DnsConfig, DnsServer, ForwardConfig, StubZone, TlsListen, UpstreamConfig, UpstreamTls, server_tls};
+use dns_server::{
+    DnsConfig, DnsServer, ForwardConfig, StubZone, TlsListen, UpstreamConfig, UpstreamTls, server_tls,
+};
 
 use crate::config::{DnsOptions, UpstreamOption};
 use crate::desired;
@@ -79,15 +81,18 @@ fn servers(upstreams: &[UpstreamOption], options: &DnsOptions) -> Result<Vec<Ups
 fn server(upstream: &UpstreamOption, options: &DnsOptions) -> Result<UpstreamConfig> {
     let Some(name) = &upstream.tls_name else { return Ok(upstream.address.into()) };
     let path = &options.upstream_ca;
-    let roots = std::fs::read(path)
-        .with_context(|| format!("dns-upstream-ca: cannot read {} (Debian: ca-certificates)", path.display()))?;
-    let tls = UpstreamTls::new(name, &roots).with_context(|| format!("dns-upstream-ca: {}", path.display()))?;
+    let roots = std::fs::read(path).with_context(|| {
+        format!("dns-upstream-ca: cannot read {} (Debian: ca-certificates)", path.display())
+    })?;
+    let tls =
+        UpstreamTls::new(name, &roots).with_context(|| format!("dns-upstream-ca: {}", path.display()))?;
     Ok(UpstreamConfig { address: upstream.address, tls: Some(tls) })
 }
 
 fn tls(options: &DnsOptions, addresses: &[IpAddr]) -> Result<Vec<TlsListen>> {
     let Some((cert, key)) = &options.tls else { return Ok(Vec::new()) };
-    let chain = std::fs::read(cert).with_context(|| format!("dns-tls-cert: cannot read {}", cert.display()))?;
+    let chain =
+        std::fs::read(cert).with_context(|| format!("dns-tls-cert: cannot read {}", cert.display()))?;
     let secret = std::fs::read(key).with_context(|| format!("dns-tls-key: cannot read {}", key.display()))?;
     let config = server_tls(&chain, &secret)
         .with_context(|| format!("dns-tls-cert: {} with {}", cert.display(), key.display()))?;

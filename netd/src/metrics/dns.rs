@@ -38,7 +38,11 @@ pub(super) fn register(node: &Node, registry: &mut Registry) {
     for (source, r#type, rcode, count) in &counts.answers {
         answers.get_or_create(&AnswerLabels { source, r#type, rcode }).inc_by(*count);
     }
-    registry.register("dns_answers", "Answers of the node's DNS server, by where they came from, type and response code", answers);
+    registry.register(
+        "dns_answers",
+        "Answers of the node's DNS server, by where they came from, type and response code",
+        answers,
+    );
     let events = Family::<EventLabels, Counter>::default();
     for (event, count) in [
         ("forwarded", counts.forwarded),
@@ -60,14 +64,29 @@ pub(super) fn register(node: &Node, registry: &mut Registry) {
     }
     registry.register("dns_events", "What the node's DNS server met", events);
     let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    super::gauge(registry, "dns_streams", "Connections of DNS clients over TCP and TLS", count(counts.streams_open));
-    super::gauge(registry, "dns_cache_entries", "DNS answers kept about names of others", count(counts.cache_entries));
+    super::gauge(
+        registry,
+        "dns_streams",
+        "Connections of DNS clients over TCP and TLS",
+        count(counts.streams_open),
+    );
+    super::gauge(
+        registry,
+        "dns_cache_entries",
+        "DNS answers kept about names of others",
+        count(counts.cache_entries),
+    );
     let bytes: Gauge = Gauge::default();
     bytes.set(count(counts.cache_bytes));
     registry.register_with_unit("dns_cache", "What these take", Unit::Bytes, bytes);
     upstreams(&counts, registry);
     let latency = Latency { buckets: counts.latency, sum_us: counts.latency_us };
-    registry.register_with_unit("dns_latency", "Time from a DNS question to its answer", Unit::Seconds, latency);
+    registry.register_with_unit(
+        "dns_latency",
+        "Time from a DNS question to its answer",
+        Unit::Seconds,
+        latency,
+    );
 }
 
 fn upstreams(counts: &DnsCounts, registry: &mut Registry) {
@@ -84,7 +103,11 @@ fn upstreams(counts: &DnsCounts, registry: &mut Registry) {
     }
     registry.register("dns_upstream_answers", "Answers of the DNS servers that netd asks", answers);
     registry.register("dns_upstream_failures", "Questions that these did not answer", failures);
-    registry.register("dns_upstream_healthy", "1: asked first; 0: asked when no other answers, or never for it leads back", healthy);
+    registry.register(
+        "dns_upstream_healthy",
+        "1: asked first; 0: asked when no other answers, or never for it leads back",
+        healthy,
+    );
     registry.register_with_unit("dns_upstream_rtt", "Smoothed round trip to them", Unit::Seconds, rtt);
 }
 
