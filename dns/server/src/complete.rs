@@ -10,8 +10,8 @@ use hickory_proto::rr::{Name, RData, Record};
 use tracing::debug;
 
 use crate::cache::Entry;
-use crate::respond::{Asker, Core, is_plain};
 use crate::forward::Forwarded;
+use crate::respond::{Asker, Core, is_plain};
 use crate::stats::{Counters, Event, Source};
 use crate::wire::{Key, UDP_BYTES_MAX};
 
@@ -31,9 +31,10 @@ impl Core {
         let limit = query.limit(asker.transport, UDP_BYTES_MAX);
         let mut out = vec![0; limit];
         // Asked again, because the zone may be a newer one than when the question was handed on.
-        let response = self.zone.load().as_ref().map(|zone| {
-            zone.respond(&query, asker.client.ip(), asker.seed, &self.options(limit), &mut out)
-        });
+        let response =
+            self.zone.load().as_ref().map(|zone| {
+                zone.respond(&query, asker.client.ip(), asker.seed, &self.options(limit), &mut out)
+            });
         let (source, written) = match response {
             None => (Source::None, self.reply(&query, Rcode::SERVFAIL, &mut out)),
             Some(Response::Written(written)) => (Source::Cluster, written),
@@ -74,7 +75,8 @@ impl Core {
                 Ok(entry) if entry.code() == Rcode::NXDOMAIN.0 => {}
                 Ok(entry) => {
                     // The alias leads from what was asked, or from where our own aliases end, to what was found.
-                    let from = prefix.last().and_then(alias_target).or_else(|| hickory_name(&query.name_as_asked()));
+                    let from =
+                        prefix.last().and_then(alias_target).or_else(|| hickory_name(&query.name_as_asked()));
                     if let (Some(from), Some(to)) = (from, hickory_name(candidate)) {
                         prefix.push(Record::from_rdata(from, ALIAS_TTL_SECS, RData::CNAME(CNAME(to))));
                     }

@@ -54,7 +54,13 @@ pub(crate) enum Verdict {
 
 impl Core {
     /// Answers `packet` into `out`, which holds at least [`UDP_BYTES_MAX`] bytes, or all that a stream may carry.
-    pub(crate) fn respond(&self, packet: &[u8], asker: Asker, counters: &Counters, out: &mut [u8]) -> Verdict {
+    pub(crate) fn respond(
+        &self,
+        packet: &[u8],
+        asker: Asker,
+        counters: &Counters,
+        out: &mut [u8],
+    ) -> Verdict {
         let query = match dns_zone::parse(packet) {
             Incoming::Ignore => {
                 counters.event(Event::Ignored);
@@ -140,14 +146,28 @@ impl Core {
     }
 
     /// An answer without records.
-    fn code(&self, query: &Query<'_>, asker: Asker, counters: &Counters, rcode: Rcode, out: &mut [u8]) -> Verdict {
+    fn code(
+        &self,
+        query: &Query<'_>,
+        asker: Asker,
+        counters: &Counters,
+        rcode: Rcode,
+        out: &mut [u8],
+    ) -> Verdict {
         let len = query.reply(rcode, &self.options(usize::from(UDP_BYTES_MAX)), out);
         self.count(query, asker, counters, Source::None, Written { len, rcode, truncated: false });
         Verdict::Answer(len)
     }
 
     /// Counts an answer, and logs it where it is its turn.
-    pub(crate) fn count(&self, query: &Query<'_>, asker: Asker, counters: &Counters, source: Source, written: Written) {
+    pub(crate) fn count(
+        &self,
+        query: &Query<'_>,
+        asker: Asker,
+        counters: &Counters,
+        source: Source,
+        written: Written,
+    ) {
         counters.answered(source, Some(query.record_type()), written.rcode);
         if written.truncated {
             counters.event(Event::Truncated);

@@ -19,11 +19,11 @@ use tracing::{info, warn};
 
 use crate::admission::Admission;
 use crate::bind::BindError;
-use crate::respond::Core;
 use crate::forward::{ForwardConfig, Forwarder};
 use crate::held;
 use crate::query_log::QueryLog;
 use crate::rate::Rate;
+use crate::respond::Core;
 use crate::sockets::{Sockets, bind, bind_tcp};
 use crate::stats::{Counters, DnsStats};
 use crate::stream::{Places, STREAMS_MAX, STREAMS_PER_CLIENT_MAX, Streams};
@@ -143,7 +143,10 @@ impl DnsServer {
     pub fn sockets(&self) -> Vec<BorrowedFd<'_>> {
         let streams = self.tls.iter().map(|(listener, _)| listener.as_fd());
         let pairs = self.listeners.iter();
-        pairs.flat_map(|pair| pair.udp.iter().map(AsFd::as_fd).chain([pair.tcp.as_fd()])).chain(streams).collect()
+        pairs
+            .flat_map(|pair| pair.udp.iter().map(AsFd::as_fd).chain([pair.tcp.as_fd()]))
+            .chain(streams)
+            .collect()
     }
 
     /// Answers until `shutdown` resolves, then drains for at most half a second. Dropping the future ends it too. Must run in

@@ -44,7 +44,9 @@ pub(crate) fn bind(address: SocketAddr, workers: usize, given: Given) -> Result<
     let mut given = Some(given);
     loop {
         match bind_once(address, workers, given.take().unwrap_or_default()) {
-            Err(BindError::InUse { .. }) if address.port() == 0 && attempt < PORT_PAIR_ATTEMPTS => attempt += 1,
+            Err(BindError::InUse { .. }) if address.port() == 0 && attempt < PORT_PAIR_ATTEMPTS => {
+                attempt += 1
+            }
             result => return result,
         }
     }

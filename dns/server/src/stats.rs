@@ -233,7 +233,8 @@ impl DnsStats {
         for (source, (_, source_name)) in SOURCES.iter().enumerate() {
             for of_type in 0..=TYPES.len() {
                 for of_code in 0..=RCODES.len() {
-                    let count = workers.iter().map(|w| w.answers[source][of_type][of_code].load(Relaxed)).sum();
+                    let count =
+                        workers.iter().map(|w| w.answers[source][of_type][of_code].load(Relaxed)).sum();
                     if count > 0 {
                         let (qtype, rcode) = (&mut counts.by_type[of_type], &mut counts.by_rcode[of_code]);
                         qtype.1 += count;

@@ -151,7 +151,8 @@ impl Entry {
             true => self.records.len(),
             false => self.records.partition_point(|record| usize::from(record.end) <= room),
         };
-        let mut end = fits.checked_sub(1).map_or(self.question_end, |last| usize::from(self.records[last].end));
+        let mut end =
+            fits.checked_sub(1).map_or(self.question_end, |last| usize::from(self.records[last].end));
         out[..end].copy_from_slice(&self.wire[..end]);
         // The same name in the case that this client asked.
         if question.len() == self.question_end - HEADER {
@@ -248,12 +249,10 @@ mod tests {
     fn it_ages_from_fresh_over_stale_to_dead() {
         let entry = entry(1);
         let at = |now_ms| entry.freshness(now_ms, 1_000_000);
-        assert_eq!([at(0), at(1), at(95_000), at(95_000)], [
-            Freshness::Fresh,
-            Freshness::Fresh,
-            Freshness::Prefetch,
-            Freshness::Fresh
-        ]);
+        assert_eq!(
+            [at(0), at(1), at(95_000), at(95_000)],
+            [Freshness::Fresh, Freshness::Fresh, Freshness::Prefetch, Freshness::Fresh]
+        );
         assert_eq!(at(100_000), Freshness::Stale);
         entry.refresh_failed(130_000);
         assert_eq!([at(129_999), at(130_000)], [Freshness::StaleForNow, Freshness::Stale]);

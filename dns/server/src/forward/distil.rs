@@ -42,12 +42,14 @@ pub(super) fn distil(key: &Key, message: Message) -> Option<(Vec<u8>, u32)> {
     };
     kept.add_answers(message.answers.into_iter().map(&limited));
     // What the upstream says about other zones' name servers is nobody's question. A client that validates needs the proofs.
-    let authorities = message.authorities.into_iter().filter(|record| {
-        dnssec || is_negative && record.record_type() == RecordType::SOA
-    });
+    let authorities = message
+        .authorities
+        .into_iter()
+        .filter(|record| dnssec || is_negative && record.record_type() == RecordType::SOA);
     kept.add_authorities(authorities.map(&limited));
     let additionals = message.additionals.into_iter().filter(|record| {
-        matches!(record.record_type(), RecordType::A | RecordType::AAAA) || dnssec && record.record_type() == RecordType::RRSIG
+        matches!(record.record_type(), RecordType::A | RecordType::AAAA)
+            || dnssec && record.record_type() == RecordType::RRSIG
     });
     kept.add_additionals(additionals.take(ADDITIONALS_MAX).map(limited));
     Some((kept.to_vec().ok()?, lifetime))
@@ -131,6 +133,10 @@ mod tests {
                 assert_eq!(distil(&key(), none).unwrap().1, lived);
             }
         }
-        assert_eq!(distil(&key(), message(ResponseCode::NXDomain)).unwrap().1, 0, "without a SOA it is not kept");
+        assert_eq!(
+            distil(&key(), message(ResponseCode::NXDomain)).unwrap().1,
+            0,
+            "without a SOA it is not kept"
+        );
     }
 }

@@ -104,11 +104,16 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     /// `listening` are the server's own sockets: an upstream among them is dropped, with a warning.
-    pub(crate) fn new(config: &ForwardConfig, listening: &[std::net::SocketAddr], started: Instant) -> Arc<Self> {
+    pub(crate) fn new(
+        config: &ForwardConfig,
+        listening: &[std::net::SocketAddr],
+        started: Instant,
+    ) -> Arc<Self> {
         let own = Own { listening: listening.to_vec(), addresses: config.own_addresses.clone() };
         let mut stubs: Vec<(Vec<u8>, Group)> = Vec::new();
         for stub in &config.stubs {
-            stubs.push((stub.zone.as_wire().to_ascii_lowercase(), Group::new(&stub.upstreams, &own, started)));
+            stubs
+                .push((stub.zone.as_wire().to_ascii_lowercase(), Group::new(&stub.upstreams, &own, started)));
         }
         stubs.sort_by_key(|(zone, _)| std::cmp::Reverse(zone.len()));
         Arc::new_cyclic(|itself| Forwarder {
@@ -131,8 +136,12 @@ impl Forwarder {
     pub(crate) fn known(&self, key: &Key, now_ms: u64) -> Option<Forwarded> {
         match self.cache.find(key, now_ms) {
             Some((entry, Freshness::Fresh)) => Some(Forwarded::Answer { entry, outside: Outside::Cached }),
-            Some((entry, Freshness::Prefetch)) => Some(Forwarded::Answer { entry, outside: Outside::Prefetch }),
-            Some((entry, Freshness::StaleForNow)) => Some(Forwarded::Answer { entry, outside: Outside::Stale }),
+            Some((entry, Freshness::Prefetch)) => {
+                Some(Forwarded::Answer { entry, outside: Outside::Prefetch })
+            }
+            Some((entry, Freshness::StaleForNow)) => {
+                Some(Forwarded::Answer { entry, outside: Outside::Stale })
+            }
             Some((_, Freshness::Stale | Freshness::Dead)) => None,
             None if !self.group(key.name()).is_available() => Some(Forwarded::Unconfigured),
             None => None,
@@ -250,7 +259,6 @@ impl Forwarder {
     }
 }
 
-
 /// Both in lower case; whole labels.
 fn is_at_or_below(name: &[u8], zone: &[u8]) -> bool {
     let mut rest = name;
@@ -266,8 +274,12 @@ mod tests {
 
     #[test]
     fn a_stub_zone_has_its_own_servers_and_the_longest_wins() {
-        let upstream = |last: u8| vec![UpstreamConfig::from(std::net::SocketAddr::from(([192, 0, 2, last], 53)))];
-        let stub = |zone: &str, last| StubZone { zone: dns_zone::Name::parse(zone).unwrap(), upstreams: upstream(last) };
+        let upstream =
+            |last: u8| vec![UpstreamConfig::from(std::net::SocketAddr::from(([192, 0, 2, last], 53)))];
+        let stub = |zone: &str, last| StubZone {
+            zone: dns_zone::Name::parse(zone).unwrap(),
+            upstreams: upstream(last),
+        };
         let config = ForwardConfig {
             upstreams: upstream(1),
             stubs: vec![stub("Corp.Example", 2), stub("db.corp.example", 3)],

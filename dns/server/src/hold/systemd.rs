@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! systemd's file descriptor store (sd_notify(3), sd_listen_fds(3)): `FileDescriptorStoreMax=` in the unit and
 //! `NotifyAccess=main` let the service leave its sockets with the manager and find them again when it is started anew.
-#![allow(unsafe_code, reason = "descriptors that were inherited by number have no safe wrapper; the block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "descriptors that were inherited by number have no safe wrapper; the block says why it is sound"
+)]
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -93,11 +93,12 @@ fn an_answer_costs_no_allocation() {
     let (core, stats) = (core(), DnsStats::default());
     let counters = stats.worker();
     cache(&core);
-    let packets: Vec<_> = [(WEB, 1), (WEB, 28), (NOPE, 1), (b"\x0220\x010\x0296\x0210\x07in-addr\x04arpa\0", 12), (OUTSIDE, 1)]
-        .into_iter()
-        .flat_map(|(name, qtype)| [question(name, qtype, false), question(name, qtype, true)])
-        .chain([vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xC0, 12]])
-        .collect();
+    let packets: Vec<_> =
+        [(WEB, 1), (WEB, 28), (NOPE, 1), (b"\x0220\x010\x0296\x0210\x07in-addr\x04arpa\0", 12), (OUTSIDE, 1)]
+            .into_iter()
+            .flat_map(|(name, qtype)| [question(name, qtype, false), question(name, qtype, true)])
+            .chain([vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xC0, 12]])
+            .collect();
     let mut out = [0; UDP_BYTES_MAX as usize];
     let mut round = |times: u64| {
         for now_us in 0..times {

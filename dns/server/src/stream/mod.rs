@@ -46,7 +46,11 @@ pub(crate) struct Streams {
 
 impl Streams {
     /// Takes connections until it is dropped, which ends them all.
-    pub(crate) async fn accept(self, listener: StdListener, tls: Option<Arc<ServerConfig>>) -> std::io::Result<()> {
+    pub(crate) async fn accept(
+        self,
+        listener: StdListener,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> std::io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let acceptor = tls.map(TlsAcceptor::from);
         let mut connections = JoinSet::new();

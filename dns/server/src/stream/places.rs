@@ -35,7 +35,9 @@ impl Places {
     /// A place for one more connection of this client, if there is one.
     pub(crate) fn enter(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
         let mut taken = self.taken();
-        if taken.total >= self.max || taken.by_client.get(&client).is_some_and(|count| *count >= self.per_client_max) {
+        if taken.total >= self.max
+            || taken.by_client.get(&client).is_some_and(|count| *count >= self.per_client_max)
+        {
             return None;
         }
         taken.total += 1;

@@ -78,10 +78,8 @@ impl Batch {
     /// is the socket's receive time-out.
     pub(crate) fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         for i in 0..self.used {
-            self.vectors[i] = libc::iovec {
-                iov_base: self.queries[i].as_mut_ptr().cast(),
-                iov_len: QUERY_BYTES_MAX,
-            };
+            self.vectors[i] =
+                libc::iovec { iov_base: self.queries[i].as_mut_ptr().cast(), iov_len: QUERY_BYTES_MAX };
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = (&raw mut self.names[i]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -96,7 +94,13 @@ impl Batch {
         let fd = socket.as_fd().as_raw_fd();
         // SAFETY: the headers point at buffers of self that live and are not touched until the call returns.
         let count = unsafe {
-            libc::recvmmsg(fd, self.headers.as_mut_ptr(), BATCH as _, libc::MSG_WAITFORONE as _, ptr::null_mut())
+            libc::recvmmsg(
+                fd,
+                self.headers.as_mut_ptr(),
+                BATCH as _,
+                libc::MSG_WAITFORONE as _,
+                ptr::null_mut(),
+            )
         };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error());
         self.used = *count.as_ref().unwrap_or(&1);
@@ -115,6 +119,7 @@ impl Batch {
     }
 
     /// Which address query `i` was sent to.
+    #[allow(clippy::unnecessary_cast, reason = "musl has another type here")]
     pub(crate) fn asked(&self, i: usize) -> Option<Asked> {
         let len = self.headers[i].msg_hdr.msg_controllen as usize;
         (self.wildcard && len > 0).then(|| Asked { control: self.controls[i], len })
@@ -151,7 +156,12 @@ impl Batch {
             let rest = &mut self.out[at..all];
             // SAFETY: these headers point at buffers of self that live and are not touched until the call returns.
             let sent = unsafe {
-                libc::sendmmsg(fd, rest.as_mut_ptr(), rest.len() as _, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+                libc::sendmmsg(
+                    fd,
+                    rest.as_mut_ptr(),
+                    rest.len() as _,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
             };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => at += sent,
@@ -167,7 +177,12 @@ impl Batch {
 }
 
 /// Sends one answer, without waiting.
-pub(crate) fn send_one(socket: &impl AsFd, bytes: &[u8], to: SocketAddr, asked: Option<&Asked>) -> io::Result<()> {
+pub(crate) fn send_one(
+    socket: &impl AsFd,
+    bytes: &[u8],
+    to: SocketAddr,
+    asked: Option<&Asked>,
+) -> io::Result<()> {
     // SAFETY: both are plain C structures, for which all zeroes is a value.
     let (mut name, mut header): (libc::sockaddr_storage, libc::msghdr) = unsafe { mem::zeroed() };
     let mut control;

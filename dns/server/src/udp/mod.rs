@@ -29,7 +29,7 @@ pub(crate) enum Work {
     /// A question for the upstreams.
     Question(Box<Question>),
     /// A cached answer that should be asked for again.
-    Prefetch(Key),
+    Prefetch(Box<Key>),
 }
 
 /// A question with the way back to its client.
@@ -56,7 +56,10 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts the thread; it ends within [`RECEIVE_TIMEOUT`](crate::sockets::RECEIVE_TIMEOUT) of `stop`.
     pub(crate) fn start(self, index: usize) -> io::Result<std::thread::JoinHandle<()>> {
-        std::thread::Builder::new().name(format!("dns-{index}")).stack_size(STACK_BYTES).spawn(move || self.run())
+        std::thread::Builder::new()
+            .name(format!("dns-{index}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || self.run())
     }
 
     fn run(self) {
@@ -68,9 +71,13 @@ impl Worker {
             let count = match batch.receive(&*self.socket) {
                 Ok(count) => count,
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => continue,
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => {
+                        continue;
+                    }
                     // An ICMP error about an answer of ours; nobody waits for it any more.
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => continue,
+                    io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable => continue,
                     _ => {
                         warn!(%error, socket = ?self.socket, "DNS worker lost its socket");
                         return;
@@ -115,7 +122,7 @@ impl Worker {
             Verdict::AnswerAndPrefetch(len) => {
                 if let dns_zone::Incoming::Query(query) = dns_zone::parse(packet) {
                     // A full queue means that there is enough to do; the name is asked for when it is too old.
-                    let _ = self.work.try_send(Work::Prefetch(Key::of(&query)));
+                    let _ = self.work.try_send(Work::Prefetch(Box::new(Key::of(&query))));
                 }
                 batch.answer(i, len);
                 true

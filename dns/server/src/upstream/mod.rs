@@ -187,7 +187,9 @@ impl Upstream {
                 tokio::time::timeout_at(deadline, exchange).await.map_err(|_| UpstreamError::Silent)??;
             asked.set_id(id);
             match asked.judge(&bytes, false) {
-                Received::Answer(message) if message.edns.is_none() && asked.had_edns() && refuses_edns(&message) => {
+                Received::Answer(message)
+                    if message.edns.is_none() && asked.had_edns() && refuses_edns(&message) =>
+                {
                     self.change_manner(|manner| manner.plain = true);
                 }
                 Received::Answer(message) => {
@@ -202,7 +204,9 @@ impl Upstream {
                     return Ok(message);
                 }
                 Received::Foreign => return Err(UpstreamError::Broken("it is to another question".into())),
-                Received::BadCookie => return Err(UpstreamError::Broken("it wants another cookie over TCP".into())),
+                Received::BadCookie => {
+                    return Err(UpstreamError::Broken("it wants another cookie over TCP".into()));
+                }
                 Received::Broken(why) => return Err(UpstreamError::Broken(why)),
             }
         }
@@ -215,7 +219,8 @@ impl Upstream {
         name.extend_from_slice(&self.probe);
         name.extend_from_slice(LOOP_ZONE);
         self.looping.store(false, Relaxed);
-        let alive = matches!(timeout(STREAM_PATIENCE, self.ask(&Key::new(&name, qtype::HINFO, 0))).await, Ok(Ok(_)));
+        let alive =
+            matches!(timeout(STREAM_PATIENCE, self.ask(&Key::new(&name, qtype::HINFO, 0))).await, Ok(Ok(_)));
         if alive && !self.is_looping() {
             self.recovered();
         }

@@ -106,7 +106,9 @@ impl Asked {
         let code = bytes[3] & 0x0F;
         // A server that does not understand the question may leave it out (seen with FORMERR).
         let bare = bytes.len() == HEADER && bytes[4..6] == [0, 0] && matches!(code, 1 | 4 | 5);
-        if !bare && (bytes[4..6] != [0, 1] || !echoed.is_some_and(|echoed| echoed.eq_ignore_ascii_case(question))) {
+        if !bare
+            && (bytes[4..6] != [0, 1] || !echoed.is_some_and(|echoed| echoed.eq_ignore_ascii_case(question)))
+        {
             return Received::Foreign;
         }
         let message = match Message::from_vec(bytes) {
@@ -132,7 +134,6 @@ impl Asked {
         }
     }
 }
-
 
 /// The upstream's cookie in an answer of its.
 pub(crate) fn server_cookie(message: &Message) -> Option<Vec<u8>> {

@@ -158,9 +158,8 @@ async fn dns_over_tls_is_served_with_the_configured_certificate() {
     // Who does not speak TLS there is hung up on.
     let mut plain = connect(server.tls.expect("bound")).await;
     plain.send(&question(WEB, RecordType::A)).await;
-    let closed = tokio::time::timeout(Duration::from_secs(5), async {
-        while !plain.closed_by_server().await {}
-    });
+    let closed =
+        tokio::time::timeout(Duration::from_secs(5), async { while !plain.closed_by_server().await {} });
     assert!(closed.await.is_ok());
 }
 

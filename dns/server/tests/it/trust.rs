@@ -73,7 +73,8 @@ async fn an_upstream_that_leads_back_to_us_is_found_out() {
     let forward = ForwardConfig { probe: true, ..forward_to(&[circle.address]) };
     let server = start_with(DnsConfig { forward, ..config() });
     circle.change(Mood::Circle(server.address));
-    let healthy = |server: &Running| server.stats.counts().upstreams.first().is_none_or(|upstream| upstream.healthy);
+    let healthy =
+        |server: &Running| server.stats.counts().upstreams.first().is_none_or(|upstream| upstream.healthy);
     for _ in 0..200 {
         if !healthy(&server) && circle.asked_for("www.example.org.") == 0 {
             ask(server.address, &question("www.example.org.", RecordType::A)).await;
@@ -95,7 +96,10 @@ async fn a_stub_zone_is_asked_of_its_own_servers() {
     assert_eq!(address_of(&server, "db.Corp.example.").await, "192.0.2.8");
     assert_eq!(address_of(&server, "notcorp.example.").await, "192.0.2.7");
     let alone = start(ForwardConfig {
-        stubs: vec![StubZone { zone: dns_zone::Name::parse("corp.example").expect("a name"), upstreams: vec![corp.address.into()] }],
+        stubs: vec![StubZone {
+            zone: dns_zone::Name::parse("corp.example").expect("a name"),
+            upstreams: vec![corp.address.into()],
+        }],
         ..forward_to(&[])
     });
     assert_eq!(address_of(&alone, "db.corp.example.").await, "192.0.2.8");

@@ -94,7 +94,12 @@ impl Upstream {
 
     /// Questions over UDP for this name, repeats included.
     pub(crate) fn asked_for(&self, name: &str) -> usize {
-        self.asked.lock().expect("no panic").iter().filter(|asked| asked.to_string().eq_ignore_ascii_case(name)).count()
+        self.asked
+            .lock()
+            .expect("no panic")
+            .iter()
+            .filter(|asked| asked.to_string().eq_ignore_ascii_case(name))
+            .count()
     }
 
     /// Questions over TCP.

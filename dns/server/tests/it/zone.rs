@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Our own names.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use dns_server::ForwardConfig;
+use dns_zone::{Client, Zone, ZoneKind, ZoneService, ZoneSettings};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 
 use crate::client::{answers, ask, ask_tcp, question, question_edns};
-use crate::server::{example_zone, start};
+use crate::server::{example_zone, forward_to, start};
+use crate::upstream::{Mood, Upstream};
 
 #[tokio::test]
 async fn a_service_name_gives_its_cluster_ip_with_authority() {
@@ -77,6 +82,38 @@ async fn an_answer_that_is_too_large_is_cut_and_whole_over_tcp() {
     assert!(!whole.metadata.truncation);
     assert_eq!(whole.answers.len(), 100);
     assert_eq!(server.stats.counts().truncated, 2);
+}
+
+#[tokio::test]
+async fn the_first_question_of_a_search_path_has_the_last_ones_answer() {
+    let settings = ZoneSettings { autopath: true, ..ZoneSettings::new("cluster.local") };
+    let mut edit = Zone::new(settings).expect("a zone").edit();
+    let kind = ZoneKind::ClusterIp(vec![[10, 96, 0, 20].into()]);
+    edit.set_service(&ZoneService::new("default", "web", kind));
+    let client = Client { namespace: "default".into(), pod: "a".into(), labels: Arc::new(BTreeMap::new()) };
+    edit.set_client([127, 0, 0, 1].into(), Some(Arc::new(client)));
+    let zone = Arc::new(edit.finish(1));
+    let first = question("www.example.org.default.svc.cluster.local.", RecordType::A);
+
+    let upstream = Upstream::start(Mood::Answers(7)).await;
+    let server = start(forward_to(&[upstream.address]));
+    server.zone.store(Some(zone.clone()));
+    let answer = ask(server.address, &first).await;
+    let found = answers(&answer);
+    assert!(found.iter().any(|line| line.contains(" IN CNAME www.example.org.")), "{answer}");
+    assert!(
+        found.iter().any(|line| line.starts_with("www.example.org.") && line.ends_with("192.0.2.7")),
+        "{answer}"
+    );
+    assert_eq!(upstream.asked(), 1);
+
+    // Where nobody knows the name, or nobody can be asked, our own name is not there, and that is the answer.
+    upstream.change(Mood::KnowsNothing);
+    let other = question("nope.example.org.default.svc.cluster.local.", RecordType::A);
+    assert_eq!(ask(server.address, &other).await.metadata.response_code, ResponseCode::NXDomain);
+    let alone = start(ForwardConfig::default());
+    alone.zone.store(Some(zone));
+    assert_eq!(ask(alone.address, &first).await.metadata.response_code, ResponseCode::NXDomain);
 }
 
 #[tokio::test]
