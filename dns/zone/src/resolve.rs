@@ -136,7 +136,9 @@ impl Zone {
                 }
             }
         }
-        outside.then_some(Verdict::Candidates)
+        // The rest of a name of a Service that is there (an endpoint that is gone, a port that it does not have) is nobody else's.
+        let is_ours = self.service(name.from_label(front - 1)).is_some();
+        (outside && !is_ours).then_some(Verdict::Candidates)
     }
 
     /// How many labels the program asked for, where `name` is the first question of the client's search path.
