@@ -43,7 +43,8 @@ async fn in_a_storm_of_changes_no_answer_is_older_than_its_question() {
     };
     let asked = question("web.default.svc.cluster.local.", RecordType::A);
     let mut took = Vec::new();
-    for _ in 0..500 {
+    // As long as it takes for so many changes, however fast the answers are.
+    while current.load(Ordering::SeqCst) < 500 {
         let at_least = current.load(Ordering::SeqCst);
         let started = Instant::now();
         let answer = ask(server.address, &asked).await;
@@ -53,7 +54,7 @@ async fn in_a_storm_of_changes_no_answer_is_older_than_its_question() {
         assert!(change >= at_least, "an answer of change {change} to a question after {at_least}");
     }
     stop.store(true, Ordering::Relaxed);
-    assert!(storm.join().expect("no panic") > 50);
+    storm.join().expect("no panic");
     took.sort();
-    eprintln!("median {:?}, 99th of 100 {:?}", took[250], took[495]);
+    eprintln!("median {:?}, 99th of 100 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
 }
