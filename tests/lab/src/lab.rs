@@ -20,7 +20,7 @@ use crate::witness::{Witness, witness_clear_text};
 use crate::workers::probe::ProbeReport;
 use crate::workers::query::QueryReport;
 use crate::workers::rush::RushReport;
-use crate::{etcd, faults, target, teardown, tunnel};
+use crate::{etcd, faults, holder, target, teardown, tunnel};
 use anyhow::{Context, Result};
 use netd_api::{ApplyReply, ApplyRequest, Client, ClientError, DeleteRequest, Status};
 use std::ffi::OsString;
@@ -279,6 +279,11 @@ impl Lab {
     /// Starts a second weft-wireguard on a node, as an upgrade does; returns when it has taken over and the first has ended.
     pub fn tunnel_restart(&self, node: &str) -> Result<()> {
         tunnel::restart(&self.name, node)
+    }
+
+    /// SIGKILL to what holds a node's DNS sockets and nothing else.
+    pub fn holder_kill(&self, node: &str) -> Result<()> {
+        holder::kill(&self.name, node)
     }
 
     /// Gives every weft-wireguard of the lab other extra arguments, from its next start on.

@@ -27,6 +27,7 @@ mod demo;
 mod etcd;
 mod families;
 mod faults;
+mod holder;
 mod interrupt;
 mod lab;
 mod maps;

@@ -53,6 +53,9 @@ pub struct Node {
     pub process: Option<Process>,
     /// Its weft-wireguard, while it should run.
     pub tunnel: Option<Process>,
+    /// Its `netd hold-sockets`, while it should run.
+    #[serde(default)]
+    pub holder: Option<Process>,
 }
 
 /// One pod, seen through the interface it was made with.
@@ -121,6 +124,11 @@ impl Node {
     /// The log of its weft-wireguard.
     pub fn tunnel_log(&self) -> PathBuf {
         self.dir.join("weft-wireguard.log")
+    }
+
+    /// The log of its `netd hold-sockets`.
+    pub fn holder_log(&self) -> PathBuf {
+        self.dir.join("hold-sockets.log")
     }
 
     /// Where others see its packets come from.

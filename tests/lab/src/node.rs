@@ -8,7 +8,7 @@ use crate::process::{self, Process, log_tail};
 use crate::run::{on_path, sibling, tool};
 use crate::state::{self, State};
 use crate::topology::netns_flag;
-use crate::{cgroup, node_config, tunnel};
+use crate::{cgroup, holder, node_config, tunnel};
 use anyhow::{Context, Result, anyhow, bail};
 use netd_api::{Client, ClientError, PeerInfo, Status};
 use nix::sys::signal::Signal;
@@ -44,12 +44,14 @@ pub(crate) fn prepare(state: &State, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Starts a node's weft-wireguard, where it has one, and its netd, unless they run; does not wait for netd.
+/// Starts a node's weft-wireguard, where it has one, what holds its DNS sockets, and its netd, unless they run; does not wait
+/// for netd.
 pub(crate) fn start(lab: &str, name: &str) -> Result<()> {
     let state = State::read(lab)?;
     if state.tunnel {
         tunnel::start(lab, name)?;
     }
+    holder::start(lab, name)?;
     let node = state.node(name)?;
     if node.alive() {
         return Ok(());
@@ -80,12 +82,12 @@ pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
     let node = state.node(name)?;
     cgroup::kill_all(&node.cgroup)?;
     cgroup::kill_all(&node.guests_cgroup())?;
-    for process in [node.process, node.tunnel].into_iter().flatten() {
+    for process in [node.process, node.tunnel, node.holder].into_iter().flatten() {
         process.wait_gone(KILL_LIMIT);
     }
     state::edit(lab, |state| {
         let node = state.node_mut(name)?;
-        (node.process, node.tunnel) = (None, None);
+        (node.process, node.tunnel, node.holder) = (None, None, None);
         Ok(())
     })
 }

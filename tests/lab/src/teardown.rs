@@ -82,7 +82,7 @@ fn take_down(lab: &str) -> Vec<String> {
 
 /// Processes that never reached their control group.
 fn end_recorded(state: &State) -> Result<()> {
-    let nodes = state.nodes.iter().flat_map(|node| [node.process, node.tunnel]);
+    let nodes = state.nodes.iter().flat_map(|node| [node.process, node.tunnel, node.holder]);
     let etcd = state.etcd.iter().map(|member| member.process);
     for process in nodes.chain(etcd).chain([state.outside.process]).flatten() {
         process.signal(Signal::SIGKILL);

@@ -174,6 +174,7 @@ fn reserve(options: &UpOptions) -> Result<()> {
             nat: nat.then(|| names::node_ip(index)),
             process: None,
             tunnel: None,
+            holder: None,
             name,
         }
     });
