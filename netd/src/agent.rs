@@ -15,6 +15,7 @@ use anyhow::Result;
 use netd_host::{Events, Host};
 use netd_plan::{BackendKind, NodeFacts};
 use netd_store::records::{ClusterConfig, OverlayBackend};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -88,6 +89,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(node: Arc<Node>, host: Host, settings: Settings) -> Self {
         let underlay_mtu = node.underlay.load().mtu;
+        let zone = ZoneKeeper::new(&node.config.dns.zone);
         Self {
             node,
             host: HostSync::new(host),
@@ -107,7 +109,7 @@ impl Agent {
             overlay: None,
             gone: BTreeSet::new(),
             zoned: None,
-            zone: ZoneKeeper::default(),
+            zone,
             observed: None,
             attached: BTreeMap::new(),
         }
@@ -117,6 +119,7 @@ impl Agent {
     pub(crate) async fn run(mut self, host: Host) -> Result<()> {
         let mut events = host.events().await?;
         let mut mirror = self.node.mirror.clone();
+        let mut skydns = self.node.skydns.clone();
         let mut timer = interval(FULL_PASS_EVERY);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = false;
@@ -129,6 +132,7 @@ impl Agent {
             tokio::select! {
                 // The store's task has ended: so does netd.
                 changed = mirror.changed() => if changed.is_err() { return Ok(()) },
+                () = changed(&mut skydns) => {}
                 () = node.agent_wake.notified() => {}
                 event = events.next() => {
                     if event.is_none() {
@@ -227,7 +231,7 @@ impl Agent {
             kernel.push(format!("checksums of {}: {error}", desired::VXLAN_DEVICE));
         }
         let last = self.node.progress.load_full();
-        let problems = match self.keep_services(&view) {
+        let mut problems = match self.keep_services(&view) {
             Ok(synced) => {
                 self.services_due = synced.due_ms;
                 synced.problems
@@ -247,7 +251,11 @@ impl Agent {
             errors.push(format!("connections to backends that are gone: {error:#}"));
         }
         self.services_due = [self.services_due, self.ended.due_ms()].into_iter().flatten().min();
-        self.keep_dns(&view, &mut errors);
+        self.keep_dns(&view, state, &mut errors);
+        // Where services could not be looked at, what was known of them stands, and with it what was known of names.
+        let names = self.zone.problems();
+        problems.retain(|problem| !names.contains(problem));
+        problems.extend(names);
 
         let as_wished = kernel.is_empty();
         errors.extend(kernel.iter().cloned());
@@ -255,7 +263,7 @@ impl Agent {
             tracing::warn!("{error}");
         }
         for problem in problems.iter().filter(|problem| !last.problems.contains(problem)) {
-            tracing::warn!(object = problem.key, reason = problem.reason, "a service is not served in full");
+            tracing::warn!(object = problem.key, reason = problem.reason, "not served as it was written");
         }
         // What concerns single pods or routes is pending and shown; it does not stop the node from serving the others.
         let programmed = as_wished && !behind;
@@ -401,8 +409,18 @@ impl Agent {
     }
 
     /// The zone, and who may ask: the cluster's pods and this node.
-    fn keep_dns(&mut self, view: &Arc<View>, errors: &mut Vec<String>) {
-        if self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
+    fn keep_dns(&mut self, view: &Arc<View>, state: &netd_store::MirrorState, errors: &mut Vec<String>) {
+        let skydns = self.node.skydns.as_ref().map(|skydns| skydns.borrow().clone());
+        let prefix = self.node.config.dns.zone.skydns_prefix.as_deref();
+        let unread = skydns.as_deref().filter(|skydns| !skydns.in_sync);
+        if unread.is_some_and(|skydns| skydns.last_error.is_none()) && view.in_sync && self.zoned.is_none() {
+            // Names that are not known yet must not be denied: there is no zone before, and SERVFAIL is answered.
+            return;
+        }
+        let unread = unread.filter(|_| view.in_sync).and_then(|skydns| skydns.last_error.clone());
+        let skydns = prefix.zip(skydns.as_deref().map(|skydns| &skydns.mirror));
+        let changed = self.zone.follow(&self.node.keys, &state.mirror, skydns, unread);
+        if !changed && self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
             return;
         }
         match self.zone.update(view, &self.node.config.dns_addresses) {
@@ -479,6 +497,16 @@ impl Agent {
 /// Until then; no time where it has passed, and where there is no such time.
 fn until(due_ms: Option<u64>) -> Duration {
     Duration::from_millis(due_ms.unwrap_or(0).saturating_sub(monotonic_ms()))
+}
+
+/// A change of what is followed; none where nothing is.
+async fn changed(follow: &mut Option<watch::Receiver<Arc<netd_store::MirrorState>>>) {
+    if let Some(follow) = follow
+        && follow.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// A new subscription; while the kernel refuses one, the timer finds drift.

@@ -15,8 +15,8 @@ use netd_store::claim::{
 use netd_store::records::{decode, encode};
 use netd_store::{Class, Key, KeyValue, StoreError, Transaction};
 
-use crate::desired;
 use crate::node::Node;
+use crate::{desired, zone};
 
 /// Objects of one request, so that an answer comes before the client's time is over.
 const OBJECTS_MAX: usize = 1_000;
@@ -38,6 +38,12 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
         let one = parse_object(json).map_err(|error| {
             ApiError::invalid(error.to_string()).with_details(format!("object {} of the request", index + 1))
         })?;
+        if let Object::Service(service) = &one.0 {
+            zone::check_annotations(&service.metadata.annotations).map_err(|reason| {
+                ApiError::invalid(format!("{}: {reason}", service.display_name()))
+                    .with_details(format!("object {} of the request", index + 1))
+            })?;
+        }
         parsed.push(one);
     }
     let mut claims = None;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use dns_zone::{LinkSpec, RecordSpec, RewriteSpec};
 use serde::Deserialize;
 
 /// Weft's node daemon.
@@ -201,6 +202,34 @@ pub(crate) struct Options {
     /// DNS answers a second over UDP to one network of clients (/24, /56) [default: 0, no limit].
     #[arg(long, env = "WEFT_DNS_ANSWERS_PER_SECOND", value_name = "N", global = true)]
     pub dns_answers_per_second: Option<u32>,
+    /// TTL of the cluster's names in seconds, at most 3600 [default: 5].
+    #[arg(long, env = "WEFT_DNS_TTL_SECS", value_name = "SECS", global = true)]
+    pub dns_ttl_secs: Option<u32>,
+    /// Names of pods made of their addresses (10-244-0-7.NAMESPACE.pod.ZONE): none, those of pods that are there, or
+    /// any address [default: verified].
+    #[arg(long, env = "WEFT_DNS_POD_NAMES", global = true)]
+    pub dns_pod_names: Option<PodNamesKind>,
+    /// Whether the first question of a pod's search path is answered with what one of the later ones would find
+    /// [default: true].
+    #[arg(long, env = "WEFT_DNS_AUTOPATH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", global = true)]
+    pub dns_autopath: Option<bool>,
+    /// Further zones that are answered here and nowhere else, from records of one's own and SkyDNS', comma-separated
+    /// [default: none].
+    #[arg(long, env = "WEFT_DNS_ZONES", value_delimiter = ',', value_name = "ZONE", global = true)]
+    pub dns_zones: Option<Vec<String>>,
+    /// Where SkyDNS records lie in etcd, as external-dns and CoreDNS write them; `none` for not reading any
+    /// [default: /skydns with etcd].
+    #[arg(long, env = "WEFT_DNS_SKYDNS_PREFIX", value_name = "PREFIX", global = true)]
+    pub dns_skydns_prefix: Option<String>,
+    /// DNS records of one's own; in the file only.
+    #[arg(skip)]
+    pub dns_records: Option<Vec<RecordSpec>>,
+    /// Names that stand for others, by who asks; in the file only.
+    #[arg(skip)]
+    pub dns_links: Option<Vec<LinkSpec>>,
+    /// Names that stand for others; in the file only.
+    #[arg(skip)]
+    pub dns_rewrites: Option<Vec<RewriteSpec>>,
     /// Log one DNS question of so many [default: 0, none].
     #[arg(long, env = "WEFT_DNS_QUERY_LOG_EVERY", value_name = "N", global = true)]
     pub dns_query_log_every: Option<u32>,
@@ -291,6 +320,18 @@ pub(crate) enum AttachKind {
     Clsact,
     /// TCX links only.
     Tcx,
+}
+
+/// Names of pods made of their addresses.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PodNamesKind {
+    /// None.
+    Disabled,
+    /// Any address, in any namespace that is there.
+    Insecure,
+    /// Those of pods that are there.
+    Verified,
 }
 
 /// Whether grace periods are made short.

@@ -21,7 +21,7 @@ use crate::desired;
 use crate::mtu::PROBE_PORT;
 use crate::psk;
 
-pub(crate) use dns::{DnsOptions, UpstreamOption};
+pub(crate) use dns::{DnsOptions, UpstreamOption, ZoneOptions};
 pub(crate) use services::ServicesConfig;
 
 /// Read when it exists and no other is named.
@@ -278,6 +278,14 @@ fn overlay_options(over: Options, under: Options) -> Options {
         dns_tls_cert,
         dns_tls_key,
         dns_answers_per_second,
+        dns_ttl_secs,
+        dns_pod_names,
+        dns_autopath,
+        dns_zones,
+        dns_skydns_prefix,
+        dns_records,
+        dns_links,
+        dns_rewrites,
         dns_query_log_every,
         datapath_attach,
         datapath_expedite,

@@ -133,6 +133,13 @@ async fn prepare(
     let addressing =
         Addressing::open(&config.state_dir, uuid, config.cool_down, keys.clone(), store.clone(), clock)?;
     let (tail, from_store) = Tail::new(store.clone(), keys.root());
+    let (skydns_tail, skydns) = config
+        .dns
+        .zone
+        .skydns_prefix
+        .as_ref()
+        .map(|prefix| Tail::new(store.clone(), format!("{prefix}/")))
+        .unzip();
     let (to_node, mirror) = watch::channel(Arc::new(MirrorState::default()));
     let known = match snapshot::load(&config.state_dir, &config.cluster) {
         Ok(known) => known,
@@ -146,9 +153,16 @@ async fn prepare(
     let shown = held.clone();
     let (known, root) = (known.map(|(revision, items)| stand_in(revision, items)), keys.root().to_owned());
     let relay = async move { relay(from_store, to_node, known, &shown, &root).await };
+    let skydns_follow = async move {
+        match skydns_tail {
+            Some(tail) => tail.run().await,
+            None => std::future::pending().await,
+        }
+    };
     let follow = async move {
         tokio::select! {
             () = tail.run() => Ok(()),
+            () = skydns_follow => Ok(()),
             outcome = relay => outcome,
         }
     };
@@ -158,6 +172,7 @@ async fn prepare(
         keys,
         store,
         mirror,
+        skydns,
         held,
         initial,
         underlay,

@@ -26,8 +26,6 @@ use crate::view::View;
 
 /// The overlay device.
 pub(crate) use netd_plan::links::VXLAN_DEVICE;
-/// Answers live this long: short, because backends come and go.
-pub(crate) const DNS_TTL_SECS: u32 = 5;
 /// Source of the verdict on the one backend that no slice names.
 pub(crate) const OWN_SERVER: &str = "own server";
 /// Where DNS is served.

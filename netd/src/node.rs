@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub store: Arc<dyn Store>,
     /// The store's content as of now, or the last-known-good snapshot (then not in sync).
     pub mirror: watch::Receiver<Arc<MirrorState>>,
+    /// SkyDNS records, where they are read.
+    pub skydns: Option<watch::Receiver<Arc<MirrorState>>>,
     /// Where peers reach this node; another one once its address is gone.
     pub underlay: ArcSwap<Underlay>,
     /// Why the underlay is not where it is said to be.
@@ -131,6 +133,7 @@ pub(crate) struct Parts {
     pub keys: Keys,
     pub store: Arc<dyn Store>,
     pub mirror: watch::Receiver<Arc<MirrorState>>,
+    pub skydns: Option<watch::Receiver<Arc<MirrorState>>>,
     pub held: Arc<ArcSwapOption<MirrorState>>,
     pub initial: ClusterConfig,
     pub underlay: Underlay,
@@ -150,6 +153,7 @@ impl Node {
             keys,
             store,
             mirror,
+            skydns,
             held,
             initial,
             underlay,
@@ -167,6 +171,7 @@ impl Node {
             keys,
             store,
             mirror,
+            skydns,
             underlay: ArcSwap::from_pointee(underlay),
             underlay_error: ArcSwapOption::default(),
             store_address,

@@ -76,7 +76,7 @@ impl View {
             ..Self::default()
         };
         // Those are most of them, and followed by themselves.
-        let followed = [keys.services(), keys.endpoints(), keys.service_ips(), keys.node_ports()];
+        let followed = [keys.services(), keys.endpoints(), keys.service_ips(), keys.node_ports(), keys.dns()];
         for item in outside(&state.items, followed) {
             if let Err(reason) = view.take(item, keys, known) {
                 view.bad_values.push(BadValue { key: item.key.clone(), reason });
@@ -123,7 +123,13 @@ impl View {
                 self.configured = true;
             }
             // Not among these items: see `parse`.
-            Key::Endpoint { .. } | Key::NodePort(_) | Key::Service { .. } | Key::ServiceIp(_) => {}
+            Key::DnsLink(_)
+            | Key::DnsRecord(_)
+            | Key::DnsRewrite(_)
+            | Key::Endpoint { .. }
+            | Key::NodePort(_)
+            | Key::Service { .. }
+            | Key::ServiceIp(_) => {}
             Key::Member(name) => {
                 let record: MemberRecord = decode(key, value).map_err(reason)?;
                 same("name", &record.name, &name)?;

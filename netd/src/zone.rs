@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The DNS zone, kept in step with the view of the cluster by what changes in it, from the same table as the map image.
 
+mod annotations;
+mod own;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use dns_zone::{
-    Client, LeftOut, Name, PodNames, Views, Zone, ZoneEdit, ZoneEndpoint, ZoneError, ZoneKind, ZonePort,
-    ZoneProtocol, ZoneService, ZoneSettings,
+    Client, LeftOut, Name, Views, Zone, ZoneEdit, ZoneEndpoint, ZoneError, ZoneKind, ZonePort, ZoneProtocol,
+    ZoneService, ZoneSettings,
 };
 use ipnet::IpNet;
 use lb::{Protocol, Service, ServiceEntry, ServiceName, ServiceTable};
+use netd_api::BadValue;
 use netd_store::records::PodRecord;
+use netd_store::{Keys, Mirror};
 
-use crate::desired::DNS_TTL_SECS;
+use crate::config::ZoneOptions;
 use crate::view::View;
 
-/// Who may see a Service's names ([`Views`]).
-const ANNOTATION_VIEWS: &str = "weft.dev/dns-views";
-/// Further names of a Service: `NAME` or `NAME.NAMESPACE`, between commas.
-const ANNOTATION_ALIASES: &str = "weft.dev/dns-aliases";
+pub(crate) use annotations::check as check_annotations;
+use annotations::{ALIASES, VIEWS, words};
+use own::OwnNames;
 
 /// The zone of several clusters (MCS-API): reserved.
 const CLUSTERSET: &str = "clusterset.local";
@@ -35,46 +39,84 @@ pub(crate) struct ZoneKeeper {
     pods: BTreeMap<IpAddr, Arc<PodRecord>>,
     /// Last good ones, of services that have any.
     views: BTreeMap<ServiceName, Views>,
+    /// Why some are not what their services say now.
+    wrong_views: BTreeMap<ServiceName, String>,
+    options: ZoneOptions,
+    own: OwnNames,
+    /// Why SkyDNS' records could not be read even once.
+    unread: Option<String>,
 }
 
 impl ZoneKeeper {
+    pub(crate) fn new(options: &ZoneOptions) -> Self {
+        Self { options: options.clone(), own: OwnNames::new(options), ..Self::default() }
+    }
+
+    /// Looks at the names that people wrote; `skydns` with its prefix, `unread` says why that could not be read even once.
+    /// Returns whether the zone is to be updated for them.
+    pub(crate) fn follow(
+        &mut self,
+        keys: &Keys,
+        store: &Mirror,
+        skydns: Option<(&str, &Mirror)>,
+        unread: Option<String>,
+    ) -> bool {
+        self.unread = unread;
+        self.own.follow(keys, store, skydns)
+    }
+
+    /// What is not answered as it was written, by key or object.
+    pub(crate) fn problems(&self) -> Vec<BadValue> {
+        let of_views = |(name, reason): (&ServiceName, &String)| BadValue {
+            key: format!("Service {name}"),
+            reason: format!("{VIEWS}: {reason}; its last good value stays"),
+        };
+        let of_names = |problem: dns_zone::ZoneProblem| BadValue {
+            key: format!("Service {}", problem.service),
+            reason: problem.reason,
+        };
+        let unread = self.unread.iter().map(|reason| BadValue {
+            key: self.options.skydns_prefix.clone().unwrap_or_default(),
+            reason: format!("SkyDNS records cannot be read: {reason}; see --dns-skydns-prefix"),
+        });
+        let names = self.zone.iter().flat_map(Zone::problems).map(of_names);
+        unread.chain(self.own.problems()).chain(self.wrong_views.iter().map(of_views)).chain(names).collect()
+    }
+
     /// The zone of this view; what did not change since the last one is shared with it.
     ///
     /// # Errors
     /// The cluster's zone name is not a domain name.
     pub(crate) fn update(&mut self, view: &View, nameservers: &[IpAddr]) -> Result<Arc<Zone>, ZoneError> {
-        let settings = Self::settings(view);
-        let last = match self.zone.take() {
-            Some(zone) if *zone.settings() == settings => zone,
+        let settings = self.settings(view);
+        let (last, is_new) = match self.zone.take() {
+            Some(zone) if *zone.settings() == settings => (zone, false),
             _ => {
                 (self.table, self.pod_aliases, self.pods) = Default::default();
-                Zone::new(settings)?
+                (Zone::new(settings)?, true)
             }
         };
         let mut edit = last.edit();
+        self.own.apply(&mut edit, is_new, last.origin());
         self.update_services(view, &mut edit);
         self.update_pod_aliases(view, &mut edit);
         self.update_clients(view, &mut edit);
         let servers: Vec<IpAddr> = nameservers.iter().copied().chain(view.config.dns_vips()).collect();
         edit.set_nameservers(&servers);
         let zone = edit.finish(view.table.revision);
-        let known = last.problems();
-        for problem in zone.problems().iter().filter(|problem| !known.contains(problem)) {
-            tracing::warn!(%problem, "a name is left out of DNS");
-        }
         self.zone = Some(zone.clone());
         Ok(Arc::new(zone))
     }
 
-    fn settings(view: &View) -> ZoneSettings {
+    fn settings(&self, view: &View) -> ZoneSettings {
         let reverse_cidrs: Vec<IpNet> =
             view.pod_cidrs().into_iter().chain(view.config.service_cidrs()).collect();
         ZoneSettings {
-            ttl_secs: DNS_TTL_SECS,
+            ttl_secs: self.options.ttl_secs,
             reverse_cidrs,
-            pod_names: PodNames::Verified,
-            // Pods' search path is our own three domains; see `attach`.
-            autopath: true,
+            pod_names: self.options.pod_names,
+            autopath: self.options.autopath,
+            zones: self.options.zones.clone(),
             clusterset: Name::parse(CLUSTERSET).ok(),
             ..ZoneSettings::new(&view.config.dns_zone)
         }
@@ -92,6 +134,7 @@ impl ZoneKeeper {
         for name in gone {
             edit.remove_service(&name.namespace, &name.name);
             self.views.remove(&name);
+            self.wrong_views.remove(&name);
         }
         let last = self.table.services.clone();
         let is_new = |name: &ServiceName, entry: &Arc<ServiceEntry>| {
@@ -109,8 +152,8 @@ impl ZoneKeeper {
     }
 
     fn views_of(&mut self, name: &ServiceName, service: Option<&Service>) -> Option<Views> {
-        let Some(text) = service.and_then(|service| service.metadata.annotations.get(ANNOTATION_VIEWS))
-        else {
+        self.wrong_views.remove(name);
+        let Some(text) = service.and_then(|service| service.metadata.annotations.get(VIEWS)) else {
             self.views.remove(name);
             return None;
         };
@@ -120,7 +163,7 @@ impl ZoneKeeper {
                 Some(views)
             }
             Err(error) => {
-                tracing::warn!(service = %name, %error, "{ANNOTATION_VIEWS} is not understood: its last good value stays");
+                self.wrong_views.insert(name.clone(), error.to_string());
                 // Never wider than it was; one that never was good is seen by nobody.
                 Some(self.views.get(name).cloned().unwrap_or_else(Views::nobody))
             }
@@ -176,9 +219,7 @@ impl ZoneKeeper {
 
 fn annotated(services: &[Arc<Service>]) -> BTreeMap<ServiceName, &Service> {
     let has = |service: &&Arc<Service>| {
-        [ANNOTATION_VIEWS, ANNOTATION_ALIASES]
-            .iter()
-            .any(|key| service.metadata.annotations.contains_key(*key))
+        [VIEWS, ALIASES].iter().any(|key| service.metadata.annotations.contains_key(*key))
     };
     services.iter().filter(has).map(|service| (ServiceName::of(service), &**service)).collect()
 }
@@ -203,10 +244,7 @@ fn zone_service(
         },
         port,
     };
-    let aliases = service.and_then(|service| service.metadata.annotations.get(ANNOTATION_ALIASES));
-    let words = |text: &String| -> Vec<String> {
-        text.split(',').map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
-    };
+    let aliases = service.and_then(|service| service.metadata.annotations.get(ALIASES));
     let left_out = entry.backends.iter().filter(|backend| entry.headless && !backend.verdict.is_up());
     ZoneService {
         ports: entry.ports.iter().map(|p| port((&p.name, p.protocol, p.port))).collect(),
@@ -224,7 +262,7 @@ fn zone_service(
             .map(|backend| LeftOut { address: backend.address, reason: backend.verdict.source.to_owned() })
             .collect(),
         views,
-        aliases: aliases.map(words).unwrap_or_default(),
+        aliases: aliases.map(|text| words(text)).unwrap_or_default(),
         ..ZoneService::new(&name.namespace, &name.name, kind)
     }
 }
@@ -300,7 +338,13 @@ mod tests {
             view(4, &[web("10.96.0.21", "app=x")], &[]),
         ];
         let mut keeper = ZoneKeeper::default();
-        let zones: Vec<Arc<Zone>> = views.iter().map(|view| keeper.update(view, &[]).unwrap()).collect();
+        let mut zones: Vec<Arc<Zone>> = Vec::new();
+        for view in &views {
+            zones.push(keeper.update(view, &[]).unwrap());
+            let told: Vec<String> = keeper.problems().into_iter().map(|bad| bad.key).collect();
+            let expected = if view.table.revision == 3 { vec!["Service default/web"] } else { vec![] };
+            assert_eq!(told, expected, "views that are not understood are told as long as they stand");
+        }
         assert_eq!(addresses(&zones[0], db).unwrap(), ["10.244.0.2", "10.244.0.3"]);
         assert_eq!(
             addresses(&zones[1], db).unwrap(),

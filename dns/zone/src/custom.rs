@@ -57,7 +57,7 @@ pub struct RecordSpec {
     /// As in a zone file: `10 mail.example.com` for MX, `PRIORITY WEIGHT PORT TARGET` for SRV, the bare text for TXT.
     pub data: String,
     /// Seconds; the zone's TTL without.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, alias = "ttl-secs", skip_serializing_if = "Option::is_none")]
     pub ttl_secs: Option<u32>,
     /// Who may see it, as in `weft.dev/dns-views`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use dns_zone::{
+    LinkSpec, Name, PodNames, RecordSpec, RewriteSpec, SKYDNS_PREFIX, TTL_SECS_DEFAULT, TTL_SECS_MAX,
+};
 use ipnet::IpNet;
 
 use super::{ConfigError, bad};
-use crate::args::Options;
+use crate::args::{Options, PodNamesKind};
 
 /// The port of DNS.
 const PORT: u16 = 53;
@@ -43,6 +46,39 @@ pub(crate) struct DnsOptions {
     pub answers_per_second: Option<u32>,
     /// One question of so many is logged; 0: none.
     pub query_log_every: u32,
+    pub zone: ZoneOptions,
+}
+
+/// What is answered beside services.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ZoneOptions {
+    pub ttl_secs: u32,
+    pub pod_names: PodNames,
+    pub autopath: bool,
+    /// Ours alone, for the records below.
+    pub zones: Vec<Name>,
+    /// Where SkyDNS records lie in etcd; `None`: they are not read.
+    pub skydns_prefix: Option<String>,
+    /// As the file has them: those that are wrong are reported and skipped, as in the store.
+    pub records: Vec<RecordSpec>,
+    pub links: Vec<LinkSpec>,
+    pub rewrites: Vec<RewriteSpec>,
+}
+
+impl Default for ZoneOptions {
+    fn default() -> Self {
+        Self {
+            ttl_secs: TTL_SECS_DEFAULT,
+            pod_names: PodNames::Verified,
+            // Pods' search path is our own three domains; see `attach`.
+            autopath: true,
+            zones: Vec::new(),
+            skydns_prefix: None,
+            records: Vec::new(),
+            links: Vec::new(),
+            rewrites: Vec::new(),
+        }
+    }
 }
 
 /// A name server.
@@ -79,7 +115,53 @@ pub(super) fn check(o: &Options) -> Result<DnsOptions, ConfigError> {
         tls,
         answers_per_second: o.dns_answers_per_second.filter(|rate| *rate > 0),
         query_log_every: o.dns_query_log_every.unwrap_or(0),
+        zone: zone(o)?,
     })
+}
+
+fn zone(o: &Options) -> Result<ZoneOptions, ConfigError> {
+    let default = ZoneOptions::default();
+    let zones = o.dns_zones.iter().flatten().map(|text| match Name::parse(text) {
+        Ok(name) if name != Name::root() => Ok(name),
+        Ok(_) => Err(bad("dns-zones", "the root is everything; name the zones that are yours alone".into())),
+        Err(error) => Err(bad("dns-zones", format!("{text}: {error}"))),
+    });
+    let has_etcd = o.store_endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty());
+    Ok(ZoneOptions {
+        ttl_secs: at_most("dns-ttl-secs", o.dns_ttl_secs.unwrap_or(default.ttl_secs), TTL_SECS_MAX)?,
+        pod_names: match o.dns_pod_names {
+            None => default.pod_names,
+            Some(PodNamesKind::Disabled) => PodNames::Disabled,
+            Some(PodNamesKind::Insecure) => PodNames::Insecure,
+            Some(PodNamesKind::Verified) => PodNames::Verified,
+        },
+        autopath: o.dns_autopath.unwrap_or(default.autopath),
+        zones: zones.collect::<Result<_, _>>()?,
+        skydns_prefix: skydns_prefix(o.dns_skydns_prefix.as_deref(), has_etcd)?,
+        records: o.dns_records.clone().unwrap_or_default(),
+        links: o.dns_links.clone().unwrap_or_default(),
+        rewrites: o.dns_rewrites.clone().unwrap_or_default(),
+    })
+}
+
+/// Without a `/` at its end.
+fn skydns_prefix(text: Option<&str>, has_etcd: bool) -> Result<Option<String>, ConfigError> {
+    let prefix = match text {
+        None => return Ok(has_etcd.then(|| SKYDNS_PREFIX.to_owned())),
+        Some("none") => return Ok(None),
+        Some(text) => text.trim_end_matches('/'),
+    };
+    if !has_etcd {
+        return Err(bad(
+            "dns-skydns-prefix",
+            "SkyDNS records lie in etcd: give --store-endpoints, too".into(),
+        ));
+    }
+    if !prefix.starts_with('/') || prefix.starts_with("/weft/") {
+        let reason = "a path such as /skydns is needed, and none of Weft's own; `none` reads no such records";
+        return Err(bad("dns-skydns-prefix", format!("{prefix:?}: {reason}")));
+    }
+    Ok(Some(prefix.to_owned()))
 }
 
 /// `ZONE=SERVER`, several of one zone in their order.
@@ -89,7 +171,7 @@ fn stubs(list: &[String]) -> Result<BTreeMap<String, Vec<UpstreamOption>>, Confi
         let (zone, server) = text.split_once('=').ok_or_else(|| {
             bad("dns-stubs", format!("{text}: ZONE=IP is needed, such as corp.example=192.0.2.53"))
         })?;
-        if let Err(error) = dns_zone::Name::parse(zone) {
+        if let Err(error) = Name::parse(zone) {
             return Err(bad("dns-stubs", format!("{text}: {error}")));
         }
         let zone = zone.trim_end_matches('.').to_ascii_lowercase();
@@ -143,6 +225,60 @@ mod tests {
         assert_eq!(stubs["corp.example"].len(), 2);
         assert!(super::stubs(&["a..b=192.0.2.1".to_owned()]).is_err());
         assert!(super::stubs(&["192.0.2.1".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn skydns_is_read_where_there_is_etcd_unless_told_otherwise() {
+        assert_eq!(skydns_prefix(None, true).unwrap().as_deref(), Some("/skydns"));
+        assert_eq!(skydns_prefix(None, false).unwrap(), None);
+        assert_eq!(skydns_prefix(Some("none"), true).unwrap(), None);
+        assert_eq!(skydns_prefix(Some("/dns/"), true).unwrap().as_deref(), Some("/dns"));
+        for (text, has_etcd) in
+            [("/skydns", false), ("skydns", true), ("/", true), ("/weft/v1/weft/dns", true)]
+        {
+            assert!(skydns_prefix(Some(text), has_etcd).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_zone_answers_is_checked() {
+        let zone = |options: Options| check(&options).map(|options| options.zone);
+        assert_eq!(zone(Options::default()).unwrap(), ZoneOptions::default());
+        let told = |options: Options| zone(options).unwrap_err().to_string();
+        let ttl = Options { dns_ttl_secs: Some(3_601), ..Options::default() };
+        assert!(told(ttl).starts_with("dns-ttl-secs"));
+        for wrong in [".", "a..b"] {
+            let zones = Options { dns_zones: Some(vec![wrong.into()]), ..Options::default() };
+            assert!(told(zones).starts_with("dns-zones"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn records_stand_in_the_file_as_tables() {
+        let text = r#"
+            dns-pod-names = "insecure"
+            dns-autopath = false
+            dns-zones = ["home.example"]
+            [[dns-records]]
+            name = "printer.home.example"
+            type = "A"
+            data = "192.0.2.7"
+            ttl-secs = 60
+            [[dns-links]]
+            name = "db"
+            to = "prod/postgres"
+            clients = "app=shop"
+            [[dns-rewrites]]
+            from = "*.old.example"
+            to = "new.example"
+        "#;
+        let zone = check(&toml::from_str(text).unwrap()).unwrap().zone;
+        assert_eq!((zone.pod_names, zone.autopath, zone.zones.len()), (PodNames::Insecure, false, 1));
+        assert_eq!((zone.records[0].ttl_secs, zone.records[0].data.as_str()), (Some(60), "192.0.2.7"));
+        assert_eq!(zone.links[0].clients.as_deref(), Some("app=shop"));
+        assert_eq!(zone.rewrites[0].from, "*.old.example");
+        let unknown = "[[dns-records]]\nname = \"a\"\ntype = \"A\"\ndata = \"192.0.2.7\"\nttl = 5";
+        assert!(toml::from_str::<Options>(unknown).is_err());
     }
 
     #[test]

@@ -37,6 +37,12 @@ pub enum Key {
     Block(IpNet),
     /// `config`: [`crate::records::ClusterConfig`].
     Config,
+    /// `dns/links/<name>`: a name that stands for another one, by who asks. Any name will do.
+    DnsLink(String),
+    /// `dns/records/<name>`: a DNS record of one's own. Any name will do.
+    DnsRecord(String),
+    /// `dns/rewrites/<name>`: a DNS name that stands for another one. Any name will do.
+    DnsRewrite(String),
     /// `endpoints/<ns>/<name>/<source>`: [`lb::EndpointSlice`].
     Endpoint {
         /// The service's namespace.
@@ -115,6 +121,26 @@ impl Keys {
     /// A machine outside the cluster that talks with pods through WireGuard.
     pub fn member(&self, name: &str) -> String {
         self.key(format_args!("members/{}", escape_part(name)))
+    }
+
+    /// Prefix of DNS records, links and rewrites of one's own.
+    pub fn dns(&self) -> String {
+        self.key("dns/")
+    }
+
+    /// A link.
+    pub fn dns_link(&self, name: &str) -> String {
+        self.key(format_args!("dns/links/{name}"))
+    }
+
+    /// A DNS record of one's own.
+    pub fn dns_record(&self, name: &str) -> String {
+        self.key(format_args!("dns/records/{name}"))
+    }
+
+    /// A rewrite.
+    pub fn dns_rewrite(&self, name: &str) -> String {
+        self.key(format_args!("dns/rewrites/{name}"))
     }
 
     /// Prefix of the signs of life.
@@ -252,6 +278,9 @@ impl Keys {
             ["config"] => Key::Config,
             ["nodes", node] => Key::Node(parse_uuid(node)?),
             ["members", name] => Key::Member(unescape_part(name)?),
+            ["dns", "links", name] => Key::DnsLink(name.to_owned()),
+            ["dns", "records", name] => Key::DnsRecord(name.to_owned()),
+            ["dns", "rewrites", name] => Key::DnsRewrite(name.to_owned()),
             ["alive", node] => Key::Alive(parse_uuid(node)?),
             ["pods", node, attachment] => {
                 Key::Pod { node: parse_uuid(node)?, attachment: attachment.parse().ok()? }
@@ -336,6 +365,9 @@ mod tests {
             (keys.node(node), Key::Node(node)),
             (keys.member("laptop.example"), Key::Member("laptop.example".into())),
             (keys.alive(node), Key::Alive(node)),
+            (keys.dns_link("db"), Key::DnsLink("db".into())),
+            (keys.dns_record("printer.example"), Key::DnsRecord("printer.example".into())),
+            (keys.dns_rewrite("old"), Key::DnsRewrite("old".into())),
             (keys.pod(node, &attachment), Key::Pod { node, attachment: attachment.clone() }),
             (keys.pool("default"), Key::Pool("default".into())),
             (keys.block(block), Key::Block(block)),
@@ -380,6 +412,8 @@ mod tests {
             "/weft/v1/weft/ipam/sticky/db.0",
             "/weft/v1/weft/tombstones/n1",
             "/weft/v1/weft/services//web",
+            "/weft/v1/weft/dns/records/a/b",
+            "/weft/v1/weft/dns/other/a",
             "/weft/v1/weft/services/a/b/c",
         ] {
             assert_eq!(keys.parse(text), None, "{text}");
