@@ -23,8 +23,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::node::Node;
 use crate::{
-    admin, apply, attach, cluster_config, doctor, inspect, members, removal, services, status, trace, tunnel,
-    usage,
+    admin, apply, attach, cluster_config, dns, doctor, inspect, members, removal, services, status, trace,
+    tunnel, usage,
 };
 
 /// Who is at the other end.
@@ -84,6 +84,8 @@ pub(crate) async fn serve(
             get(|State(n): State<Arc<Node>>| async move { answer(services::flows(&n, None)) }),
         )
         .route(paths::SERVICE_FLOWS, get(service_flows))
+        .route(paths::DNS_QUERY, post(dns_query))
+        .route(paths::DNS_QUESTIONS, post(dns_questions))
         .route(paths::APPLY, post(apply_objects))
         .route(paths::DELETE, post(delete_object))
         .route(paths::IPAM, get(|State(n): State<Arc<Node>>| async move { Json(usage::ipam(&n)) }))
@@ -294,6 +296,21 @@ async fn service_flows(
     answer(services::flows(&node, Some(&lb::ServiceName::new(namespace, name))))
 }
 
+/// A question changes nothing: whoever may open the socket may ask.
+async fn dns_query(State(node): State<Arc<Node>>, body: Bytes) -> Answer {
+    match parsed(&body) {
+        Ok(request) => answer(dns::query(&node, &request)),
+        Err(refused) => error(&refused),
+    }
+}
+
+async fn dns_questions(State(node): State<Arc<Node>>, body: Bytes) -> Answer {
+    match parsed(&body) {
+        Ok(request) => answer(tokio::task::block_in_place(|| dns::questions(&node, &request))),
+        Err(refused) => error(&refused),
+    }
+}
+
 async fn apply_objects(
     State(node): State<Arc<Node>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -321,6 +338,10 @@ fn request<T: DeserializeOwned>(peer: Peer, body: &[u8]) -> Result<T, ApiError> 
     if peer.uid != Some(0) {
         return Err(ApiError::invalid(format!("only root may do this, not uid {:?}", peer.uid)));
     }
+    parsed(body)
+}
+
+fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|e| ApiError::invalid(format!("the request body: {e}")))
 }
 

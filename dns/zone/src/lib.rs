@@ -32,6 +32,7 @@ mod order;
 mod ordered;
 mod own_answer;
 mod query;
+mod questions;
 mod rcode;
 mod record;
 mod resolve;

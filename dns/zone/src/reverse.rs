@@ -5,12 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::Folded;
-#[cfg(test)]
-use crate::Name;
+use crate::{Folded, Name};
 
 /// The reverse name of an address.
-#[cfg(test)]
 pub(crate) fn name(ip: IpAddr) -> Name {
     let text = match ip {
         IpAddr::V4(v4) => {

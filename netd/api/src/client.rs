@@ -22,6 +22,7 @@ use crate::admin::{
 use crate::attachment::{
     AllocateReply, AllocateRequest, CheckReply, CheckRequest, CommitRequest, Empty, PodInfo, ReleaseRequest,
 };
+use crate::dns::{DnsQueryReply, DnsQueryRequest, DnsQuestionsReply, DnsQuestionsRequest};
 use crate::doctor::DoctorReply;
 use crate::ipam::IpamInfo;
 use crate::member::{MemberAddRequest, MemberInfo, MemberReply, MemberRequest};
@@ -200,6 +201,19 @@ impl Client {
     pub async fn flows(&self, of: Option<(&str, &str)>) -> Result<Vec<FlowInfo>, ClientError> {
         let path = of.map_or_else(|| paths::FLOWS.to_owned(), |(ns, name)| paths::service_flows(ns, name));
         self.fetch(&path).await
+    }
+
+    /// What the node's DNS answers to somebody, and why.
+    pub async fn dns_query(&self, request: &DnsQueryRequest) -> Result<DnsQueryReply, ClientError> {
+        self.post(paths::DNS_QUERY, request).await
+    }
+
+    /// Every question that the node's DNS answers itself, a part at a time.
+    pub async fn dns_questions(
+        &self,
+        request: &DnsQuestionsRequest,
+    ) -> Result<DnsQuestionsReply, ClientError> {
+        self.post(paths::DNS_QUESTIONS, request).await
     }
 
     /// Pools, blocks and this node's addresses.

@@ -12,6 +12,8 @@
 //! | GET [`paths::NODES`], [`paths::PODS`], [`paths::SERVICES`], [`paths::IPAM`] | | lists | `weft` |
 //! | GET [`paths::service`] | | [`ServiceDetail`] | `weft service get` |
 //! | GET [`paths::FLOWS`], [`paths::service_flows`] | | [`FlowInfo`] list | `weft flows` |
+//! | POST [`paths::DNS_QUERY`] | [`DnsQueryRequest`] | [`DnsQueryReply`] | `weft dns query` |
+//! | POST [`paths::DNS_QUESTIONS`] | [`DnsQuestionsRequest`] | [`DnsQuestionsReply`] | `weft dns compare` |
 //! | GET [`paths::IPAM_CHECK`], POST [`paths::IPAM_REPAIR`] | | [`IpamCheckReply`] | `weft ipam check`, `weft ipam repair` |
 //! | POST [`paths::POOL_ADD`] and so on | [`PoolAddRequest`], [`PoolRequest`], [`StickyRequest`] | [`PoolReply`] | `weft ipam pool`, `weft ipam sticky` |
 //! | POST [`paths::NODE_REMOVE`] | [`NodeRemoveRequest`] | [`NodeRemoveReply`] | `weft node rm` |
@@ -30,6 +32,7 @@ mod admin;
 mod attachment;
 mod client;
 pub mod deferred;
+mod dns;
 mod doctor;
 mod error;
 mod ipam;
@@ -50,6 +53,9 @@ pub use attachment::{
 };
 pub use client::{Client, ClientError, DEFAULT_TIMEOUT, TRACEPARENT};
 pub use cni_types::{Code, ErrorClass};
+pub use dns::{
+    DnsAnswer, DnsQueryReply, DnsQueryRequest, DnsQuestion, DnsQuestionsReply, DnsQuestionsRequest,
+};
 pub use doctor::{DoctorCheck, DoctorReply, Verdict};
 pub use error::ApiError;
 pub use ipam::{AddressInfo, BlockInfo, IpamInfo, PoolInfo, StickyInfo};

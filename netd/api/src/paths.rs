@@ -27,6 +27,10 @@ pub const SERVICE: &str = "/v1/services/{namespace}/{name}";
 pub const FLOWS: &str = "/v1/flows";
 /// GET: the route pattern of those of one service, in axum's syntax; [`service_flows`] makes the path.
 pub const SERVICE_FLOWS: &str = "/v1/services/{namespace}/{name}/flows";
+/// POST: what this node's DNS answers to somebody, and why.
+pub const DNS_QUERY: &str = "/v1/dns/query";
+/// POST: every question that this node's DNS answers itself.
+pub const DNS_QUESTIONS: &str = "/v1/dns/questions";
 /// POST: create or change objects.
 pub const APPLY: &str = "/v1/apply";
 /// POST: delete one object.

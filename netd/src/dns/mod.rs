@@ -2,6 +2,7 @@
 //! The node's DNS server: what it is made of, and how its sockets outlive netd.
 
 mod hold;
+mod query;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,6 +16,7 @@ use crate::desired;
 use crate::node::Node;
 
 pub(crate) use hold::hold_sockets;
+pub(crate) use query::{query, questions};
 
 /// The port of DNS over TLS (RFC 7858).
 const TLS_PORT: u16 = 853;
