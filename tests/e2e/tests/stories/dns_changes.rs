@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+//! DNS while things change: endpoints, the store, netd itself; and records of SkyDNS and of one's own.
+
+use crate::dns_client::{Client, How, NODE_DNS, PATIENCE, VIP_DNS, becomes, question, read};
+use crate::dns_records::svc;
+use crate::have;
+use crate::service_stage::{SOON, Stage, checked, conditions, service, spec};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Changes of one headless service.
+const CHANGES: usize = 40;
+/// Questions go out so often, also while netd is away: as many as a socket's queue takes for the time of a restart.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+/// After its return netd has answered what waited within this.
+const RETURN_LIMIT: Duration = Duration::from_secs(1);
+
+#[test]
+fn headless_answers_and_slots_change_in_the_same_revision() -> Result<()> {
+    let Some(mut stage) = Stage::alone("dnschurn", &[])? else { return Ok(()) };
+    stage.backend("n1", "b1", "web")?;
+    stage.backend("n1", "b2", "web")?;
+    stage.client("n1", "c1")?;
+    let client = Client::pod(&stage.lab, "c1", NODE_DNS[0])?;
+    let ips = [stage.ip("b1", false)?.to_string(), stage.ip("b2", false)?.to_string()];
+    let web = stage.service(&service("web", spec(json!({}))))?;
+    stage.service(&service("peers", spec(json!({"clusterIP": "None"}))))?;
+    for number in 0..CHANGES {
+        let second_is_up = number % 2 == 0;
+        let backends =
+            [("b1", conditions(true, true, false)), ("b2", conditions(second_is_up, second_is_up, false))];
+        let mut objects = stage.slices("web", "a", &backends)?;
+        objects.extend(stage.slices("peers", "a", &backends)?);
+        stage.put(&objects)?;
+        // From here on the slots are those of the change; so is every answer.
+        let wanted: Vec<&str> =
+            ips.iter().take(if second_is_up { 2 } else { 1 }).map(String::as_str).collect();
+        client.says(&svc("peers"), "A", "NOERROR", &wanted).with_context(|| format!("change {number}"))?;
+        let backends: &[&str] = if second_is_up { &["b1", "b2"] } else { &["b1"] };
+        if number < 6 {
+            stage.reaches("c1", web.vip(false)?, &[], backends)?;
+        }
+    }
+    stage.lab.down()
+}
+
+#[test]
+fn not_in_sync_is_servfail_and_never_nxdomain() -> Result<()> {
+    let Some(stage) = Stage::of("dnssync", 1, "vxlan", &[])? else { return Ok(()) };
+    stage.client("n1", "c1")?;
+    let web = stage.service(&service("web", spec(json!({}))))?;
+    let vip = web.vip(false)?.ip().to_string();
+    let client = Client::pod(&stage.lab, "c1", NODE_DNS[0])?;
+    client.says(&svc("web"), "A", "NOERROR", &[&vip])?;
+    stage.lab.node_stop("n1")?;
+    stage.lab.etcd_stop()?;
+    // Without what the node remembers of the cluster nothing stands in for the store.
+    let state = stage.lab.state()?.node("n1")?.dir.join("state");
+    for entry in fs::read_dir(&state)?.flatten() {
+        if entry.file_name().to_string_lossy().contains("snapshot") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    stage.lab.node_spawn("n1")?;
+    checked("without the store: SERVFAIL for names of ours, there or not", {
+        for name in [svc("web"), svc("nobody"), "cluster.local".into(), "10.0.96.10.in-addr.arpa".into()] {
+            client.says(&name, "A", "SERVFAIL", &[])?;
+        }
+        Ok(())
+    })?;
+    stage.lab.etcd_start()?;
+    checked("with the store: answers", {
+        becomes(&client, &svc("web"), "A", &[&vip], 3 * SOON)?;
+        client.says(&svc("nobody"), "A", "NXDOMAIN", &[])
+    })?;
+    stage.lab.down()
+}
+
+#[test]
+fn no_question_is_lost_while_netd_is_restarted_or_killed() -> Result<()> {
+    let Some(mut stage) = Stage::of("dnsrestart", 2, "vxlan", &[])? else { return Ok(()) };
+    stage.backend("n2", "b1", "web")?;
+    stage.client("n1", "c1")?;
+    let web = stage.service(&service("web", spec(json!({"selector": {"app": "web"}}))))?;
+    let vip = web.vip(false)?.ip().to_string();
+
+    checked("netd restarted: every question is answered, in both families", {
+        asking(&stage, &vip, |_| {
+            stage.lab.node_stop("n1")?;
+            stage.lab.node_start("n1").map(drop)
+        })
+    })?;
+    checked(
+        "netd killed: the VIP answers meanwhile, what waited is answered within a second of its return",
+        {
+            asking(&stage, &vip, |answered| {
+                stage.lab.node_kill("n1")?;
+                for server in VIP_DNS {
+                    let client = Client::pod(&stage.lab, "c1", server)?;
+                    for _ in 0..10 {
+                        let limit = Duration::from_secs(1);
+                        let answer = client.ask_within(&svc("web"), "A", How::default(), limit)?;
+                        ensure!(answer.data == [format!("A {vip}")], "{server}: {:?}", answer.data);
+                    }
+                }
+                stage.lab.node_start("n1")?;
+                let back = Instant::now();
+                let caught_up = weft_lab::wait_until(PATIENCE, || Ok(answered()))?;
+                ensure!(caught_up && back.elapsed() < RETURN_LIMIT, "after {:?}", back.elapsed());
+                Ok(())
+            })
+        },
+    )?;
+    stage.lab.down()
+}
+
+/// Asks all the time while something is done to netd: every question must be answered, and rightly. What is done is told
+/// whether all questions of before a beat ago have been answered.
+fn asking(stage: &Stage, vip: &str, event: impl FnOnce(&dyn Fn() -> bool) -> Result<()>) -> Result<()> {
+    let ended = AtomicBool::new(false);
+    let clients: Vec<Client> =
+        NODE_DNS.iter().map(|server| Client::pod(&stage.lab, "c1", server)).collect::<Result<_>>()?;
+    let waiting: Vec<std::sync::Mutex<BTreeMap<u16, Instant>>> =
+        clients.iter().map(|_| std::sync::Mutex::default()).collect();
+    let answered = || {
+        let old = |since: &Instant| since.elapsed() > Duration::from_millis(100);
+        waiting.iter().all(|waiting| waiting.lock().is_ok_and(|waiting| !waiting.values().any(old)))
+    };
+    thread::scope(|scope| {
+        let askers: Vec<_> = clients
+            .iter()
+            .zip(&waiting)
+            .map(|(client, waiting)| scope.spawn(|| ask_on(client, vip, waiting, &ended)))
+            .collect();
+        thread::sleep(10 * ASK_EVERY);
+        let outcome = event(&answered);
+        ended.store(true, Relaxed);
+        let counts: Result<Vec<usize>> =
+            askers.into_iter().map(|asker| asker.join().map_err(|_| anyhow::anyhow!("an asker"))?).collect();
+        outcome?;
+        let counts = counts?;
+        ensure!(counts.iter().all(|count| *count > 20), "too few questions for a test: {counts:?}");
+        println!("{counts:?} questions, all answered");
+        Ok(())
+    })
+}
+
+/// Until the end, and until all is answered; the number of questions.
+fn ask_on(
+    client: &Client,
+    vip: &str,
+    waiting: &std::sync::Mutex<BTreeMap<u16, Instant>>,
+    ended: &AtomicBool,
+) -> Result<usize> {
+    let socket = client.socket(ASK_EVERY)?;
+    let (mut buffer, mut count, mut last) = ([0; 512], 0, Instant::now());
+    let held = || waiting.lock().map_err(|_| anyhow::anyhow!("poisoned"));
+    loop {
+        let open = held()?.len();
+        if !ended.load(Relaxed) {
+            let question = question(&svc("web"), "A", None)?;
+            socket.send(&question.to_vec()?)?;
+            held()?.insert(question.metadata.id, Instant::now());
+            (count, last) = (count + 1, Instant::now());
+        } else if open == 0 {
+            return Ok(count);
+        }
+        ensure!(last.elapsed() < PATIENCE, "{open} of {count} questions to {} are lost", client.server);
+        let beat = Instant::now();
+        while let Ok(length) = socket.recv(&mut buffer) {
+            let id = u16::from_be_bytes([buffer[0], buffer[1]]);
+            let since = held()?.remove(&id).context("an answer that nobody waits for")?;
+            let answer = read(&buffer[..length], id, since.elapsed())?;
+            // One that is starting and not in sync says so; what it must not do is to say something wrong.
+            let right = answer.rcode == "SERVFAIL" || answer.data == [format!("A {vip}")];
+            ensure!(right, "{} {:?}", answer.rcode, answer.data);
+            if beat.elapsed() >= ASK_EVERY {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn skydns_records_in_etcd_and_records_of_ones_own() -> Result<()> {
+    if !have("etcdctl", "dnssky") {
+        return Ok(());
+    }
+    let Some(mut stage) = Stage::of("dnssky", 1, "vxlan", &["--dns-zones", "sky.test"])? else {
+        return Ok(());
+    };
+    stage.backend("n1", "b1", "web")?;
+    stage.lab.pod_add(&weft_lab::PodSpec::new("n1", "front").label("tier", "front"))?;
+    stage.client("n1", "c1")?;
+    let vip = stage
+        .service(&service("web", spec(json!({"selector": {"app": "web"}}))))?
+        .vip(false)?
+        .ip()
+        .to_string();
+    let client = Client::pod(&stage.lab, "c1", NODE_DNS[0])?;
+    let url = format!("http://{}:2379", stage.lab.state()?.etcd.first().context("no etcd")?.ip);
+    let etcdctl = |args: &[&str]| {
+        stage.lab.exec("n1", &[&["etcdctl", "--endpoints", &url], args].concat())?.text("etcdctl").map(drop)
+    };
+
+    checked("a key in etcd is a name at once, as external-dns writes it", {
+        etcdctl(&["put", "/skydns/test/sky/bad", "{not json"])?;
+        etcdctl(&["put", "/skydns/test/sky/www/1a2b", r#"{"host":"203.0.113.7","ttl":60}"#])?;
+        etcdctl(&["put", "/skydns/test/sky/www/3c4d", r#"{"host":"2001:db8::7"}"#])?;
+        becomes(&client, "www.sky.test", "A", &["203.0.113.7"], SOON)?;
+        becomes(&client, "www.sky.test", "AAAA", &["2001:db8::7"], SOON)?;
+        etcdctl(&["put", "/skydns/test/sky/note", r#"{"text":"hello"}"#])?;
+        becomes(&client, "note.sky.test", "TXT", &["hello"], SOON)
+    })?;
+    checked("a bad record is said, and nothing else is touched by it", {
+        let bad = stage.lab.status("n1")?.bad_values;
+        ensure!(bad.iter().any(|bad| format!("{bad:?}").contains("/skydns/test/sky/bad")), "{bad:?}");
+        client.says("bad.sky.test", "A", "NXDOMAIN", &[])
+    })?;
+    checked("a key that is gone is no name", {
+        etcdctl(&["del", "/skydns/test/sky/www/1a2b"])?;
+        becomes(&client, "www.sky.test", "A", &[], SOON)?;
+        client.says("www.sky.test", "AAAA", "NOERROR", &["2001:db8::7"])
+    })?;
+    checked("records, links and rewrites of the configuration", {
+        let file = stage.lab.state()?.node("n1")?.dir.join("netd.toml");
+        fs::OpenOptions::new().append(true).open(&file)?.write_all(OWN.as_bytes())?;
+        stage.lab.node_stop("n1")?;
+        stage.lab.node_start("n1")?;
+        client.says("mail.sky.test", "A", "NOERROR", &["203.0.113.25"])?;
+        let front = Client::pod(&stage.lab, "front", NODE_DNS[0])?;
+        let data = front.data(&svc("db"), "A")?;
+        ensure!(data.contains(&format!("A {vip}")), "the link: {data:?}");
+        client.says(&svc("db"), "A", "NXDOMAIN", &[])?;
+        let data = client.data("www.old.test", "A")?;
+        ensure!(data.contains(&format!("A {}", weft_lab::OUTSIDE_FAR_IP)), "the rewrite: {data:?}");
+        Ok(())
+    })?;
+    stage.lab.down()
+}
+
+const OWN: &str = r#"
+[[dns-records]]
+name = "mail.sky.test"
+type = "A"
+data = "203.0.113.25"
+
+[[dns-links]]
+name = "db"
+to = "default/web"
+clients = "tier=front"
+
+[[dns-rewrites]]
+from = "*.old.test"
+to = "example.test"
+"#;
