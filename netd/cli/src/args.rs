@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line.
 
+mod dns;
 mod ipam;
 mod values;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+pub(crate) use dns::{DnsCompareArgs, DnsQueryArgs, DnsVerb};
 pub(crate) use ipam::{IpamVerb, PoolAddArgs, PoolVerb, StickyVerb};
 pub(crate) use values::{DEFAULT_NAMESPACE, LabelChange, ObjectName, interval_text};
 
@@ -50,6 +52,9 @@ pub(crate) enum Verb {
         #[arg(value_name = "NS/NAME")]
         service: Option<ObjectName>,
     },
+    /// What this node's DNS answers and why; how that differs from another server
+    #[command(subcommand)]
+    Dns(DnsVerb),
     /// Create or change the objects in a file (YAML, several documents, or JSON)
     Apply(FileArgs),
     /// Delete the objects in a file, or one object by its name
@@ -270,6 +275,25 @@ mod tests {
         assert_eq!(changes.len(), 2);
         assert!(args.json, "an option after the labels is an option");
         assert!(Args::try_parse_from("weft pod label shop/web".split(' ')).is_err());
+    }
+
+    #[test]
+    fn a_dns_question_has_a_type_and_perhaps_a_pod() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' '));
+        let Verb::Dns(DnsVerb::Query(args)) = parse("weft dns query db --as shop/web").unwrap().verb else {
+            panic!("no query")
+        };
+        assert_eq!((args.name.as_str(), args.record_type.as_str()), ("db", "A"));
+        assert_eq!(args.client.map(|pod| (pod.namespace, pod.name)), Some(("shop".into(), "web".into())));
+        let Verb::Dns(DnsVerb::Compare(args)) = parse("weft dns compare 10.96.0.10 --rate 20").unwrap().verb
+        else {
+            panic!("no comparison")
+        };
+        assert_eq!((args.server.to_string().as_str(), args.rate.get()), ("10.96.0.10:53", 20));
+        assert!(parse("weft dns compare [fd00::a]:5353").is_ok());
+        for wrong in ["weft dns compare ns.example", "weft dns compare ::1 --rate 0", "weft dns query"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

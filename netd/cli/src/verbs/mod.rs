@@ -3,6 +3,7 @@
 //! looks is a function of its own, tested without a netd.
 
 mod config;
+mod dns;
 mod doctor;
 mod flows;
 mod ipam;
@@ -35,6 +36,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Shown> {
         Verb::Service(ServiceVerb::Ls) => service::ls(&client).await,
         Verb::Service(ServiceVerb::Get { name }) => service::get(&client, name).await,
         Verb::Flows { service } => flows::flows(&client, service.as_ref()).await,
+        Verb::Dns(verb) => dns::run(&client, verb).await,
         Verb::Apply(from) => object::apply(&client, &from.file).await,
         Verb::Delete(what) => object::delete(&client, what).await,
         Verb::Ipam(verb) => ipam::run(&client, verb).await,
