@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a packet to its answer, as far as that goes without waiting: who may ask, our own names, what the cache knows. Workers
-//! and connections share it; there is no allocation and no lock but that of one part of the cache.
+//! and connections share it; there is no lock but that of one part of the cache, and no allocation but for answers that are put
+//! together of ours and of cached ones (aliases that lead outside, search paths).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -114,7 +115,10 @@ impl Core {
                     None => self.hand(&query, asker, counters, out),
                 }
             }
-            Response::Forward(_) => self.hand(&query, asker, counters, out),
+            Response::Forward(forward) => match self.complete_known(&query, forward, asker, counters, out) {
+                Some(len) => Verdict::Answer(len),
+                None => self.hand(&query, asker, counters, out),
+            },
         }
     }
 

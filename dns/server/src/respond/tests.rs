@@ -5,7 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use dns_zone::{ZoneKind, ZoneService};
+use dns_zone::{Client, ZoneKind, ZoneService, ZoneSettings};
 use proptest::prelude::*;
 
 use super::*;
@@ -115,6 +115,33 @@ fn an_answer_costs_no_allocation() {
     let before = ALLOCATIONS.get();
     round(1_000);
     assert_eq!(ALLOCATIONS.get() - before, 0, "allocations for {} answers", packets.len() * 1_000);
+}
+
+#[test]
+fn a_search_path_is_answered_on_the_spot_where_its_names_are_cached() {
+    let (core, stats) = (core(), DnsStats::default());
+    let counters = stats.worker();
+    let mut edit =
+        Zone::new(ZoneSettings { autopath: true, ..ZoneSettings::new("cluster.local") }).unwrap().edit();
+    let pod = Client { namespace: "default".into(), pod: "c".into(), labels: Arc::default() };
+    edit.set_client("10.244.0.7".parse().unwrap(), Some(Arc::new(pod)));
+    edit.set_service(&ZoneService::new(
+        "default",
+        "web",
+        ZoneKind::ClusterIp(vec!["10.96.0.20".parse().unwrap()]),
+    ));
+    core.zone.store(Some(Arc::new(edit.finish(43))));
+    let packet = question(b"\x03www\x07example\x03org\x07default\x03svc\x07cluster\x05local\0", 1, true);
+    let mut out = [0; UDP_BYTES_MAX as usize];
+    let first = core.respond(&packet, asker(0), &counters, &mut out);
+    assert!(matches!(first, Verdict::Hand(_)), "nothing is cached yet");
+    cache(&core);
+    let Verdict::Answer(len) = core.respond(&packet, asker(1), &counters, &mut out) else {
+        panic!("handed on, though it is cached")
+    };
+    let answer = hickory_proto::op::Message::from_vec(&out[..len]).unwrap();
+    let shown: Vec<String> = answer.answers.iter().map(|record| record.data.to_string()).collect();
+    assert_eq!(shown, ["www.example.org.", "192.0.2.1"], "an alias to the name, and its address");
 }
 
 proptest! {
