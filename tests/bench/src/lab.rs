@@ -24,6 +24,9 @@ pub(crate) const WIREGUARD: Lab = Lab { name: "bench-wg", overlay: "wireguard", 
 /// Many services: one node has enough to do with them.
 pub(crate) const SERVICES: Lab = Lab { name: "bench-svc", overlay: "vxlan", nodes: 1 };
 
+/// Names: every server is on its node.
+pub(crate) const DNS: Lab = Lab { name: "bench-dns", overlay: "vxlan", nodes: 1 };
+
 fn program() -> Result<PathBuf> {
     let beside = std::env::current_exe()?.with_file_name("weft-lab");
     if !beside.exists() {
@@ -48,8 +51,14 @@ impl Lab {
 
     /// Brings it up.
     pub(crate) fn up(self) -> Result<()> {
+        self.up_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn up_with(self, more: &[&str]) -> Result<()> {
         self.down();
-        self.weft_lab(&["up", "--nodes", &self.nodes.to_string(), "--overlay", self.overlay]).map(drop)
+        let nodes = self.nodes.to_string();
+        self.weft_lab(&[&["up", "--nodes", &nodes, "--overlay", self.overlay], more].concat()).map(drop)
     }
 
     /// Its name, which is also its cluster's.

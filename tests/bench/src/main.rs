@@ -5,6 +5,7 @@
 mod bare;
 mod cni;
 mod cni_rows;
+mod dns;
 mod lab;
 mod netns;
 mod pairs;
@@ -98,6 +99,7 @@ fn clean_up() {
     cni::remove();
     bare::remove();
     services::remove();
+    dns::remove();
     tunnel::remove();
 }
 

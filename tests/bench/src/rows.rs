@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::pairs::{Bound, Row, Terms, measure};
 use crate::worker::{self, Place};
-use crate::{bare, cni_rows, lab, say, services, tunnel};
+use crate::{bare, cni_rows, dns, lab, say, services, tunnel};
 
 /// The port of the answering server; the stream's sink is the one above it.
 const PORT: u16 = 7000;
@@ -46,11 +46,17 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let asked = |row: &&str| plan.only.as_ref().is_none_or(|only| row.contains(only.as_str()));
     let wanted: Vec<&str> = ROWS.into_iter().filter(asked).collect();
     let of_services: Vec<&str> = services::ROWS.into_iter().filter(asked).collect();
+    let of_names: Vec<&str> = dns::ROWS.into_iter().filter(asked).collect();
     let tunnels: Vec<&str> = tunnel::ROWS.into_iter().filter(asked).collect();
     anyhow::ensure!(
-        !wanted.is_empty() || !of_services.is_empty() || !tunnels.is_empty(),
+        !wanted.is_empty() || !of_services.is_empty() || !of_names.is_empty() || !tunnels.is_empty(),
         "no such row; there are: {}",
-        ROWS.into_iter().chain(services::ROWS).chain(tunnel::ROWS).collect::<Vec<_>>().join(", ")
+        ROWS.into_iter()
+            .chain(services::ROWS)
+            .chain(dns::ROWS)
+            .chain(tunnel::ROWS)
+            .collect::<Vec<_>>()
+            .join(", ")
     );
     let mut rows = Vec::new();
     let mut figures = Figures::default();
@@ -63,6 +69,12 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         let (more, all) = services::run(&services::Plan { rows: of_services, rounds, secs, services })?;
         rows.extend(more);
         figures.services = all;
+    }
+    if !of_names.is_empty() {
+        let (secs, services) = (plan.secs, plan.services);
+        let (more, all) = dns::run(&dns::Plan { rows: of_names, rounds, secs, services })?;
+        rows.extend(more);
+        figures.names = all;
     }
     if !tunnels.is_empty() {
         let (whole, secs) = (plan.only.is_some(), plan.secs);
@@ -80,6 +92,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
 #[derive(Debug, Default)]
 struct Figures {
     services: serde_json::Value,
+    names: serde_json::Value,
     tunnels: serde_json::Value,
 }
 
@@ -217,8 +230,9 @@ fn publish(plan: &Plan, rows: &[Row], figures: &Figures) -> Result<()> {
     if let Some(dir) = plan.report.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    let Figures { services, tunnels } = figures;
-    let report = json!({ "machine": machine, "rows": rows, "services": services, "tunnels": tunnels });
+    let Figures { services, names, tunnels } = figures;
+    let report =
+        json!({ "machine": machine, "rows": rows, "services": services, "names": names, "tunnels": tunnels });
     std::fs::write(&plan.report, serde_json::to_vec_pretty(&report)?)?;
     say(&format!("report: {}", plan.report.display()));
     Ok(())

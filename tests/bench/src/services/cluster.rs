@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use super::path::{Kind, PORT, Path};
 use super::rules::Wish;
 use super::{OURS, VIP};
-use crate::lab::SERVICES as LAB;
+use crate::lab::{Lab, SERVICES as LAB};
 use crate::netns;
 use crate::worker::Place;
 
@@ -34,29 +34,38 @@ const STORE_LIMIT: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
 /// The lab, and a way into its store.
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     runtime: Runtime,
     store: Etcd,
     keys: Keys,
     socket: PathBuf,
-    backends: [IpAddr; 2],
+    /// Those that answer.
+    backends: Vec<IpAddr>,
 }
 
 impl Cluster {
     /// Brings it up: a client, two backends with servers, one service. All on one node.
     pub(super) fn up() -> Result<Self> {
-        LAB.up()?;
-        LAB.pod(NODE, CLIENT, "client")?;
-        let mut backends = Vec::new();
+        let mut cluster = Self::bare(LAB, &[])?;
         for pod in BACKENDS {
             let ip = LAB.pod(NODE, pod, "backend")?;
             Place::Pod(LAB, pod).server(ip, PORT)?;
-            backends.push(ip);
+            cluster.backends.push(ip);
         }
-        let shown = LAB.show()?;
+        let ours = service("bench", VIP, &OURS)?;
+        let slice = slice("bench", &OURS, &cluster.backends)?;
+        cluster.install(vec![(ours, slice)])?;
+        Ok(cluster)
+    }
+
+    /// Brings a lab up with a client and nothing else; `more` are arguments of `weft-lab up`.
+    pub(crate) fn bare(lab: Lab, more: &[&str]) -> Result<Self> {
+        lab.up_with(more)?;
+        lab.pod(NODE, CLIENT, "client")?;
+        let shown = lab.show()?;
         let text = |value: &Value| value.as_str().map(str::to_owned).context("weft-lab show: no text");
         let endpoint = text(&shown["etcd"][0])?;
-        let keys = Keys::new(LAB.name())?;
+        let keys = Keys::new(lab.name())?;
         // Beside nft at work with ten thousand services the store may take its time.
         let config =
             EtcdConfig { endpoints: vec![endpoint], request_timeout: STORE_LIMIT, ..EtcdConfig::default() };
@@ -73,12 +82,7 @@ impl Cluster {
             Ok((runtime, store))
         })?;
         let socket = text(&shown["nodes"][0]["socket"])?.into();
-        let backends = [backends[0], backends[1]];
-        let cluster = Self { runtime, store, keys, socket, backends };
-        let ours = service("bench", VIP, &OURS)?;
-        let slice = slice("bench", &OURS, &cluster.backends)?;
-        cluster.install(vec![(ours, slice)])?;
-        Ok(cluster)
+        Ok(Self { runtime, store, keys, socket, backends: Vec::new() })
     }
 
     /// The client's ways to it.
@@ -113,7 +117,7 @@ impl Cluster {
     }
 
     /// Writes them; seconds until the node's maps have them.
-    pub(super) fn install(&self, objects: Vec<(Service, EndpointSlice)>) -> Result<f64> {
+    pub(crate) fn install(&self, objects: Vec<(Service, EndpointSlice)>) -> Result<f64> {
         let start = Instant::now();
         let mut revision = 0;
         for part in objects.chunks(MAX_TRANSACTION_OPERATIONS / KEYS_EACH) {
@@ -177,7 +181,7 @@ impl Cluster {
 }
 
 /// With all that netd would add.
-pub(super) fn service(name: &str, vip: Ipv4Addr, ports: &[(u16, u16)]) -> Result<Service> {
+pub(crate) fn service(name: &str, vip: Ipv4Addr, ports: &[(u16, u16)]) -> Result<Service> {
     let port = |(port, target): &(u16, u16)| json!({ "name": format!("p{port}"), "port": port, "targetPort": target, "protocol": "TCP" });
     let object = json!({
         "apiVersion": "v1", "kind": "Service",
@@ -192,7 +196,7 @@ pub(super) fn service(name: &str, vip: Ipv4Addr, ports: &[(u16, u16)]) -> Result
 }
 
 /// A service's endpoints, all of them ready.
-pub(super) fn slice(name: &str, ports: &[(u16, u16)], backends: &[IpAddr]) -> Result<EndpointSlice> {
+pub(crate) fn slice(name: &str, ports: &[(u16, u16)], backends: &[IpAddr]) -> Result<EndpointSlice> {
     let port = |(port, target): &(u16, u16)| json!({ "name": format!("p{port}"), "port": target, "protocol": "TCP" });
     let endpoint = |ip: &IpAddr| json!({ "addresses": [ip], "nodeName": NODE });
     let object = json!({

@@ -4,7 +4,7 @@
 //! moves on.
 
 mod apply;
-mod cluster;
+pub(crate) mod cluster;
 mod goals;
 mod node_port;
 mod path;
