@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 mod alone;
+mod dns;
 mod fake_netd;
 mod ipam;
 mod members;

@@ -127,7 +127,9 @@ fn text(compared: &Compared) -> String {
     for difference in &compared.differences {
         let _ = writeln!(text, "{} {}", difference.name, difference.record_type);
         for (who, lines) in [("here", &difference.ours), ("there", &difference.theirs)] {
-            lines.iter().for_each(|line| drop(writeln!(text, "  {who:<7}{line}")));
+            for line in lines {
+                let _ = writeln!(text, "  {who:<7}{line}");
+            }
         }
     }
     let more = compared.different - compared.differences.len();

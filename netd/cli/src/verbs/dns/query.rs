@@ -26,11 +26,15 @@ fn text(answer: &DnsAnswer) -> String {
         "{} {}, asked by {client}, at revision {}: {}\n",
         answer.name, answer.record_type, answer.revision, answer.outcome
     );
-    answer.reasons.iter().for_each(|reason| drop(writeln!(text, "  {reason}")));
+    for reason in &answer.reasons {
+        let _ = writeln!(text, "  {reason}");
+    }
     let sections =
         [("answer", &answer.answer), ("authority", &answer.authority), ("additional", &answer.additional)];
     for (section, records) in sections {
-        records.iter().for_each(|record| drop(writeln!(text, "  {section:<11}{record}")));
+        for record in records {
+            let _ = writeln!(text, "  {section:<11}{record}");
+        }
     }
     for name in &answer.forward {
         let _ = writeln!(text, "  {:<11}{name}", "upstream");
