@@ -61,7 +61,8 @@ impl ZoneKeeper {
         skydns: Option<(&str, &Mirror)>,
         unread: Option<String>,
     ) -> bool {
-        self.unread = unread;
+        // Where nobody asked for them, a store user who may not read them is nothing to speak of.
+        self.unread = unread.filter(|_| self.options.skydns_wanted);
         self.own.follow(keys, store, skydns)
     }
 
@@ -332,7 +333,7 @@ mod tests {
             )
         };
         let views = [
-            view(1, &[headless.clone()], &[slice([true, true])]),
+            view(1, std::slice::from_ref(&headless), &[slice([true, true])]),
             view(2, &[headless.clone(), web("10.96.0.20", "app=x")], &[slice([true, false])]),
             view(3, &[headless.clone(), web("10.96.0.21", "a,,b")], &[slice([false, false])]),
             view(4, &[web("10.96.0.21", "app=x")], &[]),

@@ -59,6 +59,8 @@ pub(crate) struct ZoneOptions {
     pub zones: Vec<Name>,
     /// Where SkyDNS records lie in etcd; `None`: they are not read.
     pub skydns_prefix: Option<String>,
+    /// Somebody said so: it is worth a word where they cannot be read.
+    pub skydns_wanted: bool,
     /// As the file has them: those that are wrong are reported and skipped, as in the store.
     pub records: Vec<RecordSpec>,
     pub links: Vec<LinkSpec>,
@@ -74,6 +76,7 @@ impl Default for ZoneOptions {
             autopath: true,
             zones: Vec::new(),
             skydns_prefix: None,
+            skydns_wanted: false,
             records: Vec::new(),
             links: Vec::new(),
             rewrites: Vec::new(),
@@ -138,6 +141,7 @@ fn zone(o: &Options) -> Result<ZoneOptions, ConfigError> {
         autopath: o.dns_autopath.unwrap_or(default.autopath),
         zones: zones.collect::<Result<_, _>>()?,
         skydns_prefix: skydns_prefix(o.dns_skydns_prefix.as_deref(), has_etcd)?,
+        skydns_wanted: o.dns_skydns_prefix.is_some(),
         records: o.dns_records.clone().unwrap_or_default(),
         links: o.dns_links.clone().unwrap_or_default(),
         rewrites: o.dns_rewrites.clone().unwrap_or_default(),
