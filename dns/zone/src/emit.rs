@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::entry::{Endpoint, Endpoints, Entry, Kind, NamedPort};
+use crate::entry::{Endpoint, Endpoints, Entry, Kind, NO_HOST, NamedPort};
 use crate::locate::{Located, is_seen};
 use crate::order::shuffled;
 use crate::resolve::Ask;
@@ -137,13 +137,23 @@ impl Zone {
         sink: &mut S,
     ) -> bool {
         let ttl_secs = self.fixed.ttl_secs;
-        for entry in self.owners(pointer).filter(|entry| is_seen(entry, ask.client)) {
+        let owners = || self.owners(pointer).filter(|entry| is_seen(entry, ask.client));
+        // A name that somebody gave (StatefulSets) is the one, whatever headless services have the address, too: who looks up
+        // who asks expects that name, and no made up one beside it.
+        let given = owners().any(|entry| match &entry.kind {
+            Kind::Headless(endpoints) => {
+                endpoints.all.iter().any(|one| one.ip == pointer.ip && one.host != NO_HOST)
+            }
+            _ => true,
+        });
+        for entry in owners() {
             let Kind::Headless(endpoints) = &entry.kind else {
                 sink.answer(owner, ttl_secs, Data::Ptr(NameRef::from(&*entry.name)));
                 continue;
             };
             let mut last = None;
-            for endpoint in endpoints.all.iter().filter(|endpoint| endpoint.ip == pointer.ip) {
+            let meant = |one: &&Endpoint| one.ip == pointer.ip && (one.host != NO_HOST || !given);
+            for endpoint in endpoints.all.iter().filter(meant) {
                 // Sorted by host: one name comes once.
                 if last.replace(endpoint.host) != Some(endpoint.host) {
                     sink.answer(owner, ttl_secs, Data::Ptr(entry.endpoint_name(endpoint)));
