@@ -152,6 +152,9 @@ pub struct Backend {
     pub pod: Option<String>,
     /// The shared opinion about it: of its ports the best.
     pub verdict: Verdict,
+    /// A server of this node's agent itself, which is there before all other backends, and not while the agent is silent. Then those
+    /// are asked by its own address, too.
+    pub of_agent: bool,
     /// Of ports that have another one, as where slices say different things of them.
     pub port_verdicts: BTreeMap<(Protocol, u16), Verdict>,
 }
@@ -273,6 +276,7 @@ impl Backend {
             hints,
             pod: None,
             verdict,
+            of_agent: false,
             port_verdicts,
         }
     }

@@ -8,11 +8,14 @@
 //! | node port, load balancer (`ipMode: VIP`), externalIP | pods and nodes | as with policy `Cluster` |
 //! | the same | the world | by `externalTrafficPolicy` |
 //! | the same, with DSR | another node that sends on | this node's |
+//! | a server of the agent itself, while that is silent | pods and nodes | as with policy `Cluster` |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpf_abi::service::{SERVICE_DSR, SERVICE_KEEP_SOURCE, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES};
+use ebpf_abi::service::{
+    SERVICE_AGENT_SILENT, SERVICE_DSR, SERVICE_KEEP_SOURCE, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES,
+};
 use ebpf_abi::{BackendValue, FrontendKey, SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL};
 use ipnet::IpNet;
 
@@ -87,8 +90,9 @@ impl Recipe {
     fn new(members: BTreeMap<BackendValue, u64>, algorithm: Algorithm) -> Self {
         let divisor = members.values().copied().fold(0, gcd).max(1);
         let reduced = |weight: u64| u32::try_from(weight / divisor).unwrap_or(u32::MAX).max(1);
-        let members: Vec<(BackendValue, u32)> =
+        let mut members: Vec<(BackendValue, u32)> =
             members.into_iter().map(|(value, weight)| (value, reduced(weight))).collect();
+        members.sort_by_key(|(value, _)| !value.is_of_agent());
         let equal = members.iter().all(|(_, weight)| *weight == 1);
         let fill = match algorithm {
             _ if members.len() < 2 => None,
@@ -97,6 +101,11 @@ impl Recipe {
             Algorithm::LeastConnections | Algorithm::Random => Some(Fill::Exact),
         };
         Self { fill, members }
+    }
+
+    /// Whether the first slot goes before the others.
+    pub(crate) fn is_agent_first(&self) -> bool {
+        self.fill.is_none() && self.members.len() > 1 && self.members[0].0.is_of_agent()
     }
 
     /// How many slots there will be.
@@ -165,6 +174,12 @@ pub(crate) fn wishes(
         }
         for (ip, ranges) in &outside {
             maker.add_outside(*ip, port.port, port, 0, ranges);
+        }
+        for server in entry.backends.iter().filter(|backend| backend.of_agent) {
+            for number in server.ports_for(port) {
+                let key = FrontendKey::new(server.address, number, protocol, SCOPE_INTERNAL);
+                maker.add(key, port, TrafficPolicy::Cluster, SERVICE_AGENT_SILENT, &[]);
+            }
         }
         for family in entry.ip_families.iter().filter(|_| port.node_port.is_some()) {
             let any = match family {
@@ -274,5 +289,6 @@ impl<'a, W: Fn(IpAddr) -> u64> Maker<'a, W> {
 pub(crate) fn value(backend: &Backend, port: u16, protocol: Protocol, view: &NodeView) -> BackendValue {
     let index = backend.node.as_ref().and_then(|node| view.nodes.get(node)).map_or(0, |node| node.index);
     let local = backend.node.as_deref() == Some(&view.name);
-    BackendValue::new(backend.address, port, protocol.into()).on_node(index, local)
+    let value = BackendValue::new(backend.address, port, protocol.into()).on_node(index, local);
+    if backend.of_agent { value.of_agent() } else { value }
 }

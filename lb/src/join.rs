@@ -67,6 +67,7 @@ fn add_slice(
             }),
             pod: pod.map(|target| format!("{}/{}", target.namespace, target.name)),
             verdict,
+            of_agent: false,
         };
         let merged = match backends.remove(&address) {
             None => found,
@@ -100,6 +101,7 @@ fn merge(one: Backend, other: Backend) -> Backend {
         },
         pod: first(one.pod, other.pod),
         verdict: one.verdict.min(other.verdict),
+        of_agent: false,
     }
 }
 

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ebpf_abi::service::{
-    ALGORITHM_HASH, ALGORITHM_LEAST_CONNECTIONS, ALGORITHM_RANDOM, SERVICE_AFFINITY, SERVICE_DROP_EMPTY,
+    ALGORITHM_AGENT_FIRST, ALGORITHM_HASH, ALGORITHM_LEAST_CONNECTIONS, ALGORITHM_RANDOM, SERVICE_AFFINITY,
+    SERVICE_DROP_EMPTY,
 };
 use ebpf_abi::{AffinityBackendKey, FrontendKey, SCOPE_INTERNAL, ServiceValue, SourceRangeKey};
 use ipnet::IpNet;
 
 use crate::choose::Empty;
 use crate::compile::{Compiled, Frontend, Set};
-use crate::frontends::{FrontendWish, SetKey, SetWish, Wishes};
+use crate::frontends::{FrontendWish, Recipe, SetKey, SetWish, Wishes};
 use crate::slots::Range;
 use crate::{Algorithm, CapacityError, Compiler, Limit, Problem, ServiceName};
 
@@ -287,6 +288,7 @@ impl Compiler {
                 value.affinity_secs = options.affinity_secs;
             }
             value.algorithm = match options.algorithm {
+                _ if set.recipe.as_ref().is_some_and(Recipe::is_agent_first) => ALGORITHM_AGENT_FIRST,
                 Algorithm::LeastConnections => ALGORITHM_LEAST_CONNECTIONS,
                 Algorithm::Maglev => ALGORITHM_HASH,
                 Algorithm::Random => ALGORITHM_RANDOM,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use netd_host::{Events, Host};
 use netd_plan::{BackendKind, NodeFacts};
-use netd_store::records::{ClusterConfig, OverlayBackend};
+use netd_store::records::OverlayBackend;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::attach;
 use crate::attachments::Phase;
 use crate::desired;
+use crate::dns;
 use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms, now_ms};
 use crate::overlay::{self, OverlayPaths, Routed};
@@ -421,20 +422,32 @@ impl Agent {
         let skydns = prefix.zip(skydns.as_deref().map(|skydns| &skydns.mirror));
         let changed = self.zone.follow(&self.node.keys, &state.mirror, skydns, unread);
         if !changed && self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
+            self.offer_dns();
             return;
+        }
+        // First: who is answered at all must know who may ask.
+        let clients = desired::dns_clients(&self.node, view.pod_cidrs());
+        if **self.node.dns_clients.load() != clients {
+            self.node.dns_clients.store(Arc::new(clients));
         }
         match self.zone.update(view, &self.node.config.dns_addresses) {
             Ok(zone) => {
                 self.node.zone.store(Some(zone));
                 self.zoned = Some(view.clone());
+                self.node.zoned.send_if_modified(|zoned| !std::mem::replace(zoned, true));
             }
             Err(error) => {
                 errors.push(format!("the DNS zone {:?} of the cluster: {error}", view.config.dns_zone))
             }
         }
-        let clients = desired::dns_clients(&self.node, view);
-        if **self.node.dns_clients.load() != clients {
-            self.node.dns_clients.store(Arc::new(clients));
+        self.offer_dns();
+    }
+
+    /// Who knows the names may be asked by other nodes' pods.
+    fn offer_dns(&self) {
+        let further = dns::addresses(&self.node.facts().overlays);
+        if self.zoned.is_some() && *self.node.dns_wanted.borrow() != further {
+            self.node.dns_wanted.send_replace(further);
         }
     }
 
@@ -444,7 +457,10 @@ impl Agent {
             return last;
         }
         let servers = &self.node.config.dns_addresses;
-        let own = |config: &ClusterConfig| Some(desired::dns_service(&config.dns_vips(), servers));
+        let own = |view: &View| {
+            let others = dns::other_servers(view, self.node.uuid);
+            Some(desired::dns_service(&view.config.dns_vips(), servers, &others))
+        };
         let view = Arc::new(View::parse(state, &self.node.keys, &self.node.initial, own, &mut self.known));
         for bad in view.bad_values.iter().filter(|bad| !last.bad_values.contains(bad)) {
             tracing::warn!(key = bad.key, reason = bad.reason, "a value in the store is skipped");

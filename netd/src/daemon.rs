@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use ebpf_loader::{AttachMode, Datapath, OpenOptions};
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, TryFutureExt};
 use netd_host::Host;
 use netd_store::records::{ClusterConfig, decode};
 use netd_store::{Etcd, EtcdConfig, FileStore, KeyValue, Keys, Mirror, MirrorState, Store, Tail};
@@ -31,8 +31,8 @@ use crate::settings::Settings;
 use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::{
-    api, deferred, desired, dns, doctor, health, hold, identity, lease, mtu, pins, publish, removal, services,
-    snapshot, spare, status, sweep, tunnel,
+    api, deferred, desired, dns, doctor, health, hold, identity, lease, mtu, pins, publish, removal,
+    services, snapshot, spare, status, sweep, tunnel,
 };
 
 /// The store of a host without etcd, in the state directory.
@@ -81,11 +81,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
         spawn("conntrack", services::keep_flows(node.clone()).boxed()),
         spawn("claims of services", services::keep_claims(node.clone()).boxed()),
+        spawn("DNS for other nodes", dns::keep(node.clone()).boxed()),
         spawn("health checks", services::keep_health_checks(node.clone()).boxed()),
         spawn("records of others", removal::keep(node.clone()).boxed()),
         spawn("network config", keep_drop_in(node.clone(), drop_in).boxed()),
     ];
-    let answer = dns.run(stop.clone().cancelled_owned()).map_err(anyhow::Error::from);
+    let answer = dns::answer(node.clone(), dns, stop.clone().cancelled_owned());
     let draining = [
         spawn("api", api::serve(node.clone(), listener, stop.clone().cancelled_owned()).boxed()),
         spawn("dns", answer.boxed()),

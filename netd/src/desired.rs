@@ -26,8 +26,10 @@ use crate::view::View;
 
 /// The overlay device.
 pub(crate) use netd_plan::links::VXLAN_DEVICE;
-/// Source of the verdict on the one backend that no slice names.
+/// Source of the verdict on the backends that no slice names.
 pub(crate) const OWN_SERVER: &str = "own server";
+/// The same of those that are on other nodes.
+const OTHER_SERVER: &str = "another node's server";
 /// Where DNS is served.
 pub(crate) const DNS_PORT: u16 = 53;
 
@@ -203,9 +205,14 @@ pub(crate) fn nft_rules(node: &Node, view: &View, attachments: &[Arc<Attachment>
     }
 }
 
-/// Cluster DNS as a service like any other, and its backends: this node's own servers, one of a family. Those are
-/// link-local addresses, which no slice in the store may name; here they are meant.
-pub(crate) fn dns_service(vips: &[IpAddr], servers: &[IpAddr]) -> (Service, Vec<lb::Backend>) {
+/// Cluster DNS as a service like any other, and its backends: this node's own servers, one of a family, before those of `others`. The
+/// own ones are link-local addresses, which no slice in the store may name; here they are meant. Where there is no other, questions
+/// wait for the own one's return.
+pub(crate) fn dns_service(
+    vips: &[IpAddr],
+    servers: &[IpAddr],
+    others: &[IpAddr],
+) -> (Service, Vec<lb::Backend>) {
     let metadata =
         Metadata { name: "kube-dns".into(), namespace: "kube-system".into(), ..Metadata::default() };
     let mut service = Service { metadata, ..Service::default() };
@@ -225,19 +232,26 @@ pub(crate) fn dns_service(vips: &[IpAddr], servers: &[IpAddr]) -> (Service, Vec<
         protocol: *protocol,
         port: DNS_PORT,
     };
-    let backend = |address: &IpAddr| {
-        let verdict = lb::Verdict { state: lb::VerdictState::Up, source: OWN_SERVER };
+    let backend = |address: &IpAddr, source| {
+        let verdict = lb::Verdict { state: lb::VerdictState::Up, source };
         lb::Backend::new(*address, ports.iter().map(port).collect(), verdict)
     };
-    (service, servers.iter().map(backend).collect())
+    let own = |address: &IpAddr| lb::Backend {
+        of_agent: others.iter().any(|other| other.is_ipv4() == address.is_ipv4()),
+        ..backend(address, OWN_SERVER)
+    };
+    let mut backends: Vec<lb::Backend> = servers.iter().map(own).collect();
+    backends.extend(others.iter().map(|address| backend(address, OTHER_SERVER)));
+    backends.sort_by_key(|backend| backend.address);
+    (service, backends)
 }
 
 /// Who may ask this node's DNS: pods of the cluster, the node from any of its addresses, and whom the operator named.
-pub(crate) fn dns_clients(node: &Node, view: &View) -> Vec<IpNet> {
+pub(crate) fn dns_clients(node: &Node, pods: Vec<IpNet>) -> Vec<IpNet> {
     let own =
         node.config.dns_addresses.iter().copied().chain([node.underlay.load().address]).map(IpNet::from);
     let loopback = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
     let loopback6 = IpNet::from(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST));
     let named = node.config.dns.clients.iter().copied();
-    view.pod_cidrs().into_iter().chain(own).chain([loopback, loopback6]).chain(named).collect()
+    pods.into_iter().chain(own).chain([loopback, loopback6]).chain(named).collect()
 }

@@ -2,7 +2,7 @@
 //! What the tasks of this node share. Locks are held for short, synchronous stretches only, never across an await.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -77,6 +77,11 @@ pub(crate) struct Node {
     /// Checksums inside VXLAN were found to be spoilt: the kernel computes them.
     pub vxlan_checksum_off: AtomicBool,
     pub zone: Arc<ArcSwapOption<Zone>>,
+    /// There is a zone.
+    pub zoned: watch::Sender<bool>,
+    /// Where other nodes' pods may ask this node's DNS, and where they can.
+    pub dns_wanted: watch::Sender<Vec<SocketAddr>>,
+    pub dns_bound: watch::Sender<Vec<SocketAddr>>,
     pub dns_stats: Arc<DnsStats>,
     pub counters: Counters,
     /// One ADD or DEL at a time for each attachment.
@@ -190,6 +195,9 @@ impl Node {
             probed: ArcSwap::default(),
             vxlan_checksum_off: AtomicBool::new(checksum_off),
             zone: Arc::default(),
+            zoned: watch::Sender::new(false),
+            dns_wanted: watch::Sender::default(),
+            dns_bound: watch::Sender::default(),
             dns_stats: Arc::default(),
             counters: Counters::default(),
             key_locks: KeyLocks::default(),

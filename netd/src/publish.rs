@@ -4,6 +4,7 @@
 //! With the store down the difference waits; nothing is queued elsewhere.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -183,6 +184,7 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
         backends_up: Some(overlay.plan.up.iter().copied().map(recorded).collect()),
         sends: node.routed.load().sends.map(sent_by),
         dns: node.config.dns_addresses.first().copied(),
+        dns_serves: node.dns_bound.borrow().iter().map(SocketAddr::ip).collect(),
         version: VERSION.to_owned(),
         // What a newer netd put there stays.
         extra: view.nodes.get(&node.uuid).map(|known| known.extra.clone()).unwrap_or_default(),

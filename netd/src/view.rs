@@ -63,7 +63,7 @@ impl View {
         state: &MirrorState,
         keys: &Keys,
         initial: &ClusterConfig,
-        own: impl Fn(&ClusterConfig) -> Option<(Service, Vec<Backend>)>,
+        own: impl Fn(&Self) -> Option<(Service, Vec<Backend>)>,
         known: &mut Known,
     ) -> Self {
         let mut view = Self {
@@ -87,7 +87,7 @@ impl View {
         known.pods.forget_unseen();
         view.bad_values.extend(known.objects.update(state, keys));
         // A Service of that name in the store is the cluster's own cluster DNS, and wins.
-        known.objects.set_own(own(&view.config));
+        known.objects.set_own(own(&view));
         let (table, problems) = known.objects.table(state.revision);
         view.services = known.objects.services();
         view.service_ips = known.objects.service_ips();

@@ -25,6 +25,7 @@ mod bind;
 mod cache;
 mod complete;
 mod forward;
+mod further;
 mod group;
 mod held;
 pub mod hold;
@@ -42,6 +43,7 @@ mod wire;
 
 pub use bind::BindError;
 pub use forward::{CACHE_BYTES, FORWARDS_IN_FLIGHT_MAX, ForwardConfig, StubZone};
+pub use further::Further;
 pub use group::UPSTREAMS_MAX;
 pub use query_log::QUERY_LOG_TARGET;
 pub use resolv_conf::nameservers;

@@ -5,8 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -20,6 +19,7 @@ use tracing::{info, warn};
 use crate::admission::Admission;
 use crate::bind::BindError;
 use crate::forward::{ForwardConfig, Forwarder};
+use crate::further::{self, Further, Starter, Threads};
 use crate::held;
 use crate::query_log::QueryLog;
 use crate::rate::Rate;
@@ -27,7 +27,7 @@ use crate::respond::Core;
 use crate::sockets::{Sockets, bind, bind_tcp};
 use crate::stats::{Counters, DnsStats};
 use crate::stream::{Places, STREAMS_MAX, STREAMS_PER_CLIENT_MAX, Streams};
-use crate::udp::{Work, Worker};
+use crate::udp::Work;
 
 /// Time for requests in flight when the server is told to stop.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -43,6 +43,8 @@ const PREFETCHES_MAX: usize = 64;
 pub struct DnsConfig {
     /// UDP and TCP on each (which need not be on the node yet); port 0 picks one that is free on both.
     pub addresses: Vec<SocketAddr>,
+    /// More of them, while the server runs.
+    pub further: Option<Further>,
     /// DNS over TLS.
     pub tls: Vec<TlsListen>,
     /// UDP workers, a thread for each and for each address; 0: as many as the machine has cores.
@@ -79,6 +81,7 @@ impl Default for DnsConfig {
     fn default() -> Self {
         DnsConfig {
             addresses: Vec::new(),
+            further: None,
             tls: Vec::new(),
             workers: 0,
             clients: Arc::default(),
@@ -179,25 +182,22 @@ impl DnsServer {
             started: started.into_std(),
         };
         let (work, queue) = mpsc::channel(in_flight_max + PREFETCHES_MAX);
-        let mut threads = Threads { stop: Arc::default(), threads: Vec::new() };
+        let starter = Starter {
+            core: core.clone(),
+            stats: config.stats.clone(),
+            streams: streams.clone(),
+            started: started.into_std(),
+        };
+        let mut threads = Threads::default();
         let mut accepting = JoinSet::new();
         for Sockets { udp, tcp, .. } in listeners {
-            for socket in udp {
-                let worker = Worker {
-                    core: core.clone(),
-                    socket: Arc::new(socket),
-                    counters: config.stats.worker(),
-                    work: work.clone(),
-                    stop: threads.stop.clone(),
-                    started: started.into_std(),
-                };
-                threads.threads.push(worker.start(threads.threads.len()).map_err(BindError::Thread)?);
-            }
+            threads.start(udp, &starter, &work)?;
             accepting.spawn(streams.clone().accept(tcp, None));
         }
         for (listener, listen) in tls {
             accepting.spawn(streams.clone().accept(listener, Some(listen.config)));
         }
+        let further = further::keep(config.further, starter, work.downgrade());
         drop(work);
         info!(?addresses, workers = threads.threads.len(), "DNS server is answering");
         let dispatching = dispatch(core, counters, queue);
@@ -206,6 +206,7 @@ impl DnsServer {
             Some(ended) = accepting.join_next() => warn!(?ended, ?addresses, "DNS server lost its TCP sockets"),
             () = &mut dispatching => warn!(?addresses, "DNS server lost its UDP sockets"),
             () = forwarder.look_after() => {}
+            () = further => {}
             () = shutdown => {
                 threads.stop.store(true, Relaxed);
                 // Its queue closes when the last worker has ended.
@@ -215,18 +216,6 @@ impl DnsServer {
             }
         }
         Ok(())
-    }
-}
-
-/// The workers' threads; told to end when dropped.
-struct Threads {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
     }
 }
 

@@ -29,6 +29,8 @@ pub const AFFINITY_BACKENDS: &str = "AFFINITY_BACKENDS";
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 /// Index of a node to [`NodeValue`](crate::NodeValue), array.
 pub const NODES: &str = "NODES";
+/// Array of one `u64`: nanoseconds of CLOCK_MONOTONIC at which the agent last said that its own servers answer; 0 before.
+pub const AGENT: &str = "AGENT";
 /// Array of one [`DatapathConfig`](crate::DatapathConfig).
 pub const CONFIG: &str = "CONFIG";
 /// [`CtKey`](crate::CtKey) to [`CtValue`](crate::CtValue), flows that go on, LRU hash.
@@ -55,7 +57,7 @@ pub const DROPS: &str = "DROPS";
 pub const OVERLAY: &str = "OVERLAY";
 
 /// Every map of the datapath.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 27] = [
     SERVICES,
     BACKENDS,
     SLOTS,
@@ -70,6 +72,7 @@ pub const MAPS: [&str; 26] = [
     AFFINITY_BACKENDS,
     NODE_ADDRESSES,
     NODES,
+    AGENT,
     CONFIG,
     CT_LIVE,
     CT_NEW,

@@ -42,6 +42,12 @@ pub const SERVICE_FAULT_RESET: u32 = 64;
 /// [`ServiceValue::flags`]: an injected fault: of `fault_percent` of what begins the packets are dropped. A flow is dropped as a
 /// whole: its SYN finds no way at the next attempt, either.
 pub const SERVICE_FAULT_DROP: u32 = 128;
+/// [`ServiceValue::flags`]: the frontend is the address of a server of the agent itself: packets go there as they are, and only while
+/// the agent is silent they go to the service's other backends.
+pub const SERVICE_AGENT_SILENT: u32 = 256;
+/// How long the agent counts as there after it has said so in AGENT, in nanoseconds: it says so several times in that time, and what
+/// it does not answer meanwhile is less than the patience of those who ask.
+pub const AGENT_SILENT_NS: u64 = 500_000_000;
 
 /// [`ServiceValue::algorithm`]: any slot.
 pub const ALGORITHM_RANDOM: u8 = 0;
@@ -49,9 +55,13 @@ pub const ALGORITHM_RANDOM: u8 = 0;
 pub const ALGORITHM_HASH: u8 = 1;
 /// [`ServiceValue::algorithm`]: of two random slots the one whose backend has fewer open connections (BACKEND_LOAD).
 pub const ALGORITHM_LEAST_CONNECTIONS: u8 = 2;
+/// [`ServiceValue::algorithm`]: the first slot, a server of the agent itself, while the agent is there; else any of the others.
+pub const ALGORITHM_AGENT_FIRST: u8 = 3;
 
 /// [`BackendValue::flags`]: a pod of this node.
 pub const BACKEND_LOCAL: u8 = 1;
+/// [`BackendValue::flags`]: a server of the agent itself, which is no backend while the agent is silent.
+pub const BACKEND_AGENT: u8 = 2;
 
 /// A frontend: an address that a service answers at, port, protocol, and who asks. 20 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -180,7 +190,7 @@ pub struct BackendValue {
     pub port: [u8; 2],
     /// IP protocol number; 0 when the entry is unused.
     pub proto: u8,
-    /// [`BACKEND_LOCAL`] or 0.
+    /// `BACKEND_*`.
     pub flags: u8,
     /// The backend's node as an index into NODES; 0 for none of ours.
     pub node: u32,
@@ -201,6 +211,11 @@ impl BackendValue {
     /// The same with a node: an index into NODES, and whether it is this one.
     pub const fn on_node(self, node: u32, local: bool) -> Self {
         Self { flags: if local { BACKEND_LOCAL } else { 0 }, node, ..self }
+    }
+
+    /// The same as a server of the agent itself.
+    pub const fn of_agent(self) -> Self {
+        Self { flags: self.flags | BACKEND_AGENT, ..self }
     }
 
     /// Where connections go; IPv4 as IPv4.
@@ -226,6 +241,11 @@ impl BackendValue {
     /// Whether it is a pod of this node.
     pub const fn is_local(&self) -> bool {
         self.flags & BACKEND_LOCAL != 0
+    }
+
+    /// Whether it is a server of the agent itself.
+    pub const fn is_of_agent(&self) -> bool {
+        self.flags & BACKEND_AGENT != 0
     }
 
     /// Its key in BACKEND_ENDPOINTS.

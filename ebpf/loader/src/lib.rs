@@ -18,6 +18,7 @@
 //! Interface indexes are those of the calling thread's netns: call from threads that are in the node's netns.
 //!
 //! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs; `object.rs`: the built-in object; [`MapSizes`];
+//! * [`Heartbeat`] (`agent.rs`): whether the agent's own servers answer;
 //! * `services.rs`: services, read back and written; `sockets.rs`, `conntrack.rs`: what goes through them; `node.rs`: the nodes;
 //! * `cgroup.rs`, `pod.rs`, `overlay.rs`, `devices.rs`: attachments; `pod_maps.rs` is what the maps say of a pod; `tc.rs` and
 //!   `link.rs` are what they share, `clsact.rs` and `qdisc.rs` are for kernels without TCX;
@@ -27,6 +28,7 @@
 //! * [`remove_all`]: `netd clean`; [`look()`]: for a witness beside netd;
 //! * `map.rs`: one map with its types; `sys`: bpf(2), mmap(2) and socket options, the only `unsafe`.
 
+mod agent;
 mod cgroup;
 mod clean;
 mod clsact;
@@ -55,6 +57,7 @@ mod sys;
 mod tc;
 mod v1;
 
+pub use agent::Heartbeat;
 pub use clean::{Removed, remove_all};
 pub use conntrack::{Fill, FlowMap, Forget, Swept, TrackedFlow, monotonic_secs};
 pub use counters::MapUsage;

@@ -6,8 +6,8 @@ use ebpf_abi::{
     ServiceValue, address,
     hash::{below, hash_client},
     service::{
-        ALGORITHM_LEAST_CONNECTIONS, SCOPE_DSR, SERVICE_AFFINITY, SERVICE_DROP_EMPTY, SERVICE_KEEP_SOURCE,
-        SERVICE_SOURCE_RANGES,
+        ALGORITHM_AGENT_FIRST, ALGORITHM_LEAST_CONNECTIONS, SCOPE_DSR, SERVICE_AFFINITY,
+        SERVICE_AGENT_SILENT, SERVICE_DROP_EMPTY, SERVICE_KEEP_SOURCE, SERVICE_SOURCE_RANGES,
     },
 };
 
@@ -45,7 +45,8 @@ pub(crate) fn find(key: &FrontendKey, on_host: impl FnOnce() -> bool) -> Option<
         return if on_host() { node_port(key) } else { None };
     }
     if let Some(service) = maps::service(key) {
-        return Some(service);
+        let is_asleep = service.flags & SERVICE_AGENT_SILENT != 0 && maps::agent_is_there();
+        return if is_asleep { None } else { Some(service) };
     }
     if let Some(config) = maps::config()
         && config.is_node_port(key.port)
@@ -153,6 +154,9 @@ fn begin(service: &ServiceValue, client: &Address, chance: Chance) -> Option<u32
 /// By the service's algorithm.
 #[inline(always)]
 fn choose(service: &ServiceValue, chance: Chance) -> Option<u32> {
+    if service.algorithm == ALGORITHM_AGENT_FIRST {
+        return agent_first(service, chance);
+    }
     let hash = match chance {
         Chance::Hash(hash) => return slot(service, hash),
         Chance::Random => peer::random(),
@@ -164,6 +168,19 @@ fn choose(service: &ServiceValue, chance: Chance) -> Option<u32> {
     // The better of two: nearly as good as the best of all, and without looking at all (Mitzenmacher, 2001).
     let other = slot(service, peer::random())?;
     Some(if maps::load(other) < maps::load(one) { other } else { one })
+}
+
+/// The first slot as long as the agent is there, else one of the others.
+#[inline(always)]
+fn agent_first(service: &ServiceValue, chance: Chance) -> Option<u32> {
+    if service.slot_count < 2 || maps::agent_is_there() {
+        return maps::slot(service.slot_offset);
+    }
+    let number = match chance {
+        Chance::Hash(hash) => hash,
+        Chance::Random => peer::random(),
+    };
+    maps::slot(service.slot_offset.wrapping_add(1).wrapping_add(below(number, service.slot_count - 1)))
 }
 
 /// The backend identifier in the slot that a number means.

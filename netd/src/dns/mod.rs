@@ -2,13 +2,17 @@
 //! The node's DNS server: what it is made of, and how its sockets outlive netd.
 
 mod hold;
+mod others;
 mod query;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dns_server::{
-    DnsConfig, DnsServer, ForwardConfig, StubZone, TlsListen, UpstreamConfig, UpstreamTls, server_tls,
+    DnsConfig, DnsServer, ForwardConfig, Further, StubZone, TlsListen, UpstreamConfig, UpstreamTls,
+    server_tls,
 };
 
 use crate::config::{DnsOptions, UpstreamOption};
@@ -16,10 +20,14 @@ use crate::desired;
 use crate::node::Node;
 
 pub(crate) use hold::hold_sockets;
+pub(crate) use others::{addresses, keep, servers as other_servers};
 pub(crate) use query::{query, questions};
 
 /// The port of DNS over TLS (RFC 7858).
 const TLS_PORT: u16 = 853;
+/// Questions wait in the sockets while netd starts: an answer a moment later is worth more than SERVFAIL at once. Without the store's
+/// answer for so long, who asks is to know, and may ask another server.
+const START_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Takes the sockets that were held while netd was away, or binds new ones; then has them held.
 pub(crate) fn bind(node: &Node) -> Result<DnsServer> {
@@ -27,9 +35,13 @@ pub(crate) fn bind(node: &Node) -> Result<DnsServer> {
     let options = &config.dns;
     let addresses: Vec<SocketAddr> =
         config.dns_addresses.iter().map(|ip| SocketAddr::new(*ip, desired::DNS_PORT)).collect();
+    // Until the store has said which networks are the pods'.
+    let pods = node.initial.pools.iter().map(|pool| pool.cidr).collect();
+    node.dns_clients.store(Arc::new(desired::dns_clients(node, pods)));
     let server = DnsServer::bind(
         DnsConfig {
             addresses,
+            further: Some(Further { wanted: node.dns_wanted.subscribe(), bound: node.dns_bound.clone() }),
             tls: tls(options, &config.dns_addresses)?,
             workers: options.workers,
             clients: node.dns_clients.clone(),
@@ -44,6 +56,21 @@ pub(crate) fn bind(node: &Node) -> Result<DnsServer> {
     )?;
     hold::keep(config, &server);
     Ok(server)
+}
+
+/// Answers until `shutdown` resolves, from the first zone on.
+pub(crate) async fn answer(
+    node: Arc<Node>,
+    server: DnsServer,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    tokio::pin!(shutdown);
+    let mut zoned = node.zoned.subscribe();
+    tokio::select! {
+        _ = tokio::time::timeout(START_PATIENCE, zoned.wait_for(|zoned| *zoned)) => {}
+        () = &mut shutdown => return Ok(()),
+    }
+    Ok(server.run(shutdown).await?)
 }
 
 fn forward(node: &Node) -> Result<ForwardConfig> {

@@ -227,6 +227,9 @@ pub struct NodeRecord {
     /// Its node DNS address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<IpAddr>,
+    /// Where its DNS server answers other nodes' pods; empty while it does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_serves: Vec<IpAddr>,
     /// The version of its netd.
     #[serde(default)]
     pub version: String,

@@ -6,6 +6,7 @@ mod service;
 mod socket;
 
 use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_ns,
     macros::map,
     maps::{Array, HashMap, PerCpuArray},
 };
@@ -14,6 +15,7 @@ use ebpf_abi::{
     address::{UNSPECIFIED, is_ipv4, mapped},
     limits::{COUNTERS_MAX, DROPS_MAX, NODE_ADDRESSES_MAX, NODES_MAX},
     node::{ADDRESS_NODE_PORT, CONFIG_SILENT_LOOPBACK4, CONFIG_SILENT_LOOPBACK6},
+    service::AGENT_SILENT_NS,
 };
 
 pub(crate) use pod::{may_send_from, overlay, pod, pod_link, pod6};
@@ -30,6 +32,8 @@ const NOEXIST: u64 = 1;
 /// BPF_F_NO_PREALLOC (linux/bpf.h): memory by use.
 const NO_PREALLOC: u32 = 1;
 
+#[map]
+static AGENT: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static CONFIG: Array<DatapathConfig> = Array::with_max_entries(1, 0);
 #[map]
@@ -167,6 +171,15 @@ impl Config {
         let (first, port) = (self.node_port_min(), u16::from_be_bytes(port));
         first != 0 && first <= port && port <= self.node_port_max()
     }
+}
+
+/// Whether the agent has said of late that its own servers answer.
+#[inline(always)]
+pub(crate) fn agent_is_there() -> bool {
+    // SAFETY: a live, aligned map value of this type; the helper has no arguments and no requirements.
+    AGENT
+        .get_ptr(0)
+        .is_some_and(|said| unsafe { said.read_volatile() + AGENT_SILENT_NS > bpf_ktime_get_ns() })
 }
 
 /// The flags of an address of this host or another node; 0 for all others.

@@ -12,10 +12,10 @@ use ebpf_abi::{
         AFFINITY_BACKENDS_DEFAULT, AFFINITY_DEFAULT, BACKEND_ENDPOINTS_DEFAULT, BACKENDS_DEFAULT,
         FRONTENDS_DEFAULT, SERVICE_COUNTERS_DEFAULT, SLOTS_DEFAULT, SOURCE_RANGES_DEFAULT,
     },
-    service::BACKEND_LOCAL,
+    service::{BACKEND_AGENT, BACKEND_LOCAL},
 };
 
-use super::{ANY, NO_PREALLOC, NOEXIST, add_one};
+use super::{ANY, NO_PREALLOC, NOEXIST, add_one, agent_is_there};
 
 /// BPF_F_MMAPABLE (linux/bpf.h): user space maps the array into its memory.
 const MMAPABLE: u32 = 1 << 10;
@@ -72,7 +72,12 @@ pub(crate) struct Backend(*const BackendValue);
 pub(crate) fn backend(id: u32) -> Option<Backend> {
     let backend = BACKENDS.get_ptr(id)?;
     // SAFETY: as above.
-    if unsafe { (*backend).proto } == 0 { None } else { Some(Backend(backend)) }
+    let (proto, flags) = unsafe { ((*backend).proto, (*backend).flags) };
+    if proto == 0 || (flags & BACKEND_AGENT != 0 && !agent_is_there()) {
+        None
+    } else {
+        Some(Backend(backend))
+    }
 }
 
 impl Backend {

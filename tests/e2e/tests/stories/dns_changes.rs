@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! DNS while things change: endpoints, the store, netd itself; and records of SkyDNS and of one's own.
 
-use crate::dns_client::{Client, How, NODE_DNS, PATIENCE, VIP_DNS, becomes, question, read};
+use crate::dns_client::{Client, NODE_DNS, PATIENCE, becomes, question, read};
 use crate::dns_records::svc;
 use crate::have;
 use crate::service_stage::{SOON, Stage, checked, conditions, service, spec};
@@ -84,8 +84,9 @@ fn not_in_sync_is_servfail_and_never_nxdomain() -> Result<()> {
 
 #[test]
 fn no_question_is_lost_while_netd_is_restarted_or_killed() -> Result<()> {
-    let Some(mut stage) = Stage::of("dnsrestart", 2, "vxlan", &[])? else { return Ok(()) };
-    stage.backend("n2", "b1", "web")?;
+    // Nobody else is there who could answer meanwhile.
+    let Some(mut stage) = Stage::of("dnsrestart", 1, "vxlan", &[])? else { return Ok(()) };
+    stage.backend("n1", "b1", "web")?;
     stage.client("n1", "c1")?;
     let web = stage.service(&service("web", spec(json!({"selector": {"app": "web"}}))))?;
     let vip = web.vip(false)?.ip().to_string();
@@ -110,27 +111,13 @@ fn no_question_is_lost_while_netd_is_restarted_or_killed() -> Result<()> {
     stage.lab.down()
 }
 
-#[test]
-fn the_second_name_server_answers_while_netd_is_dead() -> Result<()> {
-    let Some(mut stage) = Stage::of("dnssecond", 2, "vxlan", &[])? else { return Ok(()) };
-    stage.backend("n2", "b1", "web")?;
-    stage.client("n1", "c1")?;
-    let web = stage.service(&service("web", spec(json!({"selector": {"app": "web"}}))))?;
-    let vip = web.vip(false)?.ip().to_string();
-    stage.lab.node_kill("n1")?;
-    for server in VIP_DNS {
-        let client = Client::pod(&stage.lab, "c1", server)?;
-        for _ in 0..10 {
-            let answer = client.ask_within(&svc("web"), "A", How::default(), Duration::from_secs(1))?;
-            ensure!(answer.data == [format!("A {vip}")], "{server}: {:?}", answer.data);
-        }
-    }
-    stage.lab.down()
-}
-
 /// Asks all the time while something is done to netd: every question must be answered, and rightly. What is done is told
 /// whether all questions of before a beat ago have been answered.
-fn asking(stage: &Stage, vip: &str, event: impl FnOnce(&dyn Fn() -> bool) -> Result<()>) -> Result<()> {
+pub(crate) fn asking(
+    stage: &Stage,
+    vip: &str,
+    event: impl FnOnce(&dyn Fn() -> bool) -> Result<()>,
+) -> Result<()> {
     let ended = AtomicBool::new(false);
     let clients: Vec<Client> =
         NODE_DNS.iter().map(|server| Client::pod(&stage.lab, "c1", server)).collect::<Result<_>>()?;

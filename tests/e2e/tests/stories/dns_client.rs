@@ -117,7 +117,8 @@ impl Client {
 
 /// A question as `dig` asks it.
 pub(crate) fn question(name: &str, kind: &str, edns: Option<u16>) -> Result<Message> {
-    let mut name = Name::from_str(name).with_context(|| format!("name {name:?}"))?;
+    // In its own case, which `from_str` would lower.
+    let mut name = Name::from_ascii(name).with_context(|| format!("name {name:?}"))?;
     name.set_fqdn(true);
     let kind = RecordType::from_str(kind).with_context(|| format!("type {kind:?}"))?;
     let mut message = Message::new(next_id(), MessageType::Query, OpCode::Query);
