@@ -39,6 +39,7 @@ impl QueryLog {
             source = ?source,
             bytes = written.len,
             truncated = written.truncated,
+            "DNS question"
         );
     }
 
