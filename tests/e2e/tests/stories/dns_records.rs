@@ -236,7 +236,7 @@ fn records_of_every_kind_follow_the_specification() -> Result<()> {
         let text = stage.lab.exec("c1", &["cat", "/etc/resolv.conf"])?.text("resolv.conf")?;
         let servers: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("nameserver ")).collect();
         ensure!(servers.len() <= 3 && servers.first() == Some(&"169.254.53.53"), "{text}");
-        ensure!(servers.iter().any(|server| *server == "10.96.0.10"), "{text}");
+        ensure!(servers.contains(&"10.96.0.10"), "{text}");
         ensure!(text.contains("search default.svc.cluster.local svc.cluster.local cluster.local"), "{text}");
         ensure!(text.contains("ndots:5"), "{text}");
         Ok(())

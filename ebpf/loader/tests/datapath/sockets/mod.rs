@@ -8,6 +8,7 @@ mod bind;
 mod connections;
 mod datagrams;
 mod faults;
+mod heartbeat;
 mod load;
 mod node_ports;
 pub(crate) mod world;

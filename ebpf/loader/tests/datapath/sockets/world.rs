@@ -33,7 +33,7 @@ pub(crate) const SEED: u32 = 7;
 /// The datapath and its maps.
 pub(crate) struct World<'lab> {
     pub(crate) lab: &'lab Lab,
-    _datapath: Datapath,
+    datapath: Datapath,
     next_service: Cell<u32>,
     next_backend: Cell<u32>,
     next_slot: Cell<u32>,
@@ -45,8 +45,7 @@ impl<'lab> World<'lab> {
         let mut datapath = lab.open(AttachMode::Auto);
         datapath.attach_cgroup().unwrap();
         let one = || Cell::new(1);
-        let world =
-            Self { lab, _datapath: datapath, next_service: one(), next_backend: one(), next_slot: one() };
+        let world = Self { lab, datapath, next_service: one(), next_backend: one(), next_slot: one() };
         let config = DatapathConfig {
             host_netns: netns_cookie(),
             node_port_min: NODE_PORTS.0,
@@ -104,6 +103,18 @@ impl<'lab> World<'lab> {
     pub(crate) fn set_node_address(&self, at: &str, flags: u32) {
         let at: Address = address(at.parse().unwrap());
         self.hash::<Address, u32>(names::NODE_ADDRESSES).insert(at, flags, 0).unwrap();
+    }
+
+    /// netd has said a moment ago that its own servers answer, and the moment lasts; or it is silent.
+    pub(crate) fn set_agent(&self, is_there: bool) {
+        let said = if is_there { u64::MAX / 2 } else { 0 };
+        self.array(names::AGENT).set(0, said, 0).unwrap();
+    }
+
+    /// What netd said last, in its own way.
+    pub(crate) fn beat(&self) -> u64 {
+        self.datapath.heartbeat().unwrap().beat().unwrap();
+        self.array(names::AGENT).get(&0, 0).unwrap()
     }
 
     /// A prefix whose clients may ask a frontend.
