@@ -31,8 +31,8 @@ use crate::settings::Settings;
 use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::{
-    api, deferred, desired, dns, doctor, health, hold, identity, lease, mtu, pins, publish, removal, services,
-    snapshot, spare, status, sweep, tunnel,
+    api, deferred, desired, dns, doctor, health, hold, identity, leader, lease, mtu, pins, publish, removal,
+    services, snapshot, spare, status, sweep, tunnel,
 };
 
 /// The store of a host without etcd, in the state directory.
@@ -83,6 +83,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("claims of services", services::keep_claims(node.clone()).boxed()),
         spawn("health checks", services::keep_health_checks(node.clone()).boxed()),
         spawn("records of others", removal::keep(node.clone()).boxed()),
+        spawn("names outside", dns::keep_external(node.clone()).boxed()),
         spawn("network config", keep_drop_in(node.clone(), drop_in).boxed()),
     ];
     let answer = dns.run(stop.clone().cancelled_owned()).map_err(anyhow::Error::from);
@@ -100,6 +101,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         for task in draining {
             task.join().await;
         }
+        leader::withdraw(&node).await;
         lease::withdraw(&node).await;
     };
     if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {

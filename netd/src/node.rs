@@ -25,7 +25,10 @@ use crate::args::VxlanChecksumKind;
 use crate::attach::Chains;
 use crate::attachments::Attachments;
 use crate::config::Config;
+use crate::dns::External;
 use crate::keylocks::KeyLocks;
+use crate::leader::Candidate;
+use crate::lease::Confirmed;
 use crate::metrics::Counters;
 use crate::mtu::ProbedPath;
 use crate::overlay::{OverlayNow, Routed};
@@ -78,6 +81,11 @@ pub(crate) struct Node {
     pub vxlan_checksum_off: AtomicBool,
     pub zone: Arc<ArcSwapOption<Zone>>,
     pub dns_stats: Arc<DnsStats>,
+    /// Names in a zone of others.
+    pub external: External,
+    /// This node's lease as the store confirmed it last.
+    pub lease: ArcSwapOption<Confirmed>,
+    pub candidate: Candidate,
     pub counters: Counters,
     /// One ADD or DEL at a time for each attachment.
     pub key_locks: KeyLocks,
@@ -191,6 +199,9 @@ impl Node {
             vxlan_checksum_off: AtomicBool::new(checksum_off),
             zone: Arc::default(),
             dns_stats: Arc::default(),
+            external: External::default(),
+            lease: ArcSwapOption::default(),
+            candidate: Candidate::default(),
             counters: Counters::default(),
             key_locks: KeyLocks::default(),
             chains: Chains::default(),
