@@ -35,50 +35,68 @@ struct LeaderRecord {
     extra: Extra,
 }
 
+/// Who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seat {
+    /// This node.
+    Ours,
+    /// Another one, or nobody that we could tell.
+    NotOurs,
+    /// As before; the store is away for a moment, and nothing can be done.
+    Unknown,
+}
+
 /// Whether this node does `task` now. Takes it where nobody does.
-pub(crate) async fn is_ours(node: &Node, task: &str) -> Result<bool, StoreError> {
-    let Some(lease) = node.lease.load_full().filter(|lease| lease.stands()) else { return Ok(false) };
+pub(crate) async fn look(node: &Node, task: &str) -> Result<Seat, StoreError> {
+    let Some(lease) = node.lease.load_full().filter(|lease| lease.stands()) else { return Ok(Seat::NotOurs) };
     if node.candidate.withdrawn.load(Ordering::SeqCst) || status::is_removed(node) {
-        return Ok(false);
+        return Ok(Seat::NotOurs);
     }
     let key = node.keys.leader(task);
     let seen = {
         let state = node.mirror.borrow();
         if !state.in_sync || !state.connected {
-            return Ok(false);
+            return Ok(Seat::Unknown);
         }
         state.items.get(&key).cloned()
     };
     let revision = match held(seen.as_ref(), node.uuid, lease.id.0) {
-        Held::Ours => return Ok(true),
-        Held::Others => return Ok(false),
+        Held::Ours => return Ok(Seat::Ours),
+        Held::Others => return Ok(Seat::NotOurs),
         Held::Nobody(revision) => revision,
     };
     let record = LeaderRecord { schema: SCHEMA, node: node.uuid, lease: lease.id.0, extra: Extra::default() };
     let value = serde_json::to_vec(&record).unwrap_or_default();
     let take = Transaction::new().unchanged(&key, revision).put_leased(&key, value, Some(lease.id));
-    Ok(node.store.transact(take).await?.succeeded)
+    let taken = node.store.transact(take).await?.succeeded;
+    // Somebody was faster, or our view of the store is behind: it will say who.
+    Ok(if taken { Seat::Ours } else { Seat::Unknown })
+}
+
+/// Lets go of `task`, so that another node may do it.
+pub(crate) async fn hand_over(node: &Node, task: &str) {
+    let Some(lease) = node.lease.load_full() else { return };
+    let key = node.keys.leader(task);
+    let outcome = async {
+        let seen = node.store.get(&key).await?;
+        match (held(seen.as_ref(), node.uuid, lease.id.0), seen) {
+            (Held::Ours, Some(item)) => {
+                let delete = Transaction::new().unchanged(&key, item.mod_revision).delete(&key);
+                node.store.transact(delete).await.map(drop)
+            }
+            _ => Ok(()),
+        }
+    };
+    if let Err(error) = outcome.await {
+        tracing::debug!(%error, task, "not handed over; it ends with the lease");
+    }
 }
 
 /// Lets go of everything at once instead of after the lease's time; nothing is taken afterwards.
 pub(crate) async fn withdraw(node: &Node) {
     node.candidate.withdrawn.store(true, Ordering::SeqCst);
-    let Some(lease) = node.lease.load_full() else { return };
     for task in TASKS {
-        let key = node.keys.leader(task);
-        let outcome = async {
-            let seen = node.store.get(&key).await?;
-            match (held(seen.as_ref(), node.uuid, lease.id.0), seen) {
-                (Held::Ours, Some(item)) => {
-                    let delete = Transaction::new().unchanged(&key, item.mod_revision).delete(&key);
-                    node.store.transact(delete).await.map(drop)
-                }
-                _ => Ok(()),
-            }
-        };
-        if let Err(error) = outcome.await {
-            tracing::debug!(%error, task, "not handed over; it ends with the lease");
-        }
+        hand_over(node, task).await;
     }
 }
 

@@ -17,7 +17,7 @@ use super::error::ServerError;
 use super::presence::Presence;
 use super::wishes::{Wishes, wishes};
 use crate::config::ExternalOptions;
-use crate::leader::{self, EXTERNAL_DNS};
+use crate::leader::{self, EXTERNAL_DNS, Seat};
 use crate::node::{Node, monotonic_ms};
 use crate::view::View;
 
@@ -27,6 +27,12 @@ const REREAD_MS: u64 = 300_000;
 const AGAIN_MS_MIN: u64 = 1_000;
 /// An operator who repairs something should see it heal within half a minute.
 const AGAIN_MS_MAX: u64 = 30_000;
+
+/// Where the server does what we ask of it not even once for so long, another node may try: it may have a way to it, or the
+/// right key.
+const HAND_OVER_MS: u64 = 20_000;
+/// Time for others to take over; then it is tried here again.
+const REST_MS: u64 = 5_000;
 
 /// Publishes while this node is the leader.
 pub(super) struct Publisher {
@@ -41,6 +47,10 @@ pub(super) struct Publisher {
     read_ms: u64,
     /// Names that the server refused to change, and the server itself (`None`).
     again: Backoff<Option<HostName>>,
+    /// Since when the server fails.
+    failing_ms: Option<u64>,
+    /// Until then another node may take over.
+    rest_until_ms: u64,
     /// What was said about them, once.
     said: BTreeMap<Option<HostName>, String>,
     contested: Vec<Contested>,
@@ -59,6 +69,8 @@ impl Publisher {
             found: None,
             read_ms: 0,
             again: Backoff::new(AGAIN_MS_MIN, AGAIN_MS_MAX),
+            failing_ms: None,
+            rest_until_ms: 0,
             said: BTreeMap::new(),
             contested: Vec::new(),
             taken: Vec::new(),
@@ -68,21 +80,39 @@ impl Publisher {
 
     /// Looks, and does what is to be done and may be tried.
     pub(super) async fn pass(&mut self, node: &Node) {
-        let leads = leader::is_ours(node, EXTERNAL_DNS).await.unwrap_or_else(|error| {
-            tracing::debug!(%error, "who publishes names is not settled");
-            false
-        });
-        if leads != self.leads {
-            *self = Self { leads, ..Self::new(self.options.clone()) };
-            let verb = if leads { "this node publishes" } else { "this node no longer publishes" };
-            tracing::info!("{verb} names of services in {} (zone {})", self.domain(), self.domain().zone());
+        let now = monotonic_ms();
+        if now < self.rest_until_ms {
+            return;
+        }
+        match leader::look(node, EXTERNAL_DNS).await {
+            Ok(Seat::Ours) => {}
+            Ok(Seat::NotOurs) => {
+                if self.leads || !self.said.is_empty() {
+                    tracing::info!("this node does not publish names in {}", self.domain());
+                    *self = Self::new(self.options.clone());
+                    node.external.show(self.shown());
+                }
+                return;
+            }
+            Ok(Seat::Unknown) => return,
+            Err(error) => {
+                tracing::debug!(%error, "who publishes names is not settled");
+                return;
+            }
+        }
+        if !self.leads {
+            self.leads = true;
+            tracing::info!(
+                "this node publishes names of services in {} (zone {})",
+                self.domain(),
+                self.domain().zone()
+            );
             node.external.show(self.shown());
         }
         let view = node.view.load_full();
-        if !leads || !view.in_sync || !view.configured {
+        if !view.in_sync || !view.configured {
             return;
         }
-        let now = monotonic_ms();
         self.wish(node, view, now);
         if !self.again.ready(&None, now) {
             return;
@@ -90,13 +120,26 @@ impl Publisher {
         match self.reconcile(node, now).await {
             Ok(()) => {
                 self.again.succeeded(&None);
+                self.failing_ms = None;
                 if self.said.remove(&None).is_some() {
                     tracing::info!("names in {} are published again", self.domain());
                 }
             }
-            Err(error) => self.failed(node, None, &error, now),
+            Err(error) => {
+                self.failed(node, None, &error, now);
+                if now.saturating_sub(*self.failing_ms.get_or_insert(now)) >= HAND_OVER_MS {
+                    self.hand_over(node, now).await;
+                }
+            }
         }
         node.external.show(self.shown());
+    }
+
+    /// What keeps us from publishing stays to be seen, until another node publishes.
+    async fn hand_over(&mut self, node: &Node, now: u64) {
+        leader::hand_over(node, EXTERNAL_DNS).await;
+        (self.leads, self.found, self.failing_ms) = (false, None, None);
+        self.rest_until_ms = now + REST_MS;
     }
 
     /// Makes the wishes anew where something changed that they follow from.

@@ -143,6 +143,26 @@ fn names_of_services_are_published_changed_and_removed_in_a_zone_of_others() -> 
         stage.lab.node_start(&first)?;
         Ok(())
     })?;
+    checked("a leader without a way to the server says so, and another one goes on", {
+        let first = leader(&stage)?;
+        let server = OUTSIDE_IP.to_string();
+        let route = |verb: &str| {
+            let argv = ["ip", "route", verb, "prohibit", &server];
+            stage.lab.exec(&first, &argv)?.text("ip route").map(drop)
+        };
+        route("add")?;
+        stage.service(&shop("moved.example.org", &documented(4)))?;
+        let said = wait_until(SOON, || {
+            let pending = stage.lab.status(&first)?.pending;
+            Ok(pending.iter().any(|item| item.error.contains("cannot be connected to over TCP")))
+        })?;
+        ensure!(said, "{:?}", stage.lab.status(&first)?.pending);
+        becomes(&client, "moved.example.org", "A", &[&documented(4)[0].to_string()], FAILOVER)?;
+        ensure!(leader(&stage)? != first, "{first} still leads");
+        route("del")?;
+        stage.delete("Service", "shop")?;
+        client_becomes_nothing(&client, "moved.example.org")
+    })?;
     checked("what changed while no netd ran, in the store and in the zone, is made good", {
         stage.lab.node_stop("n1")?;
         stage.lab.node_stop("n2")?;
