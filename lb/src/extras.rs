@@ -16,6 +16,7 @@ const PREFIX: &str = "weft.dev/";
 const KNOWN: &[&str] = &[
     "algorithm",
     "dns-aliases",
+    "dns-external",
     "dns-views",
     "fault",
     "forwarding",
@@ -113,7 +114,7 @@ impl Extras {
                 "slow-start" => duration(text).map(|found| extras.slow_start = Some(found)),
                 "weights" => weights(text).map(|found| extras.weights = found),
                 // The zone and the checker read their own.
-                "dns-aliases" | "dns-views" | "health-check" | "outlier-detection" => Ok(()),
+                "dns-aliases" | "dns-external" | "dns-views" | "health-check" | "outlier-detection" => Ok(()),
                 _ => Err(format!("no such extra; under weft.dev/ there are: {}", KNOWN.join(", "))),
             };
             let Err(reason) = read else { continue };

@@ -16,7 +16,7 @@ use netd_store::records::{decode, encode};
 use netd_store::{Class, Key, KeyValue, StoreError, Transaction};
 
 use crate::node::Node;
-use crate::{desired, zone};
+use crate::{desired, dns, zone};
 
 /// Objects of one request, so that an answer comes before the client's time is over.
 const OBJECTS_MAX: usize = 1_000;
@@ -39,7 +39,10 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
             ApiError::invalid(error.to_string()).with_details(format!("object {} of the request", index + 1))
         })?;
         if let Object::Service(service) = &one.0 {
-            zone::check_annotations(&service.metadata.annotations).map_err(|reason| {
+            let annotations = &service.metadata.annotations;
+            let checked =
+                zone::check_annotations(annotations).and_then(|()| dns::check_annotations(annotations));
+            checked.map_err(|reason| {
                 ApiError::invalid(format!("{}: {reason}", service.display_name()))
                     .with_details(format!("object {} of the request", index + 1))
             })?;

@@ -9,6 +9,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use dns_zone::{LinkSpec, RecordSpec, RewriteSpec};
 use serde::Deserialize;
 
+use crate::config::DnsTable;
+
 /// Weft's node daemon.
 #[derive(Debug, Parser)]
 #[command(name = "netd", version = crate::status::VERSION, about, max_term_width = 110)]
@@ -230,6 +232,9 @@ pub(crate) struct Options {
     /// Names that stand for others; in the file only.
     #[arg(skip)]
     pub dns_rewrites: Option<Vec<RewriteSpec>>,
+    /// `[dns.external]`: a zone of others that names of services are published in; in the file only.
+    #[arg(skip)]
+    pub dns: Option<DnsTable>,
     /// Log one DNS question of so many [default: 0, none].
     #[arg(long, env = "WEFT_DNS_QUERY_LOG_EVERY", value_name = "N", global = true)]
     pub dns_query_log_every: Option<u32>,

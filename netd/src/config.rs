@@ -2,6 +2,7 @@
 //! Flags, environment and file, turned once into a checked [`Config`].
 
 mod dns;
+mod external;
 mod services;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,9 @@ use crate::mtu::PROBE_PORT;
 use crate::psk;
 
 pub(crate) use dns::{DnsOptions, UpstreamOption, ZoneOptions};
+#[cfg(test)]
+pub(crate) use external::TsigKey;
+pub(crate) use external::{Algorithm, DnsTable, ExternalOptions};
 pub(crate) use services::ServicesConfig;
 
 /// Read when it exists and no other is named.
@@ -74,6 +78,7 @@ pub(crate) struct Config {
     /// One of each family at most, IPv4 first.
     pub dns_addresses: Vec<IpAddr>,
     pub dns: DnsOptions,
+    pub external_dns: Option<ExternalOptions>,
     pub datapath_attach: AttachKind,
     pub datapath_expedite: ExpediteKind,
     pub cool_down: Duration,
@@ -143,6 +148,7 @@ impl Config {
         let dns = dns::check(&o)?;
         let cluster = o.cluster.unwrap_or_else(|| "weft".into());
         check_name("cluster", &cluster)?;
+        let external_dns = external::check(o.dns, &cluster)?;
         let node_name = match o.node_name {
             Some(name) => name,
             None => nix::unistd::gethostname()
@@ -199,6 +205,7 @@ impl Config {
             no_masquerade_cidrs: o.no_masquerade_cidrs.unwrap_or_default(),
             metrics_listen: o.metrics_listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9157))),
             dns,
+            external_dns,
             datapath_attach: o.datapath_attach.unwrap_or(AttachKind::Auto),
             datapath_expedite: o.datapath_expedite.unwrap_or(ExpediteKind::Auto),
             cool_down: Duration::from_secs(o.cool_down_secs.unwrap_or(30)),
@@ -286,6 +293,7 @@ fn overlay_options(over: Options, under: Options) -> Options {
         dns_records,
         dns_links,
         dns_rewrites,
+        dns,
         dns_query_log_every,
         datapath_attach,
         datapath_expedite,

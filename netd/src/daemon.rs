@@ -31,7 +31,7 @@ use crate::settings::Settings;
 use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::{
-    api, deferred, desired, dns, doctor, health, hold, identity, lease, mtu, pins, publish, removal,
+    api, deferred, desired, dns, doctor, health, hold, identity, leader, lease, mtu, pins, publish, removal,
     services, snapshot, spare, status, sweep, tunnel,
 };
 
@@ -84,6 +84,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("DNS for other nodes", dns::keep(node.clone()).boxed()),
         spawn("health checks", services::keep_health_checks(node.clone()).boxed()),
         spawn("records of others", removal::keep(node.clone()).boxed()),
+        spawn("names outside", dns::keep_external(node.clone()).boxed()),
         spawn("network config", keep_drop_in(node.clone(), drop_in).boxed()),
     ];
     let answer = dns::answer(node.clone(), dns, stop.clone().cancelled_owned());
@@ -101,6 +102,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         for task in draining {
             task.join().await;
         }
+        leader::withdraw(&node).await;
         lease::withdraw(&node).await;
     };
     if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `alive/<uuid>`: the only key of this node on a lease. Losing it makes the node suspect to others, never gone: addresses
-//! and endpoints do not hang on it.
+//! `alive/<uuid>` on this node's one lease, with what this node does for all (leader.rs). Losing it makes the node suspect to
+//! others, never gone: addresses and endpoints do not hang on it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -16,12 +16,32 @@ const LEASE_TTL: Duration = Duration::from_secs(15);
 /// Three tries fit into a lease's life.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
 
-/// Keeps the key; ends only when aborted. `on_lease` remembers the lease for a graceful end.
+/// The lease as the store confirmed it last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confirmed {
+    pub id: LeaseId,
+    /// From then on the store may have ended it.
+    until: Instant,
+}
+
+impl Confirmed {
+    /// Nobody else can have what hangs on it.
+    pub(crate) fn stands(&self) -> bool {
+        Instant::now() < self.until
+    }
+}
+
+/// Keeps the key; ends only when aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut lease = None;
     loop {
+        // The store counts from when it hears of us, which is later.
+        let asked = Instant::now();
         lease = match beat(&node, lease).await {
-            Ok(lease) => Some(lease),
+            Ok(id) => {
+                node.lease.store(Some(Arc::new(Confirmed { id, until: asked + LEASE_TTL })));
+                Some(id)
+            }
             Err(error) => {
                 tracing::debug!(%error, "the alive key was not refreshed");
                 None

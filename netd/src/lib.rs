@@ -28,6 +28,7 @@ mod identity;
 mod inspect;
 mod keylocks;
 mod labels;
+mod leader;
 mod lease;
 mod members;
 mod metrics;

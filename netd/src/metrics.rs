@@ -3,6 +3,7 @@
 //! are counted here.
 
 mod dns;
+mod external;
 mod overlay;
 mod services;
 
@@ -69,6 +70,7 @@ pub(crate) fn render(node: &Node) -> Result<String, std::fmt::Error> {
     addresses(node, &mut registry);
     services::register(node, &mut registry);
     dns::register(node, &mut registry);
+    external::register(node, &mut registry);
     overlay::register(node, &mut registry);
     let c = &node.counters;
     registry.register("attachments_allocated", "Addresses given to attachments (ADD)", c.adds.clone());

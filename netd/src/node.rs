@@ -25,7 +25,10 @@ use crate::args::VxlanChecksumKind;
 use crate::attach::Chains;
 use crate::attachments::Attachments;
 use crate::config::Config;
+use crate::dns::External;
 use crate::keylocks::KeyLocks;
+use crate::leader::Candidate;
+use crate::lease::Confirmed;
 use crate::metrics::Counters;
 use crate::mtu::ProbedPath;
 use crate::overlay::{OverlayNow, Routed};
@@ -83,6 +86,11 @@ pub(crate) struct Node {
     pub dns_wanted: watch::Sender<Vec<SocketAddr>>,
     pub dns_bound: watch::Sender<Vec<SocketAddr>>,
     pub dns_stats: Arc<DnsStats>,
+    /// Names in a zone of others.
+    pub external: External,
+    /// This node's lease as the store confirmed it last.
+    pub lease: ArcSwapOption<Confirmed>,
+    pub candidate: Candidate,
     pub counters: Counters,
     /// One ADD or DEL at a time for each attachment.
     pub key_locks: KeyLocks,
@@ -199,6 +207,9 @@ impl Node {
             dns_wanted: watch::Sender::default(),
             dns_bound: watch::Sender::default(),
             dns_stats: Arc::default(),
+            external: External::default(),
+            lease: ArcSwapOption::default(),
+            candidate: Candidate::default(),
             counters: Counters::default(),
             key_locks: KeyLocks::default(),
             chains: Chains::default(),

@@ -113,7 +113,10 @@ pub(crate) fn status(node: &Node) -> Status {
         let object = "records of this node in the store".to_owned();
         pending.push(PendingItem { object, error: error.to_string(), retries: 0 });
     }
+    let external = node.external.now();
+    pending.extend(external.pending.iter().cloned());
     let mut bad_values = view.bad_values.clone();
+    bad_values.extend(external.problems.iter().cloned());
     bad_values.extend(progress.problems.iter().cloned());
     Status {
         version: VERSION.to_owned(),

@@ -13,6 +13,8 @@
 //! the caller gives. A zone never changes; an edit makes the next one, which shares all that is the same. A caller that has
 //! no zone yet answers SERVFAIL, never NXDOMAIN. What [`Zone::respond`] does for a name of a service allocates nothing.
 //!
+//! [`external`] has nothing to do with answers: it publishes names of services in zones of others.
+//!
 //! Start with `resolve.rs`; `compile.rs` says which names a service has, `locate.rs` where they lie.
 
 mod collect;
@@ -25,6 +27,7 @@ mod emit;
 mod encode;
 mod entry;
 mod explain;
+pub mod external;
 mod folded;
 mod locate;
 mod name;
