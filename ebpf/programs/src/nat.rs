@@ -20,7 +20,8 @@ use ebpf_abi::{
     hash::hash_flow,
     node::{ADDRESS_OWN, CONFIG_MIGRATING},
     service::{
-        SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET,
+        SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_AGENT_SILENT, SERVICE_DSR, SERVICE_FAULT_DROP,
+        SERVICE_FAULT_RESET,
     },
 };
 
@@ -112,9 +113,12 @@ pub(crate) fn begin(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
         Asker::Node => frontend(s, SCOPE_DSR),
     };
     match (found, asker) {
-        // The host's own: an answer to a connection of its own, or of a pod's that was masqueraded. The stack knows, or resets.
+        // The host's own: an answer to a connection of its own, or of a pod's that was masqueraded; or of one to a server of netd
+        // itself, from before netd was silent. The stack knows, or resets.
         (true, Asker::Pod | Asker::World)
-            if !may_begin(s) && maps::node_address(&s.key.dst) & ADDRESS_OWN != 0 =>
+            if !may_begin(s)
+                && (maps::node_address(&s.key.dst) & ADDRESS_OWN != 0
+                    || s.service.flags & SERVICE_AGENT_SILENT != 0) =>
         {
             if is_migrating() {
                 Begun::Migrating

@@ -8,8 +8,9 @@ use crate::have;
 use crate::service_stage::{Stage, checked, service, spec};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::net::Ipv4Addr;
-use std::sync::atomic::Ordering::Relaxed;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use weft_lab::wait_until;
 
@@ -134,6 +135,90 @@ fn others_names_come_from_upstreams_with_failover_tcp_stubs_and_cache() -> Resul
         Ok(())
     })?;
     stage.lab.down()
+}
+
+#[test]
+fn an_upstream_that_leads_back_to_us_is_said_and_not_asked() -> Result<()> {
+    let Some(mut stage) = Stage::alone("dnsloop", &[])? else { return Ok(()) };
+    stage.backend("n1", "b1", "web")?;
+    stage.client("n1", "c1")?;
+    let web = stage.service(&service("web", spec(json!({"selector": {"app": "web"}}))))?;
+    let vip = web.vip(false)?.ip().to_string();
+    let client = Client::pod(&stage.lab, "c1", NODE_DNS[0])?;
+    // A name server in a pod whose own one is the node's: how such circles are made.
+    let pod = stage.client("n1", "relay")?;
+    let relayed = Relay::start(&pod.netns, NODE_DNS[0])?;
+    let upstream = format!("{}:{RELAY_PORT}", stage.ip("relay", false)?);
+    stage.lab.netd_args(&["--dns-upstreams", &upstream])?;
+    stage.lab.node_stop("n1")?;
+    stage.lab.node_start("n1")?;
+    checked("said, with the address of the upstream", {
+        let said = || Ok(stage.lab.node_log("n1", 500)?.contains("sends our questions back to us"));
+        ensure!(wait_until(PATIENCE, said)?, "{}", stage.lab.node_log("n1", 20)?);
+        Ok(())
+    })?;
+    checked("names of others fail at once, and no question goes round", {
+        let before = relayed.heard();
+        for number in 0..20 {
+            let answer = client.ask(&format!("round{number}.example.test"), "A")?;
+            ensure!(answer.rcode == "SERVFAIL" || answer.rcode == "REFUSED", "{}", answer.rcode);
+            ensure!(answer.took < FAILOVER, "after {:?}", answer.took);
+        }
+        // The probe that looks whether it is still so may go round meanwhile.
+        let heard = relayed.heard() - before;
+        ensure!(heard < 10, "{heard} questions went round");
+        Ok(())
+    })?;
+    checked("our own names are answered", client.says(&svc("web"), "A", "NOERROR", &[&vip]))?;
+    stage.lab.down()
+}
+
+/// Where the relay listens.
+const RELAY_PORT: u16 = 5_310;
+
+/// Passes questions on to a server, from its own port.
+struct Relay {
+    heard: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn start(netns: &str, server: &'static str) -> Result<Relay> {
+        let (listener, onward) = weft_lab::in_netns(netns, || {
+            let listener = UdpSocket::bind(("0.0.0.0", RELAY_PORT))?;
+            listener.set_read_timeout(Some(Duration::from_millis(50)))?;
+            let onward = UdpSocket::bind(("0.0.0.0", 0))?;
+            onward.set_read_timeout(Some(Duration::from_millis(300)))?;
+            Ok((listener, onward))
+        })?;
+        let relay = Relay { heard: Arc::default(), ended: Arc::default() };
+        let (heard, ended) = (relay.heard.clone(), relay.ended.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4_096];
+            while !ended.load(Relaxed) {
+                let Ok((length, from)) = listener.recv_from(&mut buffer) else { continue };
+                heard.fetch_add(1, Relaxed);
+                if onward.send_to(&buffer[..length], server).is_err() {
+                    continue;
+                }
+                // One after the other is enough for what a story asks.
+                if let Ok(length) = onward.recv(&mut buffer) {
+                    let _ = listener.send_to(&buffer[..length], from);
+                }
+            }
+        });
+        Ok(relay)
+    }
+
+    fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.ended.store(true, Relaxed);
+    }
 }
 
 #[test]
@@ -262,7 +347,11 @@ fn who_may_ask() -> Result<()> {
     let Some(stage) = Stage::alone("dnsacl", &[])? else { return Ok(()) };
     stage.client("n1", "c1")?;
     let outside = stage.lab.state()?.outside.netns;
-    for server in NODE_DNS {
+    // Where other nodes' pods ask, too.
+    let nodes = stage.lab.ask("n1", async |client| client.nodes().await)?;
+    let own = nodes.first().and_then(|node| node.overlay).context("no overlay address")?;
+    let overlay = format!("{own}:53");
+    for server in NODE_DNS.into_iter().chain([overlay.as_str()]) {
         stage.route(server.parse::<std::net::SocketAddr>()?.ip(), "n1")?;
         let limit = Duration::from_millis(500);
         checked(&format!("no open resolver at {server}: a stranger hears nothing, or REFUSED"), {
