@@ -42,6 +42,9 @@ pub const SERVICE_FAULT_RESET: u32 = 64;
 /// [`ServiceValue::flags`]: an injected fault: of `fault_percent` of what begins the packets are dropped. A flow is dropped as a
 /// whole: its SYN finds no way at the next attempt, either.
 pub const SERVICE_FAULT_DROP: u32 = 128;
+/// [`ServiceValue::flags`]: the fault befalls only clients within a prefix of SOURCE_RANGES. Never together with
+/// [`SERVICE_SOURCE_RANGES`].
+pub const SERVICE_FAULT_CLIENTS: u32 = 256;
 
 /// [`ServiceValue::algorithm`]: any slot.
 pub const ALGORITHM_RANDOM: u8 = 0;
@@ -258,7 +261,7 @@ pub struct EndpointKey {
     pub pad: u8,
 }
 
-/// Key of SOURCE_RANGES, a longest-prefix trie: clients that may ask. 24 bytes.
+/// Key of SOURCE_RANGES, a longest-prefix trie: clients that may ask, or that an injected fault befalls. 24 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct SourceRangeKey {

@@ -197,7 +197,7 @@ fn fault(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
     }
     let seed = maps::config().map_or(0, |config| config.hash_seed()) ^ FAULT_SEED;
     let hash = hash_flow(&key.src, &key.dst, key.sport, key.dport, key.proto, seed);
-    if !s.service.is_befallen(hash) {
+    if !service::is_befallen(&s.service, &s.key.src, hash) {
         return Begun::Nothing;
     }
     if faults & SERVICE_FAULT_RESET != 0 {

@@ -3,10 +3,12 @@
 
 use std::net::SocketAddr;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use ebpf_abi::{
-    DatapathConfig, EndpointKey, FrontendKey, Protocol, SCOPE_EXTERNAL, ServiceValue, address, names,
+    DatapathConfig, EndpointKey, FrontendKey, Protocol, SCOPE_EXTERNAL, ServiceValue, SourceRangeKey,
+    address, names,
     node::CONFIG_MIGRATING,
-    service::{SERVICE_FAULT_DROP, SERVICE_FAULT_RESET},
+    service::{SERVICE_FAULT_CLIENTS, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET},
 };
 
 use super::{
@@ -66,6 +68,28 @@ fn a_fault_befalls_what_begins_and_nothing_that_goes_on() {
                 inject(&mut bench, flags, 0);
                 assert_eq!(outcome(&bench, &of(first + 1, Some(SYN))).0, REDIRECT, "0 of a hundred");
             }
+        }
+    });
+}
+
+#[test]
+fn a_fault_of_some_clients_spares_the_others() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        inject(&mut bench, SERVICE_FAULT_DROP | SERVICE_FAULT_CLIENTS, 100);
+        // As `inject` numbers them: TCP of IPv4, TCP of IPv6.
+        for (like, id) in [(v4(0), 1), (v6(0), 3)] {
+            let of = |port| of_world(SocketAddr::new(client(like).ip(), port), node(like), Some(SYN));
+            assert_eq!(outcome(&bench, &of(41_000)).0, REDIRECT, "{like}: it befalls nobody");
+            let SourceRangeKey { prefix_len, service_id, addr } =
+                SourceRangeKey::new(id, client(like).ip(), 128);
+            let mut data = [0; 20];
+            data[..4].copy_from_slice(&service_id);
+            data[4..].copy_from_slice(&addr);
+            let ranges = bench.ebpf.map_mut(names::SOURCE_RANGES).unwrap();
+            let mut ranges: LpmTrie<_, [u8; 20], u32> = LpmTrie::try_from(ranges).unwrap();
+            ranges.insert(&Key::new(prefix_len, data), 0, 0).unwrap();
+            assert_eq!(outcome(&bench, &of(41_001)), (DROP, 0), "{like}");
         }
     });
 }
