@@ -19,7 +19,7 @@
 //! New ───────────────► Answered ─────────────► Established ──► Closing ──────► Closed
 //!  CT_NEW                CT_NEW                  CT_LIVE  │       │              CT_LIVE
 //!   │ RST                  │ RST                      RST ▼       ▼ RST
-//!   └────► Reset ◄─────────┘                          Doubtful ───► back with the next packet without one
+//!   └────► Reset ◄─────────┘                          Doubtful ───► back with a later second's packet without one
 //! ```
 //!
 //! Nobody looks at sequence numbers: an RST may be anybody's who guesses addresses and ports. So it ends no connection that goes on;
@@ -66,7 +66,7 @@ pub enum CtState {
     Closed = 5,
     /// One has sent an RST before the flow was established.
     Reset = 6,
-    /// One has sent an RST later; the other has not spoken since.
+    /// One has sent an RST later; nobody has spoken since, but in the same second.
     Doubtful = 7,
     /// Of a flow with one entry: begun without its SYN, when it had come another way before.
     Joined = 8,

@@ -41,9 +41,7 @@ pub(crate) fn follow(s: &mut Scratch) -> Found {
     }
     let now_secs = now_secs();
     if let Some(entry) = ct_maps::read_live(&s.key, &mut s.value) {
-        let is_quiet = s.value.seen_secs == now_secs
-            && s.value.state != CtState::Doubtful.number()
-            && !s.has_tcp(TCP_SYN | TCP_FIN | TCP_RST);
+        let is_quiet = s.value.seen_secs == now_secs && !s.has_tcp(TCP_SYN | TCP_FIN | TCP_RST);
         if is_quiet && holds(&s.value) {
             return kind(&s.value);
         }
@@ -102,8 +100,7 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         return found;
     }
     let tick = s.value.seen_secs != now_secs;
-    let is_doubtful = s.value.state == CtState::Doubtful.number();
-    if !tick && !is_doubtful && !s.has_tcp(TCP_FIN | TCP_RST) {
+    if !tick && !s.has_tcp(TCP_FIN | TCP_RST) {
         return kind(&s.value);
     }
     mirror(s);
@@ -123,17 +120,25 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
             _ if is_closed => CtState::Closed,
             _ => CtState::Closing,
         }
-    } else if is_doubtful && !s.has_tcp(TCP_SYN) {
+    } else if s.value.state == CtState::Doubtful.number() && !s.has_tcp(TCP_SYN) {
+        // A second later, for an ACK of another CPU may come after the RST that it was sent before: whoever then has the same port
+        // for another connection would be sent to the backend of this one.
         let has_fin = s.value.flags & CT_FIN != 0 || peer.is_some_and(|peer| peer.flags() & CT_FIN != 0);
         if has_fin { CtState::Closing } else { CtState::Established }
     } else {
         CtState::from_number(s.value.state).unwrap_or(CtState::Established)
     };
-    entry.set_state(state);
+    // Only what changes is written: another CPU may have seen an RST meanwhile.
+    let changes = state.number() != s.value.state;
+    if changes {
+        entry.set_state(state);
+    }
     match peer {
         Some(peer) => {
             peer.set_seen(now_secs);
-            peer.set_state(state);
+            if changes {
+                peer.set_state(state);
+            }
         }
         // Evicted: of a flow that only one side speaks in, the other direction is least recently used.
         None => {
@@ -159,7 +164,7 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     }
     entry.set_seen(now_secs);
     if s.value.flags & CT_ALONE != 0 {
-        return alone(s, entry);
+        return alone(s, entry, now_secs);
     }
     if s.value.flags & CT_REPLY != 0 {
         let answered = s.value.state != CtState::New.number();
@@ -201,11 +206,12 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
 /// A packet of a flow with one entry, which only one of its sides is seen by. Nothing proves that the other one speaks, so it stays in
 /// CT_NEW, where it takes no room from those that have two; and only one that began with a SYN and went on lives longer than that.
 #[inline(never)]
-fn alone(s: &mut Scratch, entry: Entry) -> Found {
+fn alone(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     const NEW: u8 = CtState::New as u8;
     const ANSWERED: u8 = CtState::Answered as u8;
     const JOINED: u8 = CtState::Joined as u8;
     const CLOSED: u8 = CtState::Closed as u8;
+    const DOUBTFUL: u8 = CtState::Doubtful as u8;
     let is_open = !matches!(s.value.state, NEW | ANSWERED | JOINED);
     let state = match s.value.state {
         CLOSED => CtState::Closed,
@@ -225,6 +231,8 @@ fn alone(s: &mut Scratch, entry: Entry) -> Found {
             }
         }
         JOINED => CtState::Joined,
+        // See `live`.
+        DOUBTFUL if s.value.seen_secs == now_secs => CtState::Doubtful,
         // Nobody sees the other FIN.
         _ if s.has_tcp(TCP_FIN) => CtState::Closed,
         ANSWERED if s.has_tcp(TCP_SYN) => CtState::Answered,

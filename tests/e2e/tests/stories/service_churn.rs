@@ -20,6 +20,8 @@ const STEADY: &str = "b0";
 const CHANGES: u64 = 100;
 const CHANGED: u64 = 5;
 const STROKES: u64 = CHANGES / CHANGED;
+/// Clients of both paths, each of both families.
+const WAYS: [(&str, usize); 4] = [("c1", 0), ("g1", 1), ("c1", 1), ("g1", 0)];
 /// A machine that is busy with other stories gets as many times the time.
 const ROUNDS: u64 = 6;
 /// As many times backends were gone for certain, for a time, and as many connections began while one was: fewer prove nothing.
@@ -87,7 +89,7 @@ fn round(
     rate: u64,
     proven: &mut Proven,
 ) -> Result<()> {
-    let clients: Result<Vec<Running>> = [("c1", 0), ("g1", 1), ("c1", 1), ("g1", 0)]
+    let clients: Result<Vec<Running>> = WAYS
         .iter()
         .map(|(from, family)| {
             let to = SocketAddr::new(vips[*family], PORT).to_string();
@@ -100,14 +102,14 @@ fn round(
         })
         .collect();
     proven.changes += churn.go_on(Duration::from_secs(time))? * CHANGED;
-    for mut client in clients? {
+    for (mut client, (from, family)) in clients?.into_iter().zip(WAYS) {
         ensure!(client.wait(Duration::from_secs(time + 60))?, "{}", client.errors().join(" "));
         for line in client.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             let [began, ended, who] = words[..] else { continue };
             ensure!(!who.starts_with('!'), "a connection failed though {STEADY} was there: {line}");
             let (began, ended) = (began.parse()?, ended.parse()?);
-            churn.was_there(who, began, ended)?;
+            churn.was_there(who, began, ended).with_context(|| format!("{from} to {}", vips[family]))?;
             proven.connections += 1;
             proven.while_gone += u64::from(churn.somebody_was_gone(began, ended));
         }

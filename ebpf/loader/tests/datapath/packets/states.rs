@@ -79,12 +79,56 @@ impl Connection {
     fn states(&self, bench: &Bench) -> [Option<CtState>; 2] {
         self.keys().map(|key| state(bench, names::CT_LIVE, &key))
     }
+
+    /// The last packet came so many seconds ago.
+    fn was_seen(&self, bench: &mut Bench, secs: u32) {
+        let seen_secs = monotonic_secs().unwrap() - secs;
+        for key in self.keys() {
+            let known = entry(bench, names::CT_LIVE, &key).unwrap();
+            bench.put(names::CT_LIVE, key, CtValue { seen_secs, ..known });
+        }
+    }
+}
+
+#[test]
+fn an_ack_that_an_rst_overtook_does_not_bring_its_connection_back() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            // Within one second; the clock may turn while it is tried.
+            let stays = (0..5).any(|_| {
+                let began = monotonic_secs().unwrap();
+                one.asks(&bench, SYN);
+                one.answers(&bench, SYN | ACK);
+                one.asks(&bench, ACK);
+                one.asks(&bench, RST);
+                assert_eq!(one.asks(&bench, ACK), REDIRECT);
+                let states = one.states(&bench);
+                if monotonic_secs().unwrap() != began {
+                    return false;
+                }
+                assert_eq!(states, [Some(CtState::Doubtful); 2], "{like}");
+                true
+            });
+            assert!(stays, "{like}: each time more than a second passed");
+            // The port's next connection is none of the old one's: it goes to whoever is a backend now.
+            let other = SocketAddr::new(backend(like).ip(), 9_999);
+            let (slot, id) = if like.is_ipv4() { (1, 40) } else { (3, 41) };
+            let value = BackendValue::new(other.ip(), other.port(), Protocol::Tcp).on_node(1, true);
+            bench.set(names::BACKENDS, id, value);
+            bench.set(names::SLOTS, slot, id);
+            one.asks(&bench, SYN);
+            let begun = entry(&bench, names::CT_NEW, &one.keys()[0]);
+            assert_eq!(begun.map(|entry| entry.backend_id), Some(id), "{like}");
+        }
+    });
 }
 
 #[test]
 fn an_rst_ends_no_connection_that_goes_on() {
     in_lab(|_| {
-        let bench = Bench::new();
+        let mut bench = Bench::new();
         for like in [v4(0), v6(0)] {
             let one = Connection::new(like);
             one.is_established(&bench);
@@ -92,11 +136,13 @@ fn an_rst_ends_no_connection_that_goes_on() {
             assert_eq!(one.states(&bench), all(CtState::Established));
             assert_eq!(one.asks(&bench, RST), REDIRECT, "its end may be");
             assert_eq!(one.states(&bench), all(CtState::Doubtful));
+            one.was_seen(&mut bench, 1);
             assert_eq!(one.answers(&bench, ACK), REDIRECT);
-            assert_eq!(one.states(&bench), all(CtState::Established), "in the same second, too");
+            assert_eq!(one.states(&bench), all(CtState::Established));
             one.answers(&bench, FIN | ACK);
             one.answers(&bench, RST);
             assert_eq!(one.states(&bench), all(CtState::Doubtful));
+            one.was_seen(&mut bench, 1);
             one.asks(&bench, ACK);
             assert_eq!(one.states(&bench), all(CtState::Closing), "as before");
             one.asks(&bench, FIN | ACK);
@@ -130,11 +176,7 @@ fn the_ports_of_a_reset_flow_go_to_another_after_a_while() {
             let (_, out) = bench.arrives_at_uplink(&asked.bytes());
             assert_ne!(source(&out), one.from.port(), "{like}: still its own");
 
-            let now = monotonic_secs().unwrap();
-            for key in one.keys() {
-                let known = entry(&bench, names::CT_LIVE, &key).unwrap();
-                bench.put(names::CT_LIVE, key, CtValue { seen_secs: now - TCP_RESET_SECS - 2, ..known });
-            }
+            one.was_seen(&mut bench, TCP_RESET_SECS + 2);
             let ports = HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map_mut(names::CT_NEW).unwrap());
             ports.unwrap().remove(&key(one.from, second, 6)).unwrap();
             let (_, out) = bench.arrives_at_uplink(&asked.bytes());
@@ -185,28 +227,31 @@ fn a_flow_that_is_wrapped_stays_where_a_flood_may_take_it() {
             let to = if like.is_ipv4() { v4(9) } else { v6(9) };
             bench.set(names::BACKENDS, id, BackendValue::new(to, 8_080, Protocol::Tcp).on_node(2, false));
 
-            let after = |port: u16, flags: &[u8]| {
+            let after = |bench: &Bench, port: u16, flags: &[u8]| {
                 let from = SocketAddr::new(client(like).ip(), port);
                 for flags in flags {
                     let packet = of_world(from, at, Some(*flags)).bytes();
                     assert_eq!(bench.arrives_at_uplink(&packet).0, REDIRECT, "{like} {port} {flags}");
                 }
                 let key = key(from, at, 6);
-                assert_eq!(entry(&bench, names::CT_LIVE, &key), None, "{like} {port}");
-                state(&bench, names::CT_NEW, &key)
+                assert_eq!(entry(bench, names::CT_LIVE, &key), None, "{like} {port}");
+                state(bench, names::CT_NEW, &key)
             };
-            assert_eq!(after(1, &[SYN, SYN]), Some(CtState::New), "{like}");
-            assert_eq!(after(2, &[SYN, ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(&bench, 1, &[SYN, SYN]), Some(CtState::New), "{like}");
+            assert_eq!(after(&bench, 2, &[SYN, ACK]), Some(CtState::Established), "{like}");
             assert_eq!(
-                after(3, &[ACK, ACK, ACK]),
+                after(&bench, 3, &[ACK, ACK, ACK]),
                 Some(CtState::Joined),
                 "{like}: another node has seen its SYN"
             );
-            assert_eq!(after(4, &[ACK, SYN, ACK]), Some(CtState::Established), "{like}");
-            assert_eq!(after(5, &[SYN, ACK, RST]), Some(CtState::Doubtful), "{like}");
-            assert_eq!(after(6, &[SYN, ACK, RST, ACK]), Some(CtState::Established), "{like}");
-            assert_eq!(after(7, &[SYN, ACK, FIN | ACK, ACK]), Some(CtState::Closed), "{like}");
-            assert_eq!(after(8, &[SYN, RST]), Some(CtState::Reset), "{like}");
+            assert_eq!(after(&bench, 4, &[ACK, SYN, ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(&bench, 5, &[SYN, ACK, RST]), Some(CtState::Doubtful), "{like}");
+            let key = key(SocketAddr::new(client(like).ip(), 5), at, 6);
+            let known = entry(&bench, names::CT_NEW, &key).unwrap();
+            bench.put(names::CT_NEW, key, CtValue { seen_secs: known.seen_secs - 1, ..known });
+            assert_eq!(after(&bench, 5, &[ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(&bench, 7, &[SYN, ACK, FIN | ACK, ACK]), Some(CtState::Closed), "{like}");
+            assert_eq!(after(&bench, 6, &[SYN, RST]), Some(CtState::Reset), "{like}");
         }
     });
 }
