@@ -63,7 +63,7 @@ pub use kubernetes::{
     CLUSTER_IP_NONE, LABEL_HEADLESS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME,
     Metadata, Protocol,
 };
-pub use map::ServiceMap;
+pub use map::{ChunkMap, Difference, ServiceMap};
 pub use node::{NodeInfo, NodeView};
 pub use object::{Object, parse_object};
 pub use pods::{NamedPort, PodFacts, endpoints_for, matches};

@@ -74,7 +74,8 @@ impl ServiceTable {
         nodes: &BTreeMap<&str, T>,
     ) -> impl Iterator<Item = &'a ServiceName> {
         let is_on = |backend: &Backend| backend.node.as_deref().is_some_and(|node| nodes.contains_key(node));
-        let services = self.services.iter().filter(|_| !nodes.is_empty());
+        // Mostly none has moved: then there is nothing to look through.
+        let services = (!nodes.is_empty()).then(|| self.services.iter()).into_iter().flatten();
         services.filter(move |(_, entry)| entry.backends.iter().any(is_on)).map(|(name, _)| name)
     }
 }

@@ -5,6 +5,8 @@
 //!
 //! One task, no channels: wake-ups are level-triggered and coalesce. Cancel-safe between passes.
 
+mod aside;
+mod laps;
 mod maps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +20,8 @@ use netd_store::records::{ClusterConfig, OverlayBackend};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::agent::aside::{Ending, Zoning};
+use crate::agent::laps::Laps;
 use crate::attach;
 use crate::attachments::Phase;
 use crate::desired;
@@ -25,7 +29,7 @@ use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms, now_ms};
 use crate::overlay::{self, OverlayPaths, Routed};
 use crate::pace::Pace;
-use crate::services::{self, Around, Ended};
+use crate::services::{self, Around};
 use crate::settings::Settings;
 use crate::status::Progress;
 use crate::sweep::gone_links;
@@ -53,7 +57,8 @@ pub(crate) struct Agent {
     host: HostSync,
     settings: Settings,
     around: Around,
-    ended: Ended,
+    ending: Ending,
+    zoning: Zoning,
     /// When services or their connections are due again by themselves (monotonic milliseconds).
     services_due: Option<u64>,
     /// What an earlier ABI's pins held was taken over and is gone.
@@ -75,8 +80,6 @@ pub(crate) struct Agent {
     overlay: Option<Option<u32>>,
     /// Host ends that were missing when the kernel was last read.
     gone: BTreeSet<String>,
-    /// The view that the DNS zone was made from.
-    zoned: Option<Arc<View>>,
     /// The view and the state of the store that addressing was told of.
     observed: Option<(Arc<View>, Option<String>)>,
     /// Pods whose programs this netd has attached or updated, by host link, with whether they take the fast path.
@@ -91,7 +94,8 @@ impl Agent {
             host: HostSync::new(host),
             settings,
             around: Around::default(),
-            ended: Ended::default(),
+            ending: Ending::default(),
+            zoning: Zoning::default(),
             services_due: None,
             migrated: false,
             paths: OverlayPaths::new(underlay_mtu),
@@ -104,7 +108,6 @@ impl Agent {
             known: Known::default(),
             overlay: None,
             gone: BTreeSet::new(),
-            zoned: None,
             observed: None,
             attached: BTreeMap::new(),
         }
@@ -139,21 +142,25 @@ impl Agent {
                 }
                 () = tokio::time::sleep_until(self.choose_at.unwrap_or_else(Instant::now).into()), if self.choose_at.is_some() => {}
                 () = tokio::time::sleep(until(self.services_due)), if self.services_due.is_some() => {}
+                () = self.ending.work.finished() => {}
+                () = self.zoning.work.finished() => {}
+                () = tokio::time::sleep_until(self.zoning.due.unwrap_or_else(Instant::now).into()), if self.zoning.due.is_some() => {}
                 _ = timer.tick() => doubt = Doubt::ALL,
                 () = tokio::time::sleep(RETRY_AFTER), if retry => doubt.host = true,
             }
             pace.wait().await;
             let state = mirror.borrow_and_update().clone();
+            let (start, mut laps) = (Instant::now(), Laps::begin());
             if state.revision == 0 || !self.tunnel_is_known(&state) {
                 // What was seen is still to be looked at, with the first pass: the tunnel's task wakes us for it.
                 look_at = None;
                 continue;
             }
-            let start = Instant::now();
+            laps.end_of("view");
             if doubt.host {
                 look_at = None;
             }
-            retry = self.pass(&state, doubt).await;
+            retry = self.pass(&state, doubt, laps).await;
             let took = start.elapsed();
             if doubt.host {
                 rested = start + (took * OBSERVE_REST).clamp(OBSERVE_EVERY, OBSERVE_REST_MAX);
@@ -166,7 +173,7 @@ impl Agent {
     }
 
     /// One pass; true when another is wanted soon.
-    async fn pass(&mut self, state: &netd_store::MirrorState, doubt: Doubt) -> bool {
+    async fn pass(&mut self, state: &netd_store::MirrorState, doubt: Doubt, mut laps: Laps) -> bool {
         // Before anything is looked at: a change that comes meanwhile is the next pass's.
         let change = self.node.change();
         let view = self.refresh_view(state);
@@ -186,7 +193,9 @@ impl Agent {
         }
         let (mut errors, mut kernel) = (Vec::new(), Vec::new());
         self.choose_paths(&view, doubt.host).await;
+        laps.end_of("paths");
         self.observe_addresses(&view, doubt.programs, &mut errors);
+        laps.end_of("addresses");
         if doubt.programs {
             self.find_foreign_tc().await;
             attach::follow_all(&self.node).await;
@@ -196,6 +205,7 @@ impl Agent {
         // replaced is cut off then, and shown as pending.
         let mut pending = self.keep_pods(&view, doubt.programs, &mut kernel);
         let pods_attached = pending.is_empty();
+        laps.end_of("pods");
         if doubt.programs
             && view.in_sync
             && let Err(error) = tokio::task::block_in_place(|| services::sweep_netns(&self.node))
@@ -205,6 +215,7 @@ impl Agent {
         if let Err(error) = self.keep_settings(&view, doubt.programs).await {
             kernel.push(format!("host settings: {error:#}"));
         }
+        laps.end_of("settings");
         let mut retry = match self.keep_host(&view).await {
             Ok(applied) => applied.more,
             Err(error) => {
@@ -223,6 +234,7 @@ impl Agent {
         if let Err(error) = self.keep_checksums() {
             kernel.push(format!("checksums of {}: {error}", desired::VXLAN_DEVICE));
         }
+        laps.end_of("links and routes");
         let last = self.node.progress.load_full();
         let problems = match self.keep_services(&view) {
             Ok(synced) => {
@@ -240,11 +252,12 @@ impl Agent {
         if let Err(error) = self.keep_devices(&view) {
             kernel.push(format!("services: {error:#}"));
         }
-        if let Err(error) = self.ended.pass(&self.node).await {
-            errors.push(format!("connections to backends that are gone: {error:#}"));
-        }
-        self.services_due = [self.services_due, self.ended.due_ms()].into_iter().flatten().min();
-        self.keep_dns(&view, &mut errors);
+        laps.end_of("services");
+        self.end_connections(&mut errors).await;
+        self.services_due = [self.services_due, self.ending.due_ms()].into_iter().flatten().min();
+        laps.end_of("connections");
+        self.keep_dns(&view, &mut errors).await;
+        laps.end_of("names");
 
         let as_wished = kernel.is_empty();
         errors.extend(kernel.iter().cloned());
@@ -276,6 +289,8 @@ impl Agent {
             lock(&self.node.usage).note(self.node.addressing.now(), &claimed);
         }
         self.node.settle_wake.notify_one();
+        laps.end_of("the rest");
+        laps.say();
         retry
     }
 
@@ -395,26 +410,6 @@ impl Agent {
             (objects, desired::busy_devices(&attachments))
         };
         self.host.pass(wishes, view.in_sync, monotonic_ms()).await
-    }
-
-    /// The zone, and who may ask: the cluster's pods and this node.
-    fn keep_dns(&mut self, view: &Arc<View>, errors: &mut Vec<String>) {
-        if self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
-            return;
-        }
-        match desired::zone(view) {
-            Ok(zone) => {
-                self.node.zone.store(Some(Arc::new(zone)));
-                self.zoned = Some(view.clone());
-            }
-            Err(error) => {
-                errors.push(format!("the DNS zone {:?} of the cluster: {error}", view.config.dns_zone))
-            }
-        }
-        let clients = desired::dns_clients(&self.node, view);
-        if **self.node.dns_clients.load() != clients {
-            self.node.dns_clients.store(Arc::new(clients));
-        }
     }
 
     fn refresh_view(&mut self, state: &netd_store::MirrorState) -> Arc<View> {

@@ -131,7 +131,7 @@ async fn put_service(
 async fn known(node: &Node, key: &str, attempt: usize) -> Result<Option<KeyValue>, ApiError> {
     let mirror = node.mirror.borrow().clone();
     if attempt == 0 && mirror.in_sync && mirror.connected {
-        return Ok(mirror.items.get(key).cloned());
+        return Ok(mirror.items.get(key).map(|item| KeyValue::clone(item)));
     }
     node.store.get(key).await.map_err(store_error)
 }

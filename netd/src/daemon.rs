@@ -2,7 +2,6 @@
 //! Starts every task and ends them in order. Nothing here touches the kernel's network: that is the agent's, after it has a
 //! view of the cluster.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use netd_host::Host;
 use netd_store::records::{ClusterConfig, decode};
-use netd_store::{Etcd, EtcdConfig, FileStore, KeyValue, Keys, Mirror, MirrorState, Store, Tail};
+use netd_store::{Etcd, EtcdConfig, FileStore, Items, Keys, Mirror, MirrorState, Store, Tail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -173,16 +172,16 @@ async fn prepare(
 }
 
 /// The cluster's configuration as the snapshot has it.
-fn last_config(known: Option<&(u64, BTreeMap<String, KeyValue>)>, keys: &Keys) -> Option<ClusterConfig> {
+fn last_config(known: Option<&(u64, Items)>, keys: &Keys) -> Option<ClusterConfig> {
     let item = known?.1.get(&keys.config())?;
     decode(&item.key, &item.value).ok()
 }
 
 /// A mirror state that says what the cluster was, and that this is not known to be current.
-fn stand_in(revision: u64, items: BTreeMap<String, KeyValue>) -> MirrorState {
+fn stand_in(revision: u64, items: Items) -> MirrorState {
     let mut mirror = Mirror::new();
     mirror.revision = revision;
-    mirror.items = Arc::new(items);
+    mirror.items = items;
     MirrorState { mirror, ..MirrorState::default() }
 }
 

@@ -3,18 +3,18 @@
 //! blocks. Desired from local state, observed from the mirror, the difference written in compare-and-swap transactions.
 //! With the store down the difference waits; nothing is queued elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
-use lb::PodFacts;
+use lb::{ChunkMap, PodFacts, Service};
 use netd_store::records::{
     BadRecord, Extra, NodeRecord, PodRecord, SCHEMA, WireguardKeyRecord, WireguardRecord, encode,
 };
 use netd_store::{
-    Key, KeyValue, Keys, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction,
+    Items, Key, KeyValue, Keys, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction,
 };
 
 use crate::attachments::{Attachment, Phase};
@@ -39,11 +39,19 @@ const BYTES_PER_TRANSACTION: usize = MAX_TRANSACTION_BYTES / 2;
 /// Pods' records as they were written last: of hundreds one change makes one be written anew.
 type Written = BTreeMap<String, (Arc<Attachment>, Bytes)>;
 
+/// What was made or seen before: of thousands of services one change makes one be looked at.
+#[derive(Default)]
+struct Made {
+    pods: Written,
+    endpoints: Endpoints,
+    present: Present,
+}
+
 /// Keeps the store as this node owes it; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut mirror = node.mirror.clone();
     let mut retry = false;
-    let mut written = Written::new();
+    let mut made = Made::default();
     let mut pace = Pace::new(COALESCE);
     loop {
         tokio::select! {
@@ -57,7 +65,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         if !state.in_sync {
             continue;
         }
-        retry = match round(&node, &state, &mut written, &mut pace).await {
+        retry = match round(&node, &state, &mut made, &mut pace).await {
             Ok(quiet) => {
                 node.publish_error.store(None);
                 !quiet
@@ -79,12 +87,7 @@ fn complain(node: &Node, error: String) {
 }
 
 /// Writes what differs. True when nothing did: then everything up to this revision and local change is in the store.
-async fn round(
-    node: &Arc<Node>,
-    state: &MirrorState,
-    written: &mut Written,
-    pace: &mut Pace,
-) -> Result<bool> {
+async fn round(node: &Arc<Node>, state: &MirrorState, made: &mut Made, pace: &mut Pace) -> Result<bool> {
     let start = Instant::now();
     // Before the state is read: a change that comes while we look is not claimed to be published.
     let change = node.change();
@@ -97,12 +100,13 @@ async fn round(
         // It has not chosen how to reach the others: the record would say that this node has nothing to be reached by.
         return Ok(false);
     }
-    let desired = desired(node, &view, written)?;
+    let desired = desired(node, &view, made)?;
     // A store whose listing is held back gets this node's records all the same: that is what makes it whole again, and
     // what keeps others from claiming blocks that have an owner.
     let held = node.held.load_full();
     let present = held.as_deref().unwrap_or(state);
-    let writes = difference(&desired, present, &node.keys, node);
+    made.present.follow(&present.items, node);
+    let writes = difference(&desired, present, &made.present, node);
     // Waiting for the store costs nobody anything.
     pace.ran(start.elapsed());
     if writes.is_empty() && held.is_some() {
@@ -158,7 +162,7 @@ struct Write {
     seen: u64,
 }
 
-fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<String, Bytes>, BadRecord> {
+fn desired(node: &Node, view: &View, made: &mut Made) -> Result<BTreeMap<String, Bytes>, BadRecord> {
     let mut records = BTreeMap::new();
     if view.tombstones.contains_key(&node.uuid) {
         // Whoever removed this node decides about what it had; nothing of it is written again.
@@ -193,25 +197,19 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
     let mut still = Written::new();
     for attachment in attachments.iter().filter(|a| a.phase != Phase::Pending) {
         let key = node.keys.pod(node.uuid, &attachment.key);
-        let value = match written.remove(&key) {
+        let value = match made.pods.remove(&key) {
             Some((of, value)) if Arc::ptr_eq(&of, attachment) || of == *attachment => value,
             _ => encode(&key, &pod_record(node, attachment))?,
         };
         still.insert(key.clone(), (attachment.clone(), value.clone()));
         add(key, Ok(value))?;
     }
-    *written = still;
+    made.pods = still;
     let pods: Vec<PodFacts> =
         attachments.iter().filter(|a| a.phase == Phase::Committed).map(|a| pod_facts(node, a)).collect();
-    let uuid = node.uuid.to_string();
-    let families = [lb::Family::V4, lb::Family::V6];
-    for (source, family) in Keys::node_sources(node.uuid).iter().zip(families) {
-        for service in &view.services {
-            if let Some(slice) = lb::endpoints_for(service, &pods, &uuid, family) {
-                let key = node.keys.endpoint(&service.metadata.namespace, &service.metadata.name, source);
-                add(key.clone(), encode(&key, &slice))?;
-            }
-        }
+    made.endpoints.follow(node, view, pods)?;
+    for (key, value) in &made.endpoints.slices {
+        add(key.clone(), Ok(value.clone()))?;
     }
     for block in node.addressing.addresses().mirrors() {
         let key = node.keys.block(block.cidr);
@@ -281,10 +279,68 @@ fn pod_facts(node: &Node, attachment: &Attachment) -> PodFacts {
     }
 }
 
+/// Endpoints that this node's pods are of services, and the services and pods that they were made from.
+#[derive(Default)]
+struct Endpoints {
+    services: ChunkMap<String, Service>,
+    pods: Vec<PodFacts>,
+    slices: BTreeMap<String, Bytes>,
+}
+
+impl Endpoints {
+    fn follow(&mut self, node: &Node, view: &View, pods: Vec<PodFacts>) -> Result<(), BadRecord> {
+        if self.pods != pods {
+            *self = Self { pods, ..Self::default() };
+        }
+        let uuid = node.uuid.to_string();
+        let sources = Keys::node_sources(node.uuid);
+        let key = |service: &Service, source: &str| {
+            node.keys.endpoint(&service.metadata.namespace, &service.metadata.name, source)
+        };
+        for difference in view.services.differences(&self.services, "", |_| true) {
+            for (source, family) in sources.iter().zip([lb::Family::V4, lb::Family::V6]) {
+                if let Some(before) = difference.before {
+                    self.slices.remove(&key(before, source));
+                }
+                let slice =
+                    difference.now.and_then(|service| lb::endpoints_for(service, &self.pods, &uuid, family));
+                if let (Some(service), Some(slice)) = (difference.now, slice) {
+                    let key = key(service, source);
+                    let value = encode(&key, &slice)?;
+                    self.slices.insert(key, value);
+                }
+            }
+        }
+        self.services = view.services.clone();
+        Ok(())
+    }
+}
+
+/// Keys of endpoints that are in the store and that only this node writes.
+#[derive(Default)]
+struct Present {
+    seen: Items,
+    own: BTreeSet<String>,
+}
+
+impl Present {
+    fn follow(&mut self, items: &Items, node: &Node) {
+        let prefix = node.keys.endpoints();
+        for difference in items.differences(&self.seen, prefix.as_str(), |key| key.starts_with(&prefix)) {
+            match difference.now {
+                None => drop(self.own.remove(difference.key.as_str())),
+                Some(item) if is_own(item, &node.keys, node) => drop(self.own.insert(item.key.clone())),
+                Some(_) => {}
+            }
+        }
+        self.seen = items.clone();
+    }
+}
+
 fn difference(
     desired: &BTreeMap<String, Bytes>,
     state: &MirrorState,
-    keys: &Keys,
+    present: &Present,
     node: &Node,
 ) -> Vec<Write> {
     let mut writes = Vec::new();
@@ -295,9 +351,9 @@ fn difference(
             writes.push(Write { key: key.clone(), value: Some(value.clone()), seen });
         }
     }
-    let (pods, endpoints) = (keys.node_pods(node.uuid), keys.endpoints());
-    let own = state.range(&pods).chain(state.range(&endpoints).filter(|item| is_own(item, keys, node)));
-    for item in own.filter(|item| !desired.contains_key(&item.key)) {
+    let pods = node.keys.node_pods(node.uuid);
+    let endpoints = present.own.iter().filter_map(|key| state.items.get(key)).map(Arc::as_ref);
+    for item in state.range(&pods).chain(endpoints).filter(|item| !desired.contains_key(&item.key)) {
         writes.push(Write { key: item.key.clone(), value: None, seen: item.mod_revision });
     }
     writes

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sockets that went through a service, and whose they are.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, io, net::SocketAddr};
 
-use ebpf_abi::{BackendValue, FlowKey, NetnsValue, PROTO_TCP, SocketValue, address};
+use ebpf_abi::{BackendValue, FlowKey, FlowValue, NetnsValue, PROTO_TCP, SocketValue, address};
 
 use crate::{datapath::Datapath, error::MapAccessError, map::Walk, sys};
 
@@ -35,14 +31,25 @@ pub struct ServiceSocket {
     pub since_secs: u32,
 }
 
-impl Datapath {
-    /// Connected sockets that chose one of these (frontend, backend) pairs; those of an older version among them, of which
-    /// some may be closed by now.
-    pub fn sockets_to(&self, chosen: &BTreeSet<(u32, u32)>) -> Result<Vec<ServiceSocket>, MapAccessError> {
-        self.sockets_where(|service_id, backend_id| chosen.contains(&(service_id, backend_id)))
+impl ServiceSocket {
+    /// Version 1 remembered connected sockets among the flows.
+    pub(crate) fn of_old_flow(key: &FlowKey, flow: &FlowValue) -> Self {
+        Self {
+            cookie: key.cookie,
+            proto: key.proto,
+            frontend: socket_addr(flow.addr, flow.port),
+            service_id: flow.service_id,
+            backend_id: flow.backend_id,
+            backend: Some(socket_addr(key.addr, key.port)),
+            netns: None,
+            since_secs: 0,
+        }
     }
+}
 
-    /// Connected sockets whose frontend and backend identifiers are wanted.
+impl Datapath {
+    /// Connected sockets whose frontend and backend identifiers are wanted; those of an older version among them, of which
+    /// some may be closed by now.
     pub fn sockets_where(
         &self,
         is_wanted: impl Fn(u32, u32) -> bool,
@@ -56,21 +63,11 @@ impl Datapath {
                 }
             }
         }
-        // Version 1 remembered connected sockets among the flows.
         let mut walk = Walk::default();
         while let Some(entries) = self.maps.flows.step(&mut walk, STEP)? {
             for (key, flow) in entries {
                 if key.proto == PROTO_TCP && is_wanted(flow.service_id, flow.backend_id) {
-                    found.push(ServiceSocket {
-                        cookie: key.cookie,
-                        proto: key.proto,
-                        frontend: socket_addr(flow.addr, flow.port),
-                        service_id: flow.service_id,
-                        backend_id: flow.backend_id,
-                        backend: Some(backend_of_flow(&key)),
-                        netns: None,
-                        since_secs: 0,
-                    });
+                    found.push(ServiceSocket::of_old_flow(&key, &flow));
                 }
             }
         }
@@ -113,7 +110,11 @@ impl Datapath {
         Ok(self.maps.netns.entries()?.into_iter().collect())
     }
 
-    fn service_socket(&self, cookie: u64, socket: &SocketValue) -> Result<ServiceSocket, MapAccessError> {
+    pub(crate) fn service_socket(
+        &self,
+        cookie: u64,
+        socket: &SocketValue,
+    ) -> Result<ServiceSocket, MapAccessError> {
         let backend = self.maps.backends.get(&socket.backend_id)?;
         let backend = backend.filter(|backend: &BackendValue| !backend.is_unused());
         Ok(ServiceSocket {
@@ -135,10 +136,6 @@ impl Datapath {
 /// Of socket(2) and getsockopt(2).
 pub fn netns_cookie() -> io::Result<u64> {
     sys::netns_cookie()
-}
-
-fn backend_of_flow(key: &FlowKey) -> SocketAddr {
-    socket_addr(key.addr, key.port)
 }
 
 fn socket_addr(addr: ebpf_abi::Address, port: [u8; 2]) -> SocketAddr {

@@ -161,7 +161,7 @@ impl Claims {
                 .iter()
                 .map(|(port, claim)| (*port, ServiceName::new(&claim.namespace, &claim.name)))
                 .collect(),
-            services: view.services.iter().map(held).collect(),
+            services: view.services.values().map(held).collect(),
             unread: view.bad_values.iter().filter_map(|bad| service_of(keys, &bad.key)).collect(),
         }
     }
@@ -250,7 +250,7 @@ mod tests {
             name: "web".to_owned(),
             extra: Default::default(),
         };
-        let mut view = View { service_ips: Arc::new([(ip, Arc::new(record))].into()), ..View::default() };
+        let mut view = View { service_ips: [(ip, Arc::new(record))].into_iter().collect(), ..View::default() };
         assert_eq!(drift(&Claims::of(&view, &keys)), [Drift::Address(ip, name("web"))].into());
         let bad = |key: String| BadValue { key, reason: "not JSON".to_owned() };
         view.bad_values = vec![bad(keys.service("default", "api")), bad(keys.config())];
@@ -266,7 +266,7 @@ mod tests {
         for (key, revision) in [("old", 7), ("new", 8)] {
             let (item, value) = (key.to_owned(), bytes::Bytes::new());
             let item = KeyValue { key: item, value, create_revision: 1, mod_revision: revision };
-            Arc::make_mut(&mut state.mirror.items).insert(key.to_owned(), item);
+            state.mirror.items.insert(key.to_owned(), Arc::new(item));
         }
         let all = |state: &MirrorState| ["old", "new", "none"].map(|key| seen(state, &view, key));
         assert_eq!(all(&state), [Some(7), None, Some(0)]);

@@ -3,15 +3,16 @@
 //! thousands of objects one change makes one be parsed, and one entry of the table be made anew. Likewise the claims of what
 //! services hold, which are as many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use lb::{Catalogue, Changed, EndpointSlice, Service, ServiceName, ServiceTable};
+use lb::{
+    Catalogue, Changed, ChunkMap, EndpointSlice, Forwarding, Service, ServiceEntry, ServiceName, ServiceTable,
+};
 use netd_api::BadValue;
 use netd_store::records::{NodePortRecord, ServiceIpRecord, decode};
-use netd_store::{Key, Keys, MirrorState};
+use netd_store::{Items, Key, Keys, MirrorState};
 use serde::de::DeserializeOwned;
 
 /// What was taken in so far.
@@ -30,6 +31,10 @@ pub(crate) struct Objects {
     unserved: BTreeMap<ServiceName, Vec<BadValue>>,
     /// Names whose ports are to be looked at again.
     unchecked: Changed,
+    /// Who wants direct server return.
+    dsr: BTreeSet<ServiceName>,
+    /// Who has a port for load balancers' health checks.
+    health_checked: Arc<BTreeMap<ServiceName, u16>>,
 }
 
 impl Objects {
@@ -71,12 +76,12 @@ impl Objects {
     }
 
     /// Whose addresses of services are; a copy costs nothing.
-    pub(crate) fn service_ips(&self) -> Arc<BTreeMap<IpAddr, Arc<ServiceIpRecord>>> {
+    pub(crate) fn service_ips(&self) -> ChunkMap<IpAddr, ServiceIpRecord> {
         self.addresses.by.clone()
     }
 
     /// Whose node ports are; a copy costs nothing.
-    pub(crate) fn node_ports(&self) -> Arc<BTreeMap<u16, Arc<NodePortRecord>>> {
+    pub(crate) fn node_ports(&self) -> ChunkMap<u16, NodePortRecord> {
         self.ports.by.clone()
     }
 
@@ -100,11 +105,8 @@ impl Objects {
     pub(crate) fn table(&mut self, revision: u64) -> (ServiceTable, Vec<BadValue>) {
         let table = self.catalogue.table(revision);
         for name in std::mem::take(&mut self.unchecked) {
-            let found = table.services.get(&name).map(|entry| unserved(&name, entry)).unwrap_or_default();
-            match found.is_empty() {
-                true => drop(self.unserved.remove(&name)),
-                false => drop(self.unserved.insert(name, found)),
-            }
+            let entry = table.services.get(&name);
+            self.check(name, entry);
         }
         let wrong = |problem: lb::Problem| BadValue {
             key: problem.object.clone(),
@@ -114,14 +116,45 @@ impl Objects {
         (table, problems.chain(self.unserved.values().flatten().cloned()).collect())
     }
 
-    /// Every Service that parses, in order of their keys.
-    pub(crate) fn services(&self) -> Vec<Arc<Service>> {
-        self.services.items.values().filter_map(|(_, good)| good.clone()).collect()
+    /// Every Service that parses, by its key; a copy costs nothing.
+    pub(crate) fn services(&self) -> ChunkMap<String, Service> {
+        self.services.items.clone()
+    }
+
+    /// Some service wants direct server return.
+    pub(crate) fn has_dsr(&self) -> bool {
+        !self.dsr.is_empty()
+    }
+
+    /// Ports for load balancers' health checks; a copy costs nothing.
+    pub(crate) fn health_checked(&self) -> Arc<BTreeMap<ServiceName, u16>> {
+        self.health_checked.clone()
     }
 
     /// Names of services that differ since the last call.
     pub(crate) fn take_changed(&mut self) -> Changed {
         std::mem::take(&mut self.changed)
+    }
+
+    /// What is known of single services beside their entries.
+    fn check(&mut self, name: ServiceName, entry: Option<&Arc<ServiceEntry>>) {
+        let port = entry.and_then(|entry| entry.health_check_node_port);
+        if self.health_checked.get(&name).copied() != port {
+            let all = Arc::make_mut(&mut self.health_checked);
+            match port {
+                Some(port) => drop(all.insert(name.clone(), port)),
+                None => drop(all.remove(&name)),
+            }
+        }
+        match entry.is_some_and(|entry| entry.extras.forwarding == Forwarding::Dsr) {
+            true => drop(self.dsr.insert(name.clone())),
+            false => drop(self.dsr.remove(&name)),
+        }
+        let found = entry.map(|entry| unserved(&name, entry)).unwrap_or_default();
+        match found.is_empty() {
+            true => drop(self.unserved.remove(&name)),
+            false => drop(self.unserved.insert(name, found)),
+        }
     }
 
     fn note(&mut self, changed: Changed) {
@@ -143,7 +176,7 @@ fn service_name(key: &Key, service: &Service) -> Result<(), String> {
 }
 
 /// A port that none of a service's backends has refuses every connection: seldom what somebody meant.
-fn unserved(name: &ServiceName, entry: &lb::ServiceEntry) -> Vec<BadValue> {
+fn unserved(name: &ServiceName, entry: &ServiceEntry) -> Vec<BadValue> {
     let ports = entry.ports.iter().filter(|port| !entry.backends.is_empty() && entry.choose(port).is_empty());
     ports
         .map(|port| BadValue {
@@ -163,12 +196,12 @@ fn unserved(name: &ServiceName, entry: &lb::ServiceEntry) -> Vec<BadValue> {
 #[derive(Debug)]
 struct Claims<K, T> {
     known: Prefix<T>,
-    by: Arc<BTreeMap<K, Arc<T>>>,
+    by: ChunkMap<K, T>,
 }
 
 impl<K, T> Default for Claims<K, T> {
     fn default() -> Self {
-        Self { known: Prefix::default(), by: Arc::default() }
+        Self { known: Prefix::default(), by: ChunkMap::default() }
     }
 }
 
@@ -183,10 +216,9 @@ impl<K: Ord + Clone, T: DeserializeOwned> Claims<K, T> {
         for step in self.known.follow(state, prefix, keys, |_, _| Ok(())) {
             let (Step::Set(key, _) | Step::Gone(key)) = &step;
             let Some(what) = keys.parse(key).as_ref().and_then(&claimed) else { continue };
-            let by = Arc::make_mut(&mut self.by);
             match step {
-                Step::Set(_, record) => drop(by.insert(what, record)),
-                Step::Gone(_) => drop(by.remove(&what)),
+                Step::Set(_, record) => drop(self.by.insert(what, record)),
+                Step::Gone(_) => drop(self.by.remove(&what)),
             }
         }
     }
@@ -195,8 +227,10 @@ impl<K: Ord + Clone, T: DeserializeOwned> Claims<K, T> {
 /// All keys of one prefix, parsed.
 #[derive(Debug)]
 struct Prefix<T> {
-    /// With the last value that parsed.
-    items: BTreeMap<String, (Bytes, Option<Arc<T>>)>,
+    /// The store as it was taken in last.
+    seen: Items,
+    /// The last values that parsed.
+    items: ChunkMap<String, T>,
     /// Why the present value does not.
     bad: BTreeMap<String, String>,
 }
@@ -208,12 +242,12 @@ enum Step<T> {
 
 impl<T> Default for Prefix<T> {
     fn default() -> Self {
-        Self { items: BTreeMap::new(), bad: BTreeMap::new() }
+        Self { seen: Items::default(), items: ChunkMap::default(), bad: BTreeMap::new() }
     }
 }
 
 impl<T: DeserializeOwned> Prefix<T> {
-    /// Both are sorted: what is equal in both costs a comparison of two keys and two pointers.
+    /// What differs from the last time; of thousands of keys that are the same nothing is looked at.
     fn follow(
         &mut self,
         state: &MirrorState,
@@ -221,40 +255,34 @@ impl<T: DeserializeOwned> Prefix<T> {
         keys: &Keys,
         check: impl Fn(&Key, &T) -> Result<(), String>,
     ) -> Vec<Step<T>> {
-        let (mut news, mut gone) = (Vec::new(), Vec::new());
-        let mut known = self.items.iter().peekable();
-        for item in state.range(prefix) {
-            while let Some((key, _)) = known.next_if(|(key, _)| key.as_str() < item.key.as_str()) {
-                gone.push(key.clone());
+        let before = std::mem::replace(&mut self.seen, state.items.clone());
+        let (mut gone, mut news) = (Vec::new(), Vec::new());
+        for difference in state.items.differences(&before, prefix, |key| key.starts_with(prefix)) {
+            let Some(item) = difference.now else {
+                let key = String::clone(difference.key);
+                self.items.remove(&key);
+                self.bad.remove(&key);
+                gone.push(Step::Gone(key));
+                continue;
+            };
+            if difference.before.is_some_and(|before| is_same(&before.value, &item.value)) {
+                continue;
             }
-            match known.next_if(|(key, _)| **key == item.key) {
-                Some((_, (value, _))) if is_same(value, &item.value) => {}
-                _ => news.push(item),
-            }
-        }
-        gone.extend(known.map(|(key, _)| key.clone()));
-        let mut steps = Vec::with_capacity(gone.len() + news.len());
-        for key in gone {
-            self.items.remove(&key);
-            self.bad.remove(&key);
-            steps.push(Step::Gone(key));
-        }
-        for item in news {
-            let at = self.items.entry(item.key.clone()).or_default();
-            at.0 = item.value.clone();
             self.bad.remove(&item.key);
             // Newer versions have more kinds of keys: they are not ours to judge.
             let Some(key) = keys.parse(&item.key) else { continue };
             let parsed = decode::<T>(&item.key, &item.value).map_err(|error| error.reason);
             match parsed.and_then(|value| check(&key, &value).map(|()| Arc::new(value))) {
                 Ok(value) => {
-                    at.1 = Some(value.clone());
-                    steps.push(Step::Set(item.key.clone(), value));
+                    self.items.insert(item.key.clone(), value.clone());
+                    news.push(Step::Set(item.key.clone(), value));
                 }
                 Err(reason) => drop(self.bad.insert(item.key.clone(), reason)),
             }
         }
-        steps
+        // What one gives up another may have got.
+        gone.append(&mut news);
+        gone
     }
 
     fn bad(&self) -> impl Iterator<Item = BadValue> {
@@ -263,13 +291,14 @@ impl<T: DeserializeOwned> Prefix<T> {
 }
 
 /// By value, not by revision: a restored store counts anew. What nobody wrote is the same memory.
-fn is_same(a: &Bytes, b: &Bytes) -> bool {
+fn is_same(a: &bytes::Bytes, b: &bytes::Bytes) -> bool {
     (a.as_ptr(), a.len()) == (b.as_ptr(), b.len()) || a == b
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use netd_store::{KeyValue, Mirror};
 
     fn state(items: &[(&str, &str)]) -> MirrorState {
@@ -277,9 +306,10 @@ mod tests {
         let item = |(key, value): &(&str, &str)| {
             let key = format!("/weft/v1/weft/{key}");
             let value = Bytes::copy_from_slice(value.as_bytes());
-            (key.clone(), KeyValue { key, value, create_revision: 1, mod_revision: 1 })
+            let item = KeyValue { key: key.clone(), value, create_revision: 1, mod_revision: 1 };
+            (key, Arc::new(item))
         };
-        mirror.items = Arc::new(items.iter().map(item).collect());
+        mirror.items = items.iter().map(item).collect();
         MirrorState { mirror, ..MirrorState::default() }
     }
 
@@ -339,9 +369,9 @@ mod tests {
             [("ipam/nodeports/30080", claim), ("ipam/services/10.96.0.1", claim), ("services/default/a", &a)];
         assert!(objects.update(&state(&all), &keys).is_empty());
         let (addresses, ports) = (objects.service_ips(), objects.node_ports());
-        assert_eq!((addresses.len(), ports[&30080].name.as_str()), (1, "a"));
+        assert_eq!((addresses.len(), ports.get(&30080).unwrap().name.as_str()), (1, "a"));
         objects.update(&state(&all[..2]), &keys);
-        assert!(Arc::ptr_eq(&addresses, &objects.service_ips()), "a service is no claim");
+        assert!(addresses.is_copy_of(&objects.service_ips()), "a service is no claim");
         let wrong = objects.update(&state(&[("ipam/services/10.96.0.1", "{")]), &keys);
         assert_eq!(wrong[0].key, "/weft/v1/weft/ipam/services/10.96.0.1");
         assert_eq!((objects.service_ips().len(), objects.node_ports().len()), (1, 0));

@@ -26,7 +26,7 @@ pub(crate) fn one(node: &Node, namespace: &str, name: &str) -> Result<ServiceDet
         .services
         .get(&name)
         .ok_or_else(|| ApiError::not_found(format!("no Service {name}; `weft service ls` lists them")))?;
-    let stored = view.services.iter().find(|service| ServiceName::of(service) == name);
+    let stored = view.services.values().find(|service| ServiceName::of(service) == name);
     let object = format!("Service {name}");
     let progress = node.progress.load();
     let is_about = |key: &str| {

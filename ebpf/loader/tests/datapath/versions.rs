@@ -91,7 +91,7 @@ fn services_flows_and_pods_of_version_1_are_carried_over() {
         assert_eq!((image.backends[&5], image.slots[&30]), (one, 5));
         let pod = &datapath.pods().unwrap()[&12];
         assert_eq!(pod.addresses, [v4(9)].into());
-        let known = datapath.sockets_to(&[(7, 5)].into()).unwrap();
+        let known = datapath.sockets_where(|service, backend| (service, backend) == (7, 5)).unwrap();
         assert_eq!((known.len(), known[0].cookie, known[0].netns), (1, 99, None));
         assert_eq!(known[0].frontend.to_string(), AT);
         assert_eq!(known[0].backend, Some(backend(1).into()));
