@@ -49,6 +49,8 @@ pub struct Compiler {
     /// Who is to be looked at when a Service changes, because of weights.
     dependents: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
     warming: BTreeSet<(u64, ServiceName)>,
+    /// Services with faults that befall some of this node's pods.
+    choosy: BTreeSet<ServiceName>,
     view: Option<NodeView>,
     /// (before, now) of nodes' indexes that differ between the views of the last update and this one.
     pub(crate) moved: BTreeSet<(u32, u32)>,
@@ -131,6 +133,7 @@ impl Compiler {
             troubled: BTreeSet::new(),
             dependents: BTreeMap::new(),
             warming: BTreeSet::new(),
+            choosy: BTreeSet::new(),
             view: None,
             moved: BTreeSet::new(),
             adopted: Adopted::default(),
@@ -165,6 +168,9 @@ impl Compiler {
             }
             _ => table.services.keys().chain(self.services.keys()).cloned().collect(),
         };
+        if before.as_ref().is_some_and(|before| before.pods != view.pods) {
+            work.extend(self.choosy.iter().cloned());
+        }
         self.moved = moved.into_values().collect();
         self.view = before.filter(|before| before == view).or_else(|| Some(view.clone()));
         work.extend(self.warming.iter().take_while(|(at, _)| *at <= now_ms).map(|(_, name)| name.clone()));
@@ -347,6 +353,8 @@ impl Compiler {
         set_member(&mut self.starved, name, !compiled.capacity.is_empty());
         let troubled = !compiled.capacity.is_empty() || !compiled.problems.is_empty();
         set_member(&mut self.troubled, name, troubled);
+        let fault = entry.and_then(|entry| entry.extras.fault.as_ref());
+        set_member(&mut self.choosy, name, fault.is_some_and(|fault| !fault.clients.is_empty()));
         if entry.is_some() {
             self.services.insert(name.clone(), compiled);
         }

@@ -17,6 +17,7 @@ use ebpf_abi::{BackendValue, FrontendKey, SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTER
 use ipnet::IpNet;
 
 use crate::choose::{self, Empty, Group, Member, Variant};
+use crate::fault::Injection;
 use crate::maglev::{self, Candidate, Fill, mix};
 use crate::{
     Algorithm, Backend, Family, Forwarding, IpMode, NodeView, Problem, Protocol, ServiceEntry, ServiceName,
@@ -53,7 +54,9 @@ pub(crate) struct FrontendWish {
     pub(crate) set: Option<SetKey>,
     /// `SERVICE_*`, as far as they do not depend on the backends.
     pub(crate) flags: u32,
-    /// Who may ask, with SERVICE_SOURCE_RANGES.
+    /// To how many of a hundred the fault in `flags` happens.
+    pub(crate) fault_percent: u8,
+    /// Who may ask, with SERVICE_SOURCE_RANGES; whom the fault befalls, with SERVICE_FAULT_CLIENTS.
     pub(crate) ranges: Vec<IpNet>,
 }
 
@@ -151,10 +154,12 @@ pub(crate) fn wishes(
         return wishes;
     }
     let groups = choose::groups(name, entry, table, &mut wishes.depends, &mut wishes.problems);
-    let mut maker = Maker { entry, view, groups, warmth, wishes };
+    let fault = entry.extras.fault.as_ref();
+    let fault = fault.and_then(|fault| Injection::new(fault, name, view, &mut wishes.problems));
+    let mut maker = Maker { entry, view, groups, fault, warmth, wishes };
     let outside = maker.outside_addresses(name);
     for ip in &entry.cluster_ips {
-        let wildcard = FrontendWish { set: None, flags: 0, ranges: Vec::new() };
+        let wildcard = FrontendWish { set: None, flags: 0, fault_percent: 0, ranges: Vec::new() };
         maker.wishes.frontends.insert(FrontendKey::wildcard(*ip, SCOPE_INTERNAL), wildcard);
     }
     for port in &entry.ports {
@@ -181,6 +186,7 @@ struct Maker<'a, W> {
     entry: &'a ServiceEntry,
     view: &'a NodeView,
     groups: Vec<Group<'a>>,
+    fault: Option<Injection>,
     warmth: W,
     wishes: Wishes,
 }
@@ -242,7 +248,11 @@ impl<'a, W: Fn(IpAddr) -> u64> Maker<'a, W> {
         };
         let family = Family::of(key.address());
         let set = SetKey { port: port.port, protocol: port.protocol, family, variant };
-        let wish = FrontendWish { set: Some(set), flags: flags | keeps, ranges: ranges.to_vec() };
+        let ranges = ranges.to_vec();
+        let mut wish = FrontendWish { set: Some(set), flags: flags | keeps, fault_percent: 0, ranges };
+        if let Some(fault) = &self.fault {
+            fault.inject(key.scope, &mut wish);
+        }
         self.wishes.frontends.entry(key).or_insert(wish);
         if !self.wishes.sets.contains_key(&set) {
             let made = self.set(port, family, variant);

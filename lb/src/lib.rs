@@ -25,6 +25,7 @@ mod entry;
 mod error;
 mod explain;
 mod extras;
+mod fault;
 mod fields;
 mod frontends;
 mod holdings;
@@ -57,7 +58,8 @@ pub use entry::{
 };
 pub use error::{CapacityError, IgnoredField, Limit, ObjectError, Problem};
 pub use explain::{ExplainedBackend, ExplainedFrontend, explain};
-pub use extras::{Algorithm, Extras, Fault, FaultKind, Forwarding};
+pub use extras::{Algorithm, Extras, Forwarding, fault_field};
+pub use fault::{Fault, FaultKind};
 pub use image::{Image, Limits};
 pub use kubernetes::{
     CLUSTER_IP_NONE, LABEL_HEADLESS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME,

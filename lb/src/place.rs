@@ -274,7 +274,8 @@ impl Compiler {
             // It did not fit, which place_set has said. The last good backends may stay.
             return Ok(());
         }
-        let mut value = ServiceValue { flags: wish.flags, ..ServiceValue::default() };
+        let (flags, fault_percent) = (wish.flags, wish.fault_percent);
+        let mut value = ServiceValue { flags, fault_percent, ..ServiceValue::default() };
         if let Some(set) = set {
             value.slot_offset = set.range.offset;
             value.slot_count = set.range.length;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use lb::{EndpointSlice, Object, Service, parse_object};
+use lb::{EndpointSlice, Object, Service, fault_field, parse_object};
 use netd_api::{
     ApiError, ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest, ErrorClass,
     NodePortInfo,
@@ -43,16 +43,17 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
     let mut claims = None;
     let mut reply = ApplyReply { results: Vec::with_capacity(parsed.len()), revision: 0 };
     for (object, ignored) in parsed {
-        let name = match &object {
-            Object::EndpointSlice(slice) => slice.display_name(),
-            Object::Service(service) => service.display_name(),
+        let (name, fault) = match &object {
+            Object::EndpointSlice(slice) => (slice.display_name(), None),
+            Object::Service(service) => (service.display_name(), fault_field(service)),
         };
+        let fault = fault.filter(|_| !node.config.services.fault_injection);
         let (action, revision, given) = match object {
             Object::EndpointSlice(slice) => put_slice(node, &slice).await?,
             Object::Service(service) => put_service(node, service, &mut claims).await?,
         };
         reply.revision = reply.revision.max(revision);
-        let ignored = ignored.into_iter().map(|field| field.path).collect();
+        let ignored = ignored.into_iter().chain(fault).map(|field| field.path).collect();
         reply.results.push(result(name, action, ignored, given.as_ref()));
     }
     node.wait_seen(reply.revision, SEEN_WAIT).await;

@@ -18,7 +18,7 @@ mod sync;
 
 use std::collections::BTreeMap;
 
-pub(crate) use around::{Around, map_sizes, ports};
+pub(crate) use around::{Around, client_pods, map_sizes, ports};
 pub(crate) use claims::keep as keep_claims;
 pub(crate) use ended::Ended;
 pub(crate) use flows::{PRESSURE_PERCENT, flows, keep as keep_flows};

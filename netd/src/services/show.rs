@@ -119,6 +119,7 @@ fn settings(entry: &ServiceEntry) -> BTreeMap<String, String> {
     let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     set("loadBalancerSourceRanges", (!ranges.is_empty()).then(|| ranges.join(",")));
     set("weft.dev/algorithm", algorithm.map(str::to_owned));
+    set("weft.dev/fault", extras.fault.as_ref().map(ToString::to_string));
     set("weft.dev/forwarding", (extras.forwarding == Forwarding::Dsr).then(|| "dsr".to_owned()));
     set("weft.dev/slow-start", extras.slow_start.map(|time| format!("{}s", time.as_secs())));
     set("weft.dev/weights", (!weights.is_empty()).then(|| weights.join(",")));

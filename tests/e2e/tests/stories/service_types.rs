@@ -36,7 +36,7 @@ fn types_ports_families_allocation_reachability_and_refusals() -> Result<()> {
     checked("undefined ports are rejected", undefined(&stage))?;
     checked("no endpoints: reject; policy Local and none local: drop", nobody(&stage))?;
     checked("other proxies' services and headless ones are left alone", foreign(&stage))?;
-    checked("fault injection is refused or named as ignored", fault(&stage))?;
+    checked("fault injection is off by default, and named", fault(&stage))?;
     stage.lab.down()
 }
 
@@ -293,7 +293,12 @@ fn fault(stage: &Stage) -> Result<()> {
     let given = stage.service(&annotated(web("fault", json!({})), key, "drop"))?;
     ensure!(given.0.ignored.iter().any(|field| field.contains(key)), "{:?}", given.0);
     for vip in given.vips() {
-        stage.reaches("c1", vip, &[], BOTH)?;
+        for from in ["c1", "g1"] {
+            stage.reaches(from, vip, &[], BOTH)?;
+        }
     }
+    let problems = stage.detail("n1", "fault")?.problems;
+    let named = problems.iter().any(|problem| problem.contains(key) && problem.contains("fault-injection"));
+    ensure!(named, "{problems:?}");
     refused_with(stage.put(&[annotated(web("fault2", json!({})), key, "explode")]), &[key])
 }
