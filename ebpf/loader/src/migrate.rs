@@ -185,13 +185,15 @@ impl Datapath {
         for dir in [OLD_DIR, NEW_DIR] {
             clean::remove_pins_in(&pin_dir.join(dir)).map_err(gone)?;
         }
-        for sibling in std::mem::take(&mut self.migration.siblings) {
-            // Filters stay: ours have replaced them in their place.
-            clean::remove_pins(&sibling).map_err(gone)?;
-            tracing::info!(dir = %sibling.display(), "pins of another version removed");
-        }
         self.migration.known = None;
+        // What follows waits for nothing that is on its way.
         self.say_migrating(false)?;
+        while let Some(sibling) = self.migration.siblings.last() {
+            // Filters stay: ours have replaced them in their place. Where one fails it is tried again at the next call.
+            clean::remove_other(sibling).map_err(gone)?;
+            tracing::info!(dir = %sibling.display(), "pins of another version removed");
+            self.migration.siblings.pop();
+        }
         Ok(())
     }
 

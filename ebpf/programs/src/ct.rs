@@ -13,11 +13,14 @@ use crate::{
     ct_maps::{self, Entry, Inserted},
     maps, nat,
     packet::now_secs,
-    scratch::{Scratch, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    scratch::{Scratch, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN},
 };
 
 /// Answers for longer than this make a flow of a single datagram.
 const STREAM_SECS: u32 = 2;
+/// How much more than a SYN-ACK a client may acknowledge that shows that it has heard it: the first acknowledgement may be lost. Who
+/// guesses is right once in 65,536 times.
+const HEARD_BYTES: u32 = 1 << 16;
 
 /// What conntrack says about a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,23 +131,25 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     } else {
         CtState::from_number(s.value.state).unwrap_or(CtState::Established)
     };
-    // Only what changes is written: another CPU may have seen an RST meanwhile.
+    // Only what changes is written: another CPU may have seen an RST meanwhile, or the end.
     let changes = state.number() != s.value.state;
     if changes {
-        entry.set_state(state);
+        entry.go_on_to(state);
     }
     match peer {
         Some(peer) => {
             peer.set_seen(now_secs);
             if changes {
-                peer.set_state(state);
+                peer.go_on_to(state);
             }
         }
+        // Or it has been taken away, so that the client's next datagram chooses anew.
+        None if s.key.proto != PROTO_TCP && s.value.flags & CT_REPLY != 0 => {}
         // Evicted: of a flow that only one side speaks in, the other direction is least recently used.
         None => {
             s.value.seen_secs = now_secs;
             s.value.state = state.number();
-            match nat::claim(s, now_secs) {
+            match nat::claim(s, now_secs, true) {
                 Inserted::Taken => return disown(s),
                 Inserted::Yes if ct_maps::set_live(&s.peer_key, &s.peer) => {
                     ct_maps::remove_fresh(&s.peer_key);
@@ -173,9 +178,21 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         } else if s.value.state != CtState::Answered.number() {
             entry.set_state(CtState::Answered);
         }
-        // Who asked once and is answered for a while: that the other side goes on to speak must do.
-        let goes_on = s.key.proto != PROTO_TCP && now_secs.wrapping_sub(s.value.began_secs) > STREAM_SECS;
-        return if goes_on && answered { establish(s, now_secs) } else { kind(&s.value) };
+        if s.has_tcp(TCP_SYN) {
+            entry.set_node(u32::from_be_bytes(s.view.tcp_seq));
+        }
+        let goes_on = match s.key.proto {
+            // Nobody is sent anything before the handshake's end.
+            PROTO_TCP => s.view.tcp_flags & (TCP_PSH | TCP_SYN | TCP_RST) == TCP_PSH,
+            // Who asked once and is answered for a while: that the other side goes on to speak must do.
+            _ => answered && now_secs.wrapping_sub(s.value.began_secs) > STREAM_SECS,
+        };
+        if !goes_on {
+            return kind(&s.value);
+        }
+        mirror(s);
+        // Not what has been taken away, so that the client's next datagram chooses anew.
+        return if ct_maps::fresh(&s.peer_key).is_some() { establish(s, now_secs) } else { kind(&s.value) };
     }
     mirror(s);
     if let Some(peer) = ct_maps::fresh(&s.peer_key) {
@@ -192,7 +209,8 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         }
         let state = peer.state();
         let has_answered = state >= CtState::Answered.number() && state < CtState::Closed.number();
-        return if has_answered && !s.has_tcp(TCP_SYN) { establish(s, now_secs) } else { kind(&s.value) };
+        let proves = s.key.proto != PROTO_TCP || has_heard(s, peer.node());
+        return if has_answered && proves { establish(s, now_secs) } else { kind(&s.value) };
     }
     // Another CPU moves the flow at this moment, or it was evicted by a flood.
     if ct_maps::live(&s.peer_key).is_some_and(|peer| peer.is_like(&s.peer)) {
@@ -200,7 +218,16 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     }
     s.value.state = CtState::New.number();
     s.value.seen_secs = now_secs;
-    if nat::claim(s, now_secs) == Inserted::Taken { disown(s) } else { kind(&s.value) }
+    if nat::claim(s, now_secs, true) == Inserted::Taken { disown(s) } else { kind(&s.value) }
+}
+
+/// Whether the client acknowledges the backend's SYN-ACK, which had this sequence number: who only says that it is the client has not
+/// heard it.
+#[inline(always)]
+fn has_heard(s: &Scratch, sequence: u32) -> bool {
+    let acknowledged = u32::from_be_bytes(s.view.tcp_ack);
+    s.view.tcp_flags & (TCP_ACK | TCP_SYN) == TCP_ACK
+        && acknowledged.wrapping_sub(sequence).wrapping_sub(1) < HEARD_BYTES
 }
 
 /// A packet of a flow with one entry, which only one of its sides is seen by. Nothing proves that the other one speaks, so it stays in
@@ -254,6 +281,7 @@ fn alone(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
 fn establish(s: &mut Scratch, now_secs: u32) -> Found {
     s.value.state = CtState::Established.number();
     s.value.seen_secs = now_secs;
+    s.value.node = 0;
     if s.has_tcp(TCP_FIN) {
         s.value.state = CtState::Closing.number();
         s.value.flags |= CT_FIN;
@@ -278,11 +306,38 @@ fn establish(s: &mut Scratch, now_secs: u32) -> Found {
     kind(&s.value)
 }
 
+/// Whether the SYN in [`Scratch::key`] goes on in a flow that an RST has made doubtful, for it goes to the same backend; then
+/// [`Scratch::value`] is its entry. One to another backend ends that flow.
+#[inline(never)]
+pub(crate) fn stays(s: &mut Scratch, backend_id: u32) -> bool {
+    let Some(entry) = ct_maps::read_live(&s.key, &mut s.value) else { return false };
+    if s.value.state != CtState::Doubtful.number() || s.value.flags & CT_REPLY != 0 {
+        return false;
+    }
+    mirror(s);
+    let is_same = s.value.backend_id == backend_id && s.value.service_id == s.service.service_id;
+    if let Some(peer) = ct_maps::live(&s.peer_key)
+        && peer.is_like(&s.peer)
+        && is_same
+        && holds(&s.value)
+    {
+        let now_secs = now_secs();
+        for entry in [entry, peer] {
+            entry.set_flags(entry.flags() & !CT_FIN);
+            entry.set_seen(now_secs);
+            entry.set_state(CtState::Established);
+        }
+        return true;
+    }
+    forget(s);
+    false
+}
+
 /// Whether the packet does not belong to the flow any more whose addresses and ports it has.
 #[inline(always)]
 fn is_over(s: &mut Scratch, now_secs: u32) -> Option<Found> {
     let is_tcp = s.key.proto == PROTO_TCP;
-    let begins = !is_tcp || s.view.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    let begins = nat::may_begin(s);
     if !holds(&s.value) {
         if !begins {
             return Some(Found::Gone);
@@ -293,6 +348,11 @@ fn is_over(s: &mut Scratch, now_secs: u32) -> Option<Found> {
     // What a TCP connection is, its two ends say; of all else only the clock does.
     let is_expired = s.value.is_expired(s.key.proto, now_secs);
     let begins_anew = is_tcp && begins && s.value.flags & CT_REPLY == 0;
+    let is_doubtful = s.value.state == CtState::Doubtful.number() && s.value.flags & CT_ALONE == 0;
+    if begins_anew && is_doubtful && !s.value.is_free(s.key.proto, now_secs) {
+        // As the RST, the SYN may be anybody's: it ends nothing. See `stays`.
+        return if s.value.flags & CT_DIRECT != 0 { None } else { Some(Found::Nothing) };
+    }
     if (begins_anew && (s.value.is_over() || is_expired)) || (!is_tcp && is_expired) {
         forget(s);
         return Some(Found::Nothing);

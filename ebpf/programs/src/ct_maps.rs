@@ -62,6 +62,20 @@ impl Entry {
         unsafe { (*self.0).is_free(proto, now_secs) }
     }
 
+    /// Whether its flow is over.
+    #[inline(always)]
+    pub(crate) fn is_expired(&self, proto: u8, now_secs: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).is_expired(proto, now_secs) }
+    }
+
+    /// Whether a SYN between the same ports begins another connection.
+    #[inline(always)]
+    pub(crate) fn is_over(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).is_over() }
+    }
+
     /// Whether its packets become the same as those of `value`.
     #[inline(always)]
     pub(crate) fn is_like(&self, value: &CtValue) -> bool {
@@ -78,6 +92,27 @@ impl Entry {
     pub(crate) fn set_state(&self, state: CtState) {
         // SAFETY: as above, and writable.
         unsafe { (&raw mut (*self.0).state).write_volatile(state.number()) };
+    }
+
+    /// The same, unless the flow has come to its end meanwhile.
+    #[inline(always)]
+    pub(crate) fn go_on_to(&self, state: CtState) {
+        if self.state() != CtState::Closed.number() {
+            self.set_state(state);
+        }
+    }
+
+    /// See [`CtValue::node`].
+    #[inline(always)]
+    pub(crate) fn node(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0).node).read_volatile() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_node(&self, node: u32) {
+        // SAFETY: as above, and writable.
+        unsafe { (&raw mut (*self.0).node).write_volatile(node) };
     }
 
     #[inline(always)]

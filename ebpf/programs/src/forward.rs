@@ -8,7 +8,7 @@
 use ebpf_abi::{
     Address, Counter, DropReason, POD_REDIRECT, Pod6Key, PodKey, PodValue,
     address::{is_ipv4, tail},
-    conntrack::{CT_REPLY, CT_SOURCE, CT_UNWRAPPED, CT_WRAPPED},
+    conntrack::{CT_DIRECT, CT_REPLY, CT_SOURCE, CT_UNWRAPPED, CT_WORLD, CT_WRAPPED},
     node::ADDRESS_OWN,
 };
 
@@ -63,6 +63,11 @@ pub(crate) fn send(packet: &Packet, s: &mut Scratch, origin: Origin) -> i32 {
     let needs_clamp = s.value.flags & CT_UNWRAPPED != 0 && is_reply && s.has_tcp(TCP_SYN);
     if needs_clamp && !dsr::clamp(packet, s) {
         return drop(DropReason::ServiceHeaders);
+    }
+    // Past the services, from outside: the stack's rules see both directions, as they do where no port has to be another one.
+    // Answers are translated where they leave.
+    if s.value.flags & (CT_DIRECT | CT_WORLD) == CT_DIRECT | CT_WORLD {
+        return if is_reply { next(packet, origin) } else { next_translated(packet, s, origin) };
     }
     match pod_at(&s.value.dst) {
         Some(pod) => deliver(packet, s, origin, pod),

@@ -193,3 +193,18 @@ fn a_pod_that_another_version_had_attached_is_let_go() {
         );
     });
 }
+
+#[test]
+fn pins_that_only_a_newer_version_knows_go_with_the_others() {
+    in_lab(|lab| {
+        drop(open_as(lab, UNKNOWN, AttachMode::Auto));
+        let other = dir_of(lab, UNKNOWN);
+        let pin = |path: PathBuf| HashMap::<MapData, u32, u32>::create(8, 0).unwrap().pin(path).unwrap();
+        pin(other.join("NEWER"));
+        fs::create_dir_all(other.join("newer/inner")).unwrap();
+        pin(other.join("newer/inner/NEWER"));
+        let mut datapath = lab.open(AttachMode::Auto);
+        datapath.finish_migration().unwrap();
+        assert!(!other.exists() && !datapath.is_migrating());
+    });
+}

@@ -140,12 +140,24 @@ fn what_is_not_known_yet_is_dropped_while_maps_are_made_anew() {
             );
             assert_ne!(bench.leaves_pod(&answer(40_001).bytes()).0, DROP, "{like}: to another one");
             assert_eq!(outcome(&bench, &asked(SYN)).0, REDIRECT, "{like}: what begins is known");
+            // Out of the stack, and of a backend that is no pod.
+            let late = answer(2_000).bytes();
+            assert_eq!(bench.comes_to_pod(&late).0, DROP, "{like}");
+            assert_eq!(bench.leaves_by_uplink(&late).0, DROP, "{like}");
+            let outside = of_world(backend(like), SocketAddr::new(node(like).ip(), 2_000), Some(ACK));
+            assert_eq!(bench.arrives_at_uplink(&outside.bytes()).0, DROP, "{like}");
+            assert_eq!(outcome(&bench, &asked(SYN)).0, REDIRECT, "{like}: what begins is known");
             assert_eq!(outcome(&bench, &asked(ACK)).0, REDIRECT, "{like}");
 
             bench.set(names::CONFIG, 0, with(0));
             let other = |flags| of_world(SocketAddr::new(client(like).ip(), 40_002), node(like), Some(flags));
             assert_eq!(outcome(&bench, &other(ACK)), (NEXT, REFUSED), "{like}");
-            assert_ne!(bench.leaves_pod(&answer(2_000).bytes()).0, DROP, "{like}");
+            for (verdict, _) in
+                [bench.leaves_pod(&late), bench.comes_to_pod(&late), bench.leaves_by_uplink(&late)]
+            {
+                assert_ne!(verdict, DROP, "{like}");
+            }
+            assert_ne!(bench.arrives_at_uplink(&outside.bytes()).0, DROP, "{like}");
         }
     });
 }
