@@ -3,23 +3,22 @@
 
 use crate::service_stage::{PORT, Stage, TCP, service, slice};
 use crate::soaking;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
-use weft_lab::{PodSpec, Running, monotonic_us};
+use weft_lab::{Lab, PodSpec, Running, monotonic_us};
 
-/// Backends, in so many slices of each family.
-const BACKENDS: usize = 20;
+/// Slices of each family whose backends come and go, each written by somebody who waits for nobody else, and the backends of each.
+const SLICES: usize = 4;
 const IN_A_SLICE: usize = 5;
-/// The one that never goes.
+/// The one that never goes, alone in a slice.
 const STEADY: &str = "b0";
-/// Backends that change in a second, and at one stroke.
+/// Backends that change in a second; at one stroke all of a slice.
 const CHANGES: u64 = 100;
-const CHANGED: u64 = 5;
-const STROKES: u64 = CHANGES / CHANGED;
+const STROKES: u64 = CHANGES / (SLICES * IN_A_SLICE) as u64;
 /// Clients of both paths, each of both families.
 const WAYS: [(&str, usize); 4] = [("c1", 0), ("g1", 1), ("c1", 1), ("g1", 0)];
 /// A machine that is busy with other stories gets as many times the time.
@@ -32,7 +31,7 @@ const WHILE_GONE: u64 = 200;
 fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> Result<()> {
     let Some(stage) = Stage::alone("svcchurn", &[])? else { return Ok(()) };
     let (time, rate) = if soaking() { (60, 5_000) } else { (5, 1_000) };
-    let names: Vec<String> = (0..BACKENDS).map(|number| format!("b{number}")).collect();
+    let names: Vec<String> = (0..=SLICES * IN_A_SLICE).map(|number| format!("b{number}")).collect();
     let mut servers = Vec::new();
     for pod in &names {
         stage.lab.pod_add(&PodSpec::new("n1", pod))?;
@@ -40,16 +39,20 @@ fn churn_no_connection_to_who_was_gone_and_none_failed_while_one_was_there() -> 
     }
     stage.client("n1", "c1")?;
     stage.guest("n1", "g1")?;
+    let churns = names[1..].chunks(IN_A_SLICE).enumerate();
+    let mut churns: Vec<Churn> =
+        churns.map(|(number, names)| Churn::new(&stage, number, names)).collect::<Result<_>>()?;
     let ports = json!([{"name": "http", "port": PORT, "targetPort": TCP}]);
     let spec = json!({"ipFamilyPolicy": "RequireDualStack", "ports": ports});
-    let mut churn = Churn::new(&stage, names)?;
-    let all = (0..BACKENDS / IN_A_SLICE).collect();
-    let reply = stage.put(&[vec![service("churn", spec)], churn.slices(&all)?].concat())?;
+    let mut objects = vec![service("churn", spec)];
+    objects.extend(stage.slices("churn", "steady", &[(STEADY, json!({}))])?);
+    objects.extend(churns.iter().flat_map(Churn::slices));
+    let reply = stage.put(&objects)?;
     let vips = &reply.results[0].cluster_ips;
     let mut proven = Proven::default();
     let rounds = if soaking() { 1 } else { ROUNDS };
     for _ in 0..rounds {
-        round(&stage, vips, &mut churn, time, rate, &mut proven)?;
+        round(&stage, vips, &mut churns, time, rate, &mut proven)?;
         if proven.suffices() {
             break;
         }
@@ -84,7 +87,7 @@ impl Proven {
 fn round(
     stage: &Stage,
     vips: &[IpAddr],
-    churn: &mut Churn,
+    churns: &mut [Churn],
     time: u64,
     rate: u64,
     proven: &mut Proven,
@@ -101,7 +104,15 @@ fn round(
             )
         })
         .collect();
-    proven.changes += churn.go_on(Duration::from_secs(time))? * CHANGED;
+    let lab = &stage.lab;
+    let strokes: u64 = thread::scope(|scope| {
+        let go_on = |churn: &'_ mut Churn| churn.go_on(lab, Duration::from_secs(time));
+        let writers: Vec<_> = churns.iter_mut().map(|churn| scope.spawn(move || go_on(churn))).collect();
+        let ended =
+            writers.into_iter().map(|writer| writer.join().map_err(|_| anyhow!("a writer panicked"))?);
+        ended.sum::<Result<u64>>()
+    })?;
+    proven.changes += strokes * IN_A_SLICE as u64;
     for (mut client, (from, family)) in clients?.into_iter().zip(WAYS) {
         ensure!(client.wait(Duration::from_secs(time + 60))?, "{}", client.errors().join(" "));
         for line in client.lines() {
@@ -109,21 +120,20 @@ fn round(
             let [began, ended, who] = words[..] else { continue };
             ensure!(!who.starts_with('!'), "a connection failed though {STEADY} was there: {line}");
             let (began, ended) = (began.parse()?, ended.parse()?);
-            churn.was_there(who, began, ended).with_context(|| format!("{from} to {}", vips[family]))?;
+            for churn in &*churns {
+                churn.was_there(who, began, ended).with_context(|| format!("{from} to {}", vips[family]))?;
+            }
             proven.connections += 1;
-            proven.while_gone += u64::from(churn.somebody_was_gone(began, ended));
+            proven.while_gone += u64::from(churns.iter().any(|churn| churn.somebody_was_gone(began, ended)));
         }
     }
-    proven.times_gone = churn.gone.values().map(Vec::len).sum();
+    proven.times_gone = churns.iter().flat_map(|churn| churn.gone.values()).map(Vec::len).sum();
     Ok(())
 }
 
-/// Who is a backend, and when.
-struct Churn<'a> {
-    stage: &'a Stage,
-    names: Vec<String>,
-    /// Whose turn is next, of all but the steady one.
-    turn: usize,
+/// Who of a slice is a backend, and when.
+struct Churn {
+    number: usize,
     /// By backend: ready, terminating, or not there.
     state: BTreeMap<String, State>,
     /// Times at which a backend was gone for certain, and when it was about to come back, in order.
@@ -141,56 +151,45 @@ enum State {
     Gone,
 }
 
-impl<'a> Churn<'a> {
-    fn new(stage: &'a Stage, names: Vec<String>) -> Result<Churn<'a>> {
+impl Churn {
+    fn new(stage: &Stage, number: usize, names: &[String]) -> Result<Churn> {
         let mut addresses = BTreeMap::new();
-        for pod in &names {
+        for pod in names {
             for v6 in [false, true] {
                 addresses.insert((pod.clone(), v6), stage.ip(pod, v6)?);
             }
         }
-        // A third in each state: every stroke moves some of them on.
+        // A third in each state: every stroke moves each of them on.
         let states = [State::Ready, State::Leaving, State::Gone].into_iter().cycle();
-        let state: BTreeMap<_, _> = names.iter().cloned().zip(states).collect();
-        Ok(Churn { stage, names, turn: 0, state, gone: BTreeMap::new(), left: BTreeMap::new(), addresses })
+        let state = names.iter().cloned().zip(states).collect();
+        Ok(Churn { number, state, gone: BTreeMap::new(), left: BTreeMap::new(), addresses })
     }
 
-    /// These slices, of each family.
-    fn slices(&self, numbers: &BTreeSet<usize>) -> Result<Vec<Value>> {
-        let mut slices = Vec::new();
-        for v6 in [false, true] {
-            for &number in numbers {
-                let mut endpoints = Vec::new();
-                for pod in &self.names[number * IN_A_SLICE..][..IN_A_SLICE] {
-                    let conditions = match self.state.get(pod) {
-                        Some(State::Ready) => json!({"ready": true, "serving": true, "terminating": false}),
-                        Some(State::Leaving) => json!({"ready": false, "serving": true, "terminating": true}),
-                        _ => continue,
-                    };
-                    let address = self.addresses[&(pod.clone(), v6)].to_string();
-                    endpoints
-                        .push(json!({"addresses": [address], "nodeName": "n1", "conditions": conditions}));
-                }
-                slices.push(slice("churn", &number.to_string(), v6, endpoints));
-            }
-        }
-        Ok(slices)
+    /// The slice, of each family.
+    fn slices(&self) -> [Value; 2] {
+        [false, true].map(|v6| {
+            let endpoint = |(pod, state): (&String, &State)| {
+                let conditions = match state {
+                    State::Ready => json!({"ready": true, "serving": true, "terminating": false}),
+                    State::Leaving => json!({"ready": false, "serving": true, "terminating": true}),
+                    State::Gone => return None,
+                };
+                let address = self.addresses[&(pod.clone(), v6)].to_string();
+                Some(json!({"addresses": [address], "nodeName": "n1", "conditions": conditions}))
+            };
+            let endpoints = self.state.iter().filter_map(endpoint).collect();
+            slice("churn", &self.number.to_string(), v6, endpoints)
+        })
     }
 
     /// Moves backends on at each stroke, evenly over time. Returns how many strokes there were.
-    fn go_on(&mut self, time: Duration) -> Result<u64> {
+    fn go_on(&mut self, lab: &Lab, time: Duration) -> Result<u64> {
         let mut written = VecDeque::new();
         let started = Instant::now();
         let mut strokes = 0;
         while started.elapsed() < time {
-            let (mut leaves, mut returns, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-            for _ in 0..CHANGED {
-                // The first is the steady one.
-                let number = 1 + self.turn % (BACKENDS - 1);
-                self.turn += 1;
-                changed.insert(number / IN_A_SLICE);
-                let name = &self.names[number];
-                let state = self.state.entry(name.clone()).or_insert(State::Ready);
+            let (mut leaves, mut returns) = (BTreeSet::new(), BTreeSet::new());
+            for (name, state) in &mut self.state {
                 *state = match state {
                     State::Ready => State::Leaving,
                     State::Leaving => State::Gone,
@@ -211,13 +210,13 @@ impl<'a> Churn<'a> {
                     *until = before;
                 }
             }
-            let reply = self.stage.lab.apply_objects(self.slices(&changed)?)?;
+            let reply = lab.apply_objects(self.slices().into())?;
             for name in &leaves {
                 self.left.insert(name.clone(), reply.revision);
             }
             written.push_back((reply.revision, leaves));
             // Who asks learns of it later than it was: what began in between is nobody's fault.
-            let programmed = self.stage.lab.status("n1")?.programmed_revision;
+            let programmed = lab.status("n1")?.programmed_revision;
             let since = monotonic_us();
             while written.front().is_some_and(|(revision, _)| *revision <= programmed) {
                 let Some((revision, leaves)) = written.pop_front() else { break };
@@ -238,7 +237,6 @@ impl<'a> Churn<'a> {
 
     /// Fails where a connection went to somebody who was gone before it began, and still when it was answered.
     fn was_there(&self, who: &str, began: u64, ended: u64) -> Result<()> {
-        self.state.get(who).with_context(|| format!("{who} is nobody"))?;
         if let Some((since, until)) = self.gone.get(who).and_then(|times| while_gone(times, began, ended)) {
             bail!(
                 "a connection from {began} to {ended} went to {who}, which was gone from {since} to {until}"
