@@ -20,6 +20,7 @@ use crate::adopt::Adopted;
 use crate::frontends::{self, Recipe, SetKey, Wishes};
 use crate::holdings::Holdings;
 use crate::slots::Range;
+use crate::unread::Found;
 use crate::warmth::Warmth;
 use crate::{
     CapacityError, Image, Limit, Limits, NodeView, Problem, ServiceEntry, ServiceName, ServiceTable,
@@ -70,7 +71,9 @@ pub(crate) struct Compiled {
     pub(crate) listed: BTreeMap<u32, VerdictState>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) capacity: Vec<CapacityError>,
-    depends: BTreeSet<ServiceName>,
+    pub(crate) depends: BTreeSet<ServiceName>,
+    /// Backends that it was found with, while some of its slices are not known.
+    pub(crate) found: Found,
     warmth: Warmth,
 }
 
@@ -175,7 +178,7 @@ impl Compiler {
         self.view = before.filter(|before| before == view).or_else(|| Some(view.clone()));
         work.extend(self.warming.iter().take_while(|(at, _)| *at <= now_ms).map(|(_, name)| name.clone()));
         self.run(work, table, view, now_ms);
-        self.disown_adopted();
+        self.disown_adopted(&table.unread);
         // What became free may be enough for those who got too little.
         if std::mem::take(&mut self.holdings.freed) {
             let starved = self.starved.clone();
@@ -248,7 +251,9 @@ impl Compiler {
     #[must_use]
     pub fn standing(&self, service_id: u32, backend_id: u32) -> Standing {
         let Some(frontend) = self.by_id.get(&service_id).and_then(|key| self.frontends.get(key)) else {
-            return Standing::ServiceGone;
+            // What became of the backends of a Service that does not read is not known.
+            let is_kept = self.adopted.keeps(service_id);
+            return if is_kept { Standing::Current } else { Standing::ServiceGone };
         };
         let Some(compiled) = self.services.get(&*frontend.owner) else { return Standing::ServiceGone };
         let set = frontend.set.and_then(|set| compiled.sets.get(&set));
@@ -284,6 +289,7 @@ impl Compiler {
             };
             image.slots.extend((set.range.offset..).zip(slots));
         }
+        self.adopted.show(&mut image);
         image
     }
 
@@ -348,6 +354,7 @@ impl Compiler {
 
         let affinity_secs = entry.and_then(|entry| entry.affinity_secs);
         let algorithm = entry.map(|entry| entry.extras.algorithm).unwrap_or_default();
+        self.stand_in(name, &mut compiled, &mut wishes, &table.unread, algorithm);
         let next = self.place(name, &mut compiled, &wishes, affinity_secs, algorithm);
 
         set_member(&mut self.starved, name, !compiled.capacity.is_empty());

@@ -102,6 +102,20 @@ impl Recipe {
         Self { fill, members }
     }
 
+    /// With these, too, each chosen as often as the one that is chosen most.
+    pub(crate) fn extend(&mut self, more: impl Iterator<Item = BackendValue>, algorithm: Algorithm) {
+        let weight = self.members.iter().map(|(_, weight)| u64::from(*weight)).max().unwrap_or(1);
+        let mut members: BTreeMap<BackendValue, u64> =
+            self.members.iter().map(|(value, weight)| (*value, u64::from(*weight))).collect();
+        let before = members.len();
+        for value in more {
+            members.entry(value).or_insert(weight);
+        }
+        if members.len() > before {
+            *self = Self::new(members, algorithm);
+        }
+    }
+
     /// How many slots there will be.
     pub(crate) fn len(&self) -> u32 {
         match self.fill {
@@ -139,6 +153,12 @@ pub(crate) fn seed(value: &BackendValue) -> u64 {
 
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The frontends that choose from a set.
+pub(crate) fn frontends_of(set: SetKey, wishes: &Wishes) -> Vec<FrontendKey> {
+    let frontends = wishes.frontends.iter().filter(|(_, wish)| wish.set == Some(set));
+    frontends.map(|(key, _)| *key).collect()
 }
 
 /// Everything of one Service on this node. `warmth`: see [`choose::weigh`].

@@ -44,6 +44,7 @@ mod shape;
 mod slice;
 mod slots;
 mod table;
+mod unread;
 mod validate;
 mod validate_service;
 mod verdict;
@@ -75,5 +76,6 @@ pub use service::{
 };
 pub use slice::{Conditions, Endpoint, EndpointHints, EndpointPort, EndpointSlice, HintTarget, TargetRef};
 pub use table::{ServiceName, ServiceTable};
+pub use unread::Unread;
 pub use verdict::{Verdict, VerdictState};
 pub use writes::Writes;

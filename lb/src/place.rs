@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::choose::Empty;
 use crate::compile::{Compiled, Frontend, Set};
-use crate::frontends::{FrontendWish, SetKey, SetWish, Wishes};
+use crate::frontends::{FrontendWish, SetKey, SetWish, Wishes, frontends_of};
 use crate::slots::Range;
 use crate::{Algorithm, CapacityError, Compiler, Limit, Problem, ServiceName};
 
@@ -159,7 +159,8 @@ impl Compiler {
         let id = set.affinity_id;
         let member = |backend_id: &u32| AffinityBackendKey { affinity_id: id, backend_id: *backend_id };
         let new = members.iter().map(member).filter(|key| !self.affinity.contains(key)).count();
-        let free = (self.limits.affinity_backends as usize).saturating_sub(self.affinity.len());
+        let (kept, _) = self.adopted.kept_entries();
+        let free = (self.limits.affinity_backends as usize).saturating_sub(self.affinity.len() + kept);
         let mut failed = None;
         if new > free {
             let frontend = format!("{name}:{}/{}", key.port, key.protocol.as_lower());
@@ -312,7 +313,8 @@ impl Compiler {
         let ranges = ranges.map(|net| SourceRangeKey::new(service_id, net.addr(), net.prefix_len()));
         let mut ranges: BTreeSet<SourceRangeKey> = ranges.collect();
         let new = ranges.iter().filter(|range| !self.ranges.contains(range)).count();
-        let free = (self.limits.source_ranges as usize).saturating_sub(self.ranges.len());
+        let (_, kept) = self.adopted.kept_entries();
+        let free = (self.limits.source_ranges as usize).saturating_sub(self.ranges.len() + kept);
         let mut failed = Ok(());
         if new > free {
             // Nobody rather than anybody: the flag stands, and no range does.
@@ -465,11 +467,6 @@ impl Compiler {
         };
         compiled.sets.insert(key, set);
     }
-}
-
-fn frontends_of(set: SetKey, wishes: &Wishes) -> Vec<FrontendKey> {
-    let frontends = wishes.frontends.iter().filter(|(_, wish)| wish.set == Some(set));
-    frontends.map(|(key, _)| *key).collect()
 }
 
 /// What of a Service's options is in the entry of each frontend.

@@ -48,8 +48,10 @@ pub(crate) struct View {
     pub tombstones: BTreeMap<Uuid, Tombstone>,
     pub service_ips: ChunkMap<IpAddr, ServiceIpRecord>,
     pub node_ports: ChunkMap<u16, NodePortRecord>,
-    /// By key.
+    /// Those in force, by key.
     pub services: ChunkMap<String, Service>,
+    /// Services whose present value does not read or is refused: what they hold is not known.
+    pub doubted: BTreeSet<ServiceName>,
     pub table: ServiceTable,
     /// Some service wants direct server return.
     pub dsr: bool,
@@ -90,8 +92,9 @@ impl View {
         view.bad_values.extend(known.objects.update(state, keys));
         // A Service of that name in the store is the cluster's own cluster DNS, and wins.
         known.objects.set_own(own(&view.config));
-        let (table, problems) = known.objects.table(state.revision);
+        let (table, problems) = known.objects.table(state.revision, &view.config.service_cidrs());
         view.services = known.objects.services();
+        view.doubted = known.objects.doubted();
         view.service_ips = known.objects.service_ips();
         view.node_ports = known.objects.node_ports();
         view.dsr = known.objects.has_dsr();

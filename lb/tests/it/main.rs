@@ -9,3 +9,4 @@ mod manifests;
 mod paths;
 mod properties;
 mod room;
+mod unread;

@@ -12,7 +12,7 @@ use anyhow::Result;
 use lb::{Service, ServiceName};
 use netd_store::claim::{ServiceClaimError, claim_service, is_complete, node_ports_of};
 use netd_store::records::decode;
-use netd_store::{Key, Keys, MirrorState, Transaction};
+use netd_store::{MirrorState, Transaction};
 
 use crate::node::Node;
 use crate::view::View;
@@ -59,7 +59,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         if !view.in_sync || !view.configured || !connected || !is_first(&node, &view) {
             continue;
         }
-        let found = tokio::task::block_in_place(|| drift(&Claims::of(&view, &node.keys)));
+        let found = tokio::task::block_in_place(|| drift(&Claims::of(&view)));
         told.retain(|known| found.contains(known));
         for drift in found.into_iter().take(MENDED_MAX) {
             let outcome = mend(&node, &view, &drift).await;
@@ -127,7 +127,7 @@ struct Claims {
     addresses: BTreeMap<IpAddr, ServiceName>,
     ports: BTreeMap<u16, ServiceName>,
     services: BTreeMap<ServiceName, Held>,
-    /// Services whose value does not read: what they hold is not known, so it may be all that is claimed for them.
+    /// Services whose value does not read or is refused: what they hold is not known, so it may be all that is claimed for them.
     unread: BTreeSet<ServiceName>,
 }
 
@@ -140,7 +140,7 @@ struct Held {
 
 impl Claims {
     /// All of one revision.
-    fn of(view: &View, keys: &Keys) -> Self {
+    fn of(view: &View) -> Self {
         let held = |service: &Arc<Service>| {
             let has_addresses = !service.is_headless() && !service.is_external_name();
             let held = Held {
@@ -162,15 +162,8 @@ impl Claims {
                 .map(|(port, claim)| (*port, ServiceName::new(&claim.namespace, &claim.name)))
                 .collect(),
             services: view.services.values().map(held).collect(),
-            unread: view.bad_values.iter().filter_map(|bad| service_of(keys, &bad.key)).collect(),
+            unread: view.doubted.clone(),
         }
-    }
-}
-
-fn service_of(keys: &Keys, key: &str) -> Option<ServiceName> {
-    match keys.parse(key)? {
-        Key::Service { namespace, name } => Some(ServiceName::new(namespace, name)),
-        _ => None,
     }
 }
 
@@ -196,7 +189,6 @@ fn drift(claims: &Claims) -> BTreeSet<Drift> {
 
 #[cfg(test)]
 mod tests {
-    use netd_api::BadValue;
     use netd_store::KeyValue;
     use netd_store::records::ServiceIpRecord;
 
@@ -243,20 +235,27 @@ mod tests {
     #[test]
     fn what_is_claimed_for_a_service_that_does_not_read_stays() {
         let ip = IpAddr::from([10, 96, 0, 1]);
-        let keys = Keys::new("weft").unwrap();
         let record = ServiceIpRecord {
             schema: 1,
             namespace: "default".to_owned(),
             name: "web".to_owned(),
             extra: Default::default(),
         };
-        let mut view = View { service_ips: [(ip, Arc::new(record))].into_iter().collect(), ..View::default() };
-        assert_eq!(drift(&Claims::of(&view, &keys)), [Drift::Address(ip, name("web"))].into());
-        let bad = |key: String| BadValue { key, reason: "not JSON".to_owned() };
-        view.bad_values = vec![bad(keys.service("default", "api")), bad(keys.config())];
-        assert_eq!(drift(&Claims::of(&view, &keys)).len(), 1, "another's value says nothing of it");
-        view.bad_values.push(bad(keys.service("default", "web")));
-        assert_eq!(drift(&Claims::of(&view, &keys)), [].into());
+        let mut view =
+            View { service_ips: [(ip, Arc::new(record))].into_iter().collect(), ..View::default() };
+        assert_eq!(drift(&Claims::of(&view)), [Drift::Address(ip, name("web"))].into());
+        view.doubted.insert(name("api"));
+        assert_eq!(drift(&Claims::of(&view)).len(), 1, "another's value says nothing of it");
+        view.doubted.insert(name("web"));
+        assert_eq!(drift(&Claims::of(&view)), [].into());
+        // The last good value is in force, without what is claimed: nothing of it is mended before its new value is good.
+        let mut service = Service::default();
+        service.metadata.namespace = "default".to_owned();
+        service.metadata.name = "web".to_owned();
+        view.services = [("web".to_owned(), Arc::new(service))].into_iter().collect();
+        assert_eq!(drift(&Claims::of(&view)), [].into());
+        view.doubted.clear();
+        assert_eq!(drift(&Claims::of(&view)).len(), 2);
     }
 
     #[test]

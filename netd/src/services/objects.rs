@@ -4,11 +4,14 @@
 //! services hold, which are as many.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use lb::{
-    Catalogue, Changed, ChunkMap, EndpointSlice, Forwarding, Service, ServiceEntry, ServiceName, ServiceTable,
+    Catalogue, Changed, ChunkMap, EndpointSlice, Forwarding, Service, ServiceEntry, ServiceName,
+    ServiceTable, Unread,
 };
 use netd_api::BadValue;
 use netd_store::records::{NodePortRecord, ServiceIpRecord, decode};
@@ -19,6 +22,8 @@ use serde::de::DeserializeOwned;
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     services: Prefix<Service>,
+    /// The last good value of each, by its key.
+    in_force: ChunkMap<String, Service>,
     slices: Prefix<EndpointSlice>,
     addresses: Claims<IpAddr, ServiceIpRecord>,
     ports: Claims<u16, NodePortRecord>,
@@ -42,20 +47,31 @@ impl Objects {
     pub(crate) fn update(&mut self, state: &MirrorState, keys: &Keys) -> Vec<BadValue> {
         let mut bad = Vec::new();
         for step in self.services.follow(state, &keys.services(), keys, service_name) {
+            let (Step::Set(key, _) | Step::Bad(key) | Step::Gone(key)) = &step;
+            let key = key.clone();
+            let Some(Key::Service { namespace, name }) = keys.parse(&key) else { continue };
+            let name = ServiceName::new(namespace, name);
             let changed = match step {
                 Step::Set(_, service) => self.catalogue.set_service(service),
-                Step::Gone(key) => match keys.parse(&key) {
-                    Some(Key::Service { namespace, name }) => {
-                        self.catalogue.remove_service(&ServiceName::new(namespace, name))
-                    }
-                    _ => Changed::new(),
-                },
+                Step::Bad(_) => self.catalogue.unread_service(name.clone()),
+                Step::Gone(_) => self.catalogue.remove_service(&name),
             };
+            // One that reads may be refused.
+            match self.catalogue.service(&name) {
+                Some(service) => drop(self.in_force.insert(key, service.clone())),
+                None => drop(self.in_force.remove(&key)),
+            }
             self.note(changed);
         }
         for step in self.slices.follow(state, &keys.endpoints(), keys, |_, _| Ok(())) {
             let changed = match step {
                 Step::Set(key, slice) => self.catalogue.set_slice(&key, slice),
+                Step::Bad(key) => match keys.parse(&key) {
+                    Some(Key::Endpoint { namespace, name, .. }) => {
+                        self.catalogue.unread_slice(&key, ServiceName::new(namespace, name))
+                    }
+                    _ => Changed::new(),
+                },
                 Step::Gone(key) => self.catalogue.remove_slice(&key),
             };
             self.note(changed);
@@ -101,9 +117,12 @@ impl Objects {
         self.own = name;
     }
 
-    /// The table as of now, and what is wrong with single objects.
-    pub(crate) fn table(&mut self, revision: u64) -> (ServiceTable, Vec<BadValue>) {
-        let table = self.catalogue.table(revision);
+    /// The table as of now, and what is wrong with single objects. `cluster_ranges` are those that ClusterIPs are taken from.
+    pub(crate) fn table(&mut self, revision: u64, cluster_ranges: &[IpNet]) -> (ServiceTable, Vec<BadValue>) {
+        let mut table = self.catalogue.table(revision);
+        if !table.unread.services.is_empty() {
+            self.tell_claims(Arc::make_mut(&mut table.unread), cluster_ranges);
+        }
         for name in std::mem::take(&mut self.unchecked) {
             let entry = table.services.get(&name);
             self.check(name, entry);
@@ -116,9 +135,26 @@ impl Objects {
         (table, problems.chain(self.unserved.values().flatten().cloned()).collect())
     }
 
-    /// Every Service that parses, by its key; a copy costs nothing.
+    /// Every Service that is in force, by its key; a copy costs nothing.
     pub(crate) fn services(&self) -> ChunkMap<String, Service> {
-        self.services.items.clone()
+        self.in_force.clone()
+    }
+
+    /// Services whose present value does not read or is refused: what they hold is not known.
+    pub(crate) fn doubted(&self) -> BTreeSet<ServiceName> {
+        self.catalogue.doubted()
+    }
+
+    /// What Services that do not read may hold.
+    fn tell_claims(&self, unread: &mut Unread, cluster_ranges: &[IpNet]) {
+        let is_theirs =
+            |namespace: &String, name: &String| unread.services.contains(&ServiceName::new(namespace, name));
+        let addresses = self.addresses.by.iter();
+        let addresses = addresses.filter(|(_, claim)| is_theirs(&claim.namespace, &claim.name));
+        unread.cluster_ips = addresses.map(|(ip, _)| *ip).collect();
+        let ports = self.ports.by.iter().filter(|(_, claim)| is_theirs(&claim.namespace, &claim.name));
+        unread.node_ports = ports.map(|(port, _)| *port).collect();
+        unread.cluster_ranges = cluster_ranges.to_vec();
     }
 
     /// Some service wants direct server return.
@@ -138,7 +174,9 @@ impl Objects {
 
     /// What is known of single services beside their entries.
     fn check(&mut self, name: ServiceName, entry: Option<&Arc<ServiceEntry>>) {
-        let port = entry.and_then(|entry| entry.health_check_node_port);
+        // Another proxy's service is that one's to answer for.
+        let served = entry.filter(|entry| entry.is_served());
+        let port = served.and_then(|entry| entry.health_check_node_port);
         if self.health_checked.get(&name).copied() != port {
             let all = Arc::make_mut(&mut self.health_checked);
             match port {
@@ -214,10 +252,11 @@ impl<K: Ord + Clone, T: DeserializeOwned> Claims<K, T> {
         claimed: impl Fn(&Key) -> Option<K>,
     ) {
         for step in self.known.follow(state, prefix, keys, |_, _| Ok(())) {
-            let (Step::Set(key, _) | Step::Gone(key)) = &step;
+            let (Step::Set(key, _) | Step::Bad(key) | Step::Gone(key)) = &step;
             let Some(what) = keys.parse(key).as_ref().and_then(&claimed) else { continue };
             match step {
                 Step::Set(_, record) => drop(self.by.insert(what, record)),
+                Step::Bad(_) => {}
                 Step::Gone(_) => drop(self.by.remove(&what)),
             }
         }
@@ -229,20 +268,21 @@ impl<K: Ord + Clone, T: DeserializeOwned> Claims<K, T> {
 struct Prefix<T> {
     /// The store as it was taken in last.
     seen: Items,
-    /// The last values that parsed.
-    items: ChunkMap<String, T>,
-    /// Why the present value does not.
+    /// Why values do not parse.
     bad: BTreeMap<String, String>,
+    parsed: PhantomData<T>,
 }
 
 enum Step<T> {
     Set(String, Arc<T>),
+    /// It does not parse.
+    Bad(String),
     Gone(String),
 }
 
 impl<T> Default for Prefix<T> {
     fn default() -> Self {
-        Self { seen: Items::default(), items: ChunkMap::default(), bad: BTreeMap::new() }
+        Self { seen: Items::default(), bad: BTreeMap::new(), parsed: PhantomData }
     }
 }
 
@@ -260,7 +300,6 @@ impl<T: DeserializeOwned> Prefix<T> {
         for difference in state.items.differences(&before, prefix, |key| key.starts_with(prefix)) {
             let Some(item) = difference.now else {
                 let key = String::clone(difference.key);
-                self.items.remove(&key);
                 self.bad.remove(&key);
                 gone.push(Step::Gone(key));
                 continue;
@@ -273,11 +312,11 @@ impl<T: DeserializeOwned> Prefix<T> {
             let Some(key) = keys.parse(&item.key) else { continue };
             let parsed = decode::<T>(&item.key, &item.value).map_err(|error| error.reason);
             match parsed.and_then(|value| check(&key, &value).map(|()| Arc::new(value))) {
-                Ok(value) => {
-                    self.items.insert(item.key.clone(), value.clone());
-                    news.push(Step::Set(item.key.clone(), value));
+                Ok(value) => news.push(Step::Set(item.key.clone(), value)),
+                Err(reason) => {
+                    self.bad.insert(item.key.clone(), reason);
+                    news.push(Step::Bad(item.key.clone()));
                 }
-                Err(reason) => drop(self.bad.insert(item.key.clone(), reason)),
             }
         }
         // What one gives up another may have got.
@@ -332,7 +371,7 @@ mod tests {
         let first =
             [("nodes/x", "{"), ("services/default/a", a.as_str()), ("services/default/c", c.as_str())];
         assert_eq!(objects.update(&state(&first), &keys), []);
-        assert_eq!(objects.table(1).0.services.len(), 2);
+        assert_eq!(objects.table(1, &[]).0.services.len(), 2);
         assert_eq!(names(objects.take_changed()), ["default/a", "default/c"]);
         objects.update(&state(&first), &keys);
         assert_eq!(names(objects.take_changed()), Vec::<String>::new());
@@ -340,7 +379,7 @@ mod tests {
         let second = [("services/default/b", b.as_str()), ("services/default/c", c.as_str())];
         objects.update(&state(&second), &keys);
         assert_eq!(names(objects.take_changed()), ["default/a", "default/b"]);
-        let (table, _) = objects.table(2);
+        let (table, _) = objects.table(2, &[]);
         assert!(table.find("default", "a").is_none() && table.find("default", "b").is_some());
     }
 
@@ -353,10 +392,55 @@ mod tests {
         for bad in ["{", &service("other", "10.96.0.9")] {
             let wrong = objects.update(&state(&[("services/default/a", bad)]), &keys);
             assert_eq!(wrong[0].key, "/weft/v1/weft/services/default/a");
-            assert!(objects.table(2).0.find("default", "a").is_some(), "{bad}");
+            assert!(objects.table(2, &[]).0.find("default", "a").is_some(), "{bad}");
         }
         objects.update(&state(&[]), &keys);
-        assert!(objects.table(3).0.find("default", "a").is_none());
+        assert!(objects.table(3, &[]).0.find("default", "a").is_none());
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_service_is_told_with_what_is_claimed_for_it() {
+        let keys = Keys::new("weft").unwrap();
+        let mut objects = Objects::default();
+        let typo = service("b", "10.96.0.2").replace(r#""ports""#, r#""trafficDistribution":"Typo","ports""#);
+        let claim = |name: &str| format!(r#"{{"schema":1,"namespace":"default","name":"{name}"}}"#);
+        let (of_a, of_b, of_c) = (claim("a"), claim("b"), claim("c"));
+        let all = [
+            ("endpoints/default/c/x", "{"),
+            ("ipam/nodeports/30001", of_a.as_str()),
+            ("ipam/nodeports/30002", of_b.as_str()),
+            ("ipam/services/10.96.0.1", of_a.as_str()),
+            ("ipam/services/10.96.0.2", of_b.as_str()),
+            ("ipam/services/10.96.0.3", of_c.as_str()),
+            ("services/default/a", "{"),
+            ("services/default/b", typo.as_str()),
+            ("services/default/c", &service("c", "10.96.0.3")),
+        ];
+        let range: IpNet = "10.96.0.0/16".parse().unwrap();
+        let name = |name: &str| ServiceName::new("default", name);
+        objects.update(&state(&all), &keys);
+        let wished = Unread {
+            services: [name("a"), name("b")].into(),
+            endpoints: [name("c")].into(),
+            cluster_ranges: vec![range],
+            cluster_ips: ["10.96.0.1".parse().unwrap(), "10.96.0.2".parse().unwrap()].into(),
+            node_ports: [30_001, 30_002].into(),
+        };
+        assert_eq!(*objects.table(1, &[range]).0.unread, wished);
+        assert_eq!(objects.services().keys().collect::<Vec<_>>(), ["/weft/v1/weft/services/default/c"]);
+
+        let good = [
+            ("services/default/a", service("a", "10.96.0.1")),
+            ("services/default/b", service("b", "10.96.0.2")),
+        ];
+        let good = good.each_ref().map(|(key, value)| (*key, value.as_str()));
+        objects.update(&state(&good), &keys);
+        assert_eq!(*objects.table(2, &[range]).0.unread, Unread::default());
+        // One that was good stays in force, and is in doubt all the same.
+        objects.update(&state(&[good[0], ("services/default/b", &typo)]), &keys);
+        assert_eq!(*objects.table(3, &[range]).0.unread, Unread::default());
+        assert_eq!((objects.doubted(), objects.services().len()), ([name("b")].into(), 2));
+        assert!(objects.services().values().all(|service| service.spec.traffic_distribution.is_empty()));
     }
 
     #[test]
