@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
-use lb::{ChunkMap, PodFacts, Service};
+use lb::{ChunkMap, PodFacts, Service, ServiceName, Unread};
 use netd_store::records::{
     BadRecord, Extra, NodeRecord, PodRecord, SCHEMA, WireguardKeyRecord, WireguardRecord, encode,
 };
@@ -106,7 +106,7 @@ async fn round(node: &Arc<Node>, state: &MirrorState, made: &mut Made, pace: &mu
     let held = node.held.load_full();
     let present = held.as_deref().unwrap_or(state);
     made.present.follow(&present.items, node);
-    let writes = difference(&desired, present, &made.present, node);
+    let writes = difference(&desired, present, &made.present, &view.table.unread, node);
     // Waiting for the store costs nobody anything.
     pace.ran(start.elapsed());
     if writes.is_empty() && held.is_some() {
@@ -293,19 +293,22 @@ impl Endpoints {
             *self = Self { pods, ..Self::default() };
         }
         let uuid = node.uuid.to_string();
-        let sources = Keys::node_sources(node.uuid);
-        let key = |service: &Service, source: &str| {
-            node.keys.endpoint(&service.metadata.namespace, &service.metadata.name, source)
-        };
         for difference in view.services.differences(&self.services, "", |_| true) {
-            for (source, family) in sources.iter().zip([lb::Family::V4, lb::Family::V6]) {
-                if let Some(before) = difference.before {
-                    self.slices.remove(&key(before, source));
-                }
-                let slice =
-                    difference.now.and_then(|service| lb::endpoints_for(service, &self.pods, &uuid, family));
-                if let (Some(service), Some(slice)) = (difference.now, slice) {
-                    let key = key(service, source);
+            if let Some(lb::Metadata { namespace, name, .. }) =
+                difference.before.map(|before| &before.metadata)
+            {
+                let prefix = node.keys.service_endpoints(namespace, name);
+                let of_it = self.slices.range(prefix.clone()..).map(|(key, _)| key);
+                let gone: Vec<String> = of_it.take_while(|key| key.starts_with(&prefix)).cloned().collect();
+                gone.iter().for_each(|key| drop(self.slices.remove(key)));
+            }
+            let Some(service) = difference.now else { continue };
+            let lb::Metadata { namespace, name, .. } = &service.metadata;
+            for family in [lb::Family::V4, lb::Family::V6] {
+                let slices = lb::endpoints_for(service, &self.pods, &uuid, family);
+                for (number, slice) in (1..).zip(slices) {
+                    let source = Keys::node_source(node.uuid, family == lb::Family::V6, number);
+                    let key = node.keys.endpoint(namespace, name, &source);
                     let value = encode(&key, &slice)?;
                     self.slices.insert(key, value);
                 }
@@ -341,6 +344,7 @@ fn difference(
     desired: &BTreeMap<String, Bytes>,
     state: &MirrorState,
     present: &Present,
+    unread: &Unread,
     node: &Node,
 ) -> Vec<Write> {
     let mut writes = Vec::new();
@@ -352,11 +356,22 @@ fn difference(
         }
     }
     let pods = node.keys.node_pods(node.uuid);
-    let endpoints = present.own.iter().filter_map(|key| state.items.get(key)).map(Arc::as_ref);
+    let endpoints = present.own.iter().filter(|key| !is_of_unread(key, unread, &node.keys));
+    let endpoints = endpoints.filter_map(|key| state.items.get(key)).map(Arc::as_ref);
     for item in state.range(&pods).chain(endpoints).filter(|item| !desired.contains_key(&item.key)) {
         writes.push(Write { key: item.key.clone(), value: None, seen: item.mod_revision });
     }
     writes
+}
+
+/// Whether a slice is one of a Service that does not read: which pods it wants is not known, and others serve its last good value.
+fn is_of_unread(key: &str, unread: &Unread, keys: &Keys) -> bool {
+    match (unread.services.is_empty(), keys.parse(key)) {
+        (false, Some(Key::Endpoint { namespace, name, .. })) => {
+            unread.services.contains(&ServiceName::new(namespace, name))
+        }
+        _ => false,
+    }
 }
 
 /// Of the endpoints those that only this node writes and may delete, as it may its pods. Its node record and its blocks stay
@@ -364,11 +379,22 @@ fn difference(
 fn is_own(item: &KeyValue, keys: &Keys, node: &Node) -> bool {
     // Most are others', and a key says so sooner than its parts do.
     let source = item.key.rsplit('/').next().unwrap_or_default();
-    if !Keys::node_sources(node.uuid).iter().any(|own| own == source) {
-        return false;
-    }
-    match keys.parse(&item.key) {
-        Some(Key::Endpoint { source, .. }) => Keys::node_sources(node.uuid).contains(&source),
-        _ => false,
+    Keys::node_of_source(source) == Some(node.uuid)
+        && matches!(keys.parse(&item.key), Some(Key::Endpoint { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_of_a_service_that_does_not_read_stay() {
+        let keys = Keys::new("weft").unwrap();
+        let mut unread = Unread::default();
+        let key = keys.endpoint("default", "web", &Keys::node_source(uuid::Uuid::from_u128(7), false, 1));
+        assert!(!is_of_unread(&key, &unread, &keys));
+        unread.services.insert(ServiceName::new("default", "web"));
+        assert!(is_of_unread(&key, &unread, &keys));
+        assert!(!is_of_unread(&key.replace("/web/", "/api/"), &unread, &keys));
     }
 }
