@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use ebpf_abi::service::{SERVICE_FAULT_CLIENTS, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET};
+use ebpf_abi::service::{
+    SERVICE_FAULT_CLIENTS, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET, SERVICE_SOURCE_RANGES,
+};
 use ebpf_abi::{SCOPE_DSR, SCOPE_INTERNAL};
 use ipnet::IpNet;
 use serde::Serialize;
@@ -165,6 +167,8 @@ impl Injection {
         match &self.clients {
             _ if scope == SCOPE_DSR => return,
             Some(_) if scope != SCOPE_INTERNAL => return,
+            // A frontend has one list of addresses, and who may ask goes before.
+            Some(_) if wish.flags & SERVICE_SOURCE_RANGES != 0 => return,
             Some(clients) => wish.ranges.clone_from(clients),
             None => {}
         }
@@ -208,6 +212,17 @@ mod tests {
         ] {
             let error = Fault::parse(text).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn who_may_ask_goes_before_whom_a_fault_befalls() {
+        let injection = Injection { flags: SERVICE_FAULT_DROP, percent: 100, clients: Some(Vec::new()) };
+        let range: IpNet = "192.0.2.0/24".parse().unwrap();
+        for (flags, befallen) in [(SERVICE_SOURCE_RANGES, 0), (0, 100)] {
+            let mut wish = FrontendWish { set: None, flags, fault_percent: 0, ranges: vec![range] };
+            injection.inject(SCOPE_INTERNAL, &mut wish);
+            assert_eq!((wish.fault_percent, wish.ranges.is_empty()), (befallen, befallen > 0));
         }
     }
 

@@ -7,6 +7,7 @@
 //! | ClusterIP, any other port | pods and nodes | none: refused |
 //! | node port, load balancer (`ipMode: VIP`), externalIP | pods and nodes | as with policy `Cluster` |
 //! | the same | the world | by `externalTrafficPolicy` |
+//! | a load balancer's, with source ranges | both of these | for clients in the ranges |
 //! | the same, with DSR | another node that sends on | this node's |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -242,11 +243,9 @@ impl<'a, W: Fn(IpAddr) -> u64> Maker<'a, W> {
         let key = |scope| FrontendKey::new(ip, number, port.protocol.into(), scope);
         let policy = self.entry.external_policy;
         // Who is inside needs nobody's source kept, and no node between: short-circuited, as in Kubernetes.
-        self.add(key(SCOPE_INTERNAL), port, TrafficPolicy::Cluster, flags, &[]);
-        let mut outside = flags;
-        if !ranges.is_empty() {
-            outside |= SERVICE_SOURCE_RANGES;
-        }
+        let asked = if ranges.is_empty() { flags } else { flags | SERVICE_SOURCE_RANGES };
+        self.add(key(SCOPE_INTERNAL), port, TrafficPolicy::Cluster, asked, ranges);
+        let mut outside = asked;
         if self.entry.extras.forwarding == Forwarding::Dsr && policy == TrafficPolicy::Cluster {
             outside |= SERVICE_DSR;
             self.add(key(SCOPE_DSR), port, TrafficPolicy::Local, flags, &[]);
