@@ -8,6 +8,7 @@
 mod aside;
 mod laps;
 mod maps;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -264,9 +265,7 @@ impl Agent {
         for error in errors.iter().filter(|error| !last.errors.contains(error)) {
             tracing::warn!("{error}");
         }
-        for problem in problems.iter().filter(|problem| !last.problems.contains(problem)) {
-            tracing::warn!(object = problem.key, reason = problem.reason, "a service is not served in full");
-        }
+        told::tell(&problems, &last.problems, "a service is not served in full");
         // What concerns single pods or routes is pending and shown; it does not stop the node from serving the others.
         let programmed = as_wished && !behind;
         retry |= !errors.is_empty() || !pending.is_empty() || behind;
@@ -420,9 +419,7 @@ impl Agent {
         let servers = &self.node.config.dns_addresses;
         let own = |config: &ClusterConfig| Some(desired::dns_service(&config.dns_vips(), servers));
         let view = Arc::new(View::parse(state, &self.node.keys, &self.node.initial, own, &mut self.known));
-        for bad in view.bad_values.iter().filter(|bad| !last.bad_values.contains(bad)) {
-            tracing::warn!(key = bad.key, reason = bad.reason, "a value in the store is skipped");
-        }
+        told::tell(&view.bad_values, &last.bad_values, "a value in the store is skipped");
         lock(&self.node.services).note(self.known.objects.take_changed());
         self.node.view.store(view.clone());
         self.node.publish_wake.notify_one();
