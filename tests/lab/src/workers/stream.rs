@@ -33,7 +33,8 @@ pub struct Progress {
 ///
 /// Errors: the connection fails, stalls, or returns other bytes than were sent.
 pub(crate) fn stream(to: &str, duration: Duration) -> Result<()> {
-    let connection = TcpStream::connect_timeout(&resolve(to)?, patient(STALL_LIMIT)).with_context(|| to.to_owned())?;
+    let connection =
+        TcpStream::connect_timeout(&resolve(to)?, patient(STALL_LIMIT)).with_context(|| to.to_owned())?;
     connection.set_read_timeout(Some(patient(STALL_LIMIT)))?;
     connection.set_write_timeout(Some(patient(STALL_LIMIT)))?;
     connection.set_nodelay(true)?;
