@@ -297,6 +297,8 @@ impl FragmentValue {
 const _: () = {
     assert!(size_of::<CtKey>() == 40);
     assert!(size_of::<CtValue>() == 64);
+    // The programs exchange the last word as a whole.
+    assert!(core::mem::offset_of!(CtValue, seen_secs) == 56);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentValue>() == 8);
 };

@@ -112,7 +112,7 @@ pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, CleanError> {
     entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(failed)
 }
 
-fn unpin(pin: &Path) -> Result<bool, CleanError> {
+pub(crate) fn unpin(pin: &Path) -> Result<bool, CleanError> {
     link::remove(pin).map_err(|source| CleanError { path: pin.to_owned(), source })
 }
 

@@ -82,7 +82,7 @@ impl Datapath {
             };
             swept.seen += entries.len();
             let mut going_on = entries.len();
-            let is_crowded = self.sweep.is_crowded(map.max_entries());
+            let is_crowded = self.sweep.is_crowded(map.max_entries(), entries.len());
             let is_over = |key: &CtKey, value: &CtValue| match is_crowded {
                 true => value.is_free(key.proto, now_secs),
                 false => value.is_expired(key.proto, now_secs),
@@ -147,12 +147,11 @@ impl Sweep {
         *if self.in_new { new } else { live } += going_on;
     }
 
-    /// Whether the map that it is in was half full at the end of the last round: then flows go that others may have the ports
-    /// of, so that the kernel need not make room among those that go on.
-    fn is_crowded(&self, max_entries: u32) -> bool {
-        let [live, new] = self.fill;
-        let entries = if self.in_new { new } else { live };
-        entries > max_entries as usize / 2
+    /// Whether the map that it is in was half full at the end of the last round, or is by now, with `more`: then flows go that
+    /// others may have the ports of, so that the kernel need not make room among those that go on.
+    fn is_crowded(&self, max_entries: u32, more: usize) -> bool {
+        let of = |[live, new]: [usize; 2]| if self.in_new { new } else { live };
+        of(self.fill).max(of(self.counted) + more) > max_entries as usize / 2
     }
 
     /// Goes on to the other map; `true` after both.

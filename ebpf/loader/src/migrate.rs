@@ -180,7 +180,6 @@ impl Datapath {
             return Ok(());
         }
         self.copy_flows_again()?;
-        let gone = |error: CleanError| AttachError::Migration { path: error.path, source: error.source };
         let pin_dir = &self.options.pin_dir;
         for dir in [OLD_DIR, NEW_DIR] {
             clean::remove_pins_in(&pin_dir.join(dir)).map_err(gone)?;
@@ -230,6 +229,17 @@ impl Datapath {
         Ok(())
     }
 
+    /// No program writes the old SOCKETS and BACKEND_LOAD any more, and what is in them is in ours: they go, so that nothing of
+    /// them comes back after a restart, when sockets have been closed.
+    pub(crate) fn leave_old_sockets(&self) -> Result<(), CleanError> {
+        for path in clean::files(&self.options.pin_dir.join(OLD_DIR))? {
+            if name_of_old(&path).is_some_and(|name| [names::SOCKETS, names::BACKEND_LOAD].contains(&name)) {
+                clean::unpin(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     fn tracked(&self, name: &str) -> Option<&BpfMap<CtKey, CtValue>> {
         match name {
             names::CT_LIVE => Some(&self.maps.ct_live),
@@ -267,6 +277,10 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+pub(crate) fn gone(error: CleanError) -> AttachError {
+    AttachError::Migration { path: error.path, source: error.source }
 }
 
 /// Of two entries for one direction: that of the flow that began later, or whose packets were seen later.

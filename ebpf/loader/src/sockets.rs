@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sockets that went through a service, and whose they are.
 
-use std::{collections::BTreeMap, io, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+};
 
-use ebpf_abi::{BackendValue, FlowKey, FlowValue, NetnsValue, PROTO_TCP, SocketValue, address};
+use ebpf_abi::{
+    BackendValue, FlowKey, FlowValue, NetnsValue, PROTO_TCP, SocketValue, address, socket::SOCKET_COUNTED,
+};
 
 use crate::{datapath::Datapath, error::MapAccessError, map::Walk, sys};
 
@@ -84,9 +90,34 @@ impl Datapath {
         Ok(count)
     }
 
-    /// Removes the entry of a socket that is gone.
-    pub fn forget_socket(&mut self, cookie: u64) -> Result<bool, MapAccessError> {
-        self.maps.sockets.remove(&cookie)
+    /// Removes the entries of sockets that are closed without the programs' having seen it (while maps were replaced), and puts
+    /// the counts of open connections right where two looks in a row find them wrong by the same number. How many of both.
+    pub fn settle_sockets(&mut self, closed: &BTreeSet<u64>) -> Result<(usize, usize), MapAccessError> {
+        let forgotten = self.maps.sockets.remove_all(closed.iter())?;
+        let (first, second) = (self.load_errors()?, self.load_errors()?);
+        let mut corrected = 0;
+        for (id, error) in first.into_iter().filter(|(id, error)| second.get(id) == Some(error)) {
+            // A connection that begins or ends between these two is not counted: the next look finds that.
+            if let Some(load) = self.maps.backend_load.get(&id)? {
+                self.maps.backend_load.set(&id, &load.wrapping_sub(error))?;
+                corrected += 1;
+            }
+        }
+        Ok((forgotten, corrected))
+    }
+
+    /// By how much the count of a backend's open connections is above what SOCKETS has of it.
+    fn load_errors(&self) -> Result<BTreeMap<u32, u64>, MapAccessError> {
+        let mut errors = self.backend_loads()?;
+        let mut walk = Walk::default();
+        while let Some(entries) = self.maps.sockets.step(&mut walk, STEP)? {
+            for (_, socket) in entries.iter().filter(|(_, socket)| socket.flags & SOCKET_COUNTED != 0) {
+                let error = errors.entry(socket.backend_id).or_default();
+                *error = error.wrapping_sub(1);
+            }
+        }
+        errors.retain(|_, error| *error != 0);
+        Ok(errors)
     }
 
     /// Open connections by backend identifier, those with none left out.

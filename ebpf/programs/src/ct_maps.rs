@@ -121,6 +121,27 @@ impl Entry {
         unsafe { (&raw mut (*self.0).flags).write_volatile(flags) };
     }
 
+    /// When a packet was last seen, with the state and flags behind it.
+    #[inline(always)]
+    pub(crate) fn age(&self) -> u64 {
+        // SAFETY: as above; the time is the lower half of the last of its eight-byte words.
+        unsafe { (&raw const (*self.0).seen_secs).cast::<u64>().read_volatile() }
+    }
+
+    /// Says that a packet is seen now, and whether nobody else has said anything since `age`.
+    #[inline(always)]
+    pub(crate) fn take(&self, age: u64, now_secs: u32) -> bool {
+        let now = age & !u64::from(u32::MAX) | u64::from(now_secs);
+        // SAFETY: as above, and writable. The instruction is there since Linux 5.12.
+        let before = unsafe {
+            core::intrinsics::atomic_xchg::<u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
+                (&raw mut (*self.0).seen_secs).cast(),
+                now,
+            )
+        };
+        before == age
+    }
+
     #[inline(always)]
     pub(crate) fn set_seen(&self, now_secs: u32) {
         // SAFETY: as above.

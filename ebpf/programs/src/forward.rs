@@ -21,6 +21,10 @@ use crate::{
     translate, tuple,
 };
 
+/// Where the flags lie in an IPv4 header, and the one that forbids fragments (RFC 791, section 3.1).
+const FLAGS4: usize = 6;
+const DONT_FRAGMENT: u8 = 0x40;
+
 /// Where a packet came in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -159,6 +163,10 @@ fn away(packet: &Packet, s: &mut Scratch, origin: Origin) -> i32 {
         return next_translated(packet, s, origin);
     }
     if let Err(mtu) = packet.fits(way.ifindex) {
+        // The stack cuts what may be cut, where it knows the packet's source.
+        if is_plain && !s.is_ipv6() && s.view.ip[FLAGS4] & DONT_FRAGMENT == 0 {
+            return next_translated(packet, s, origin);
+        }
         return icmp::too_big(packet, s, mtu, DropReason::TooBig);
     }
     if !translate::apply_for(packet, s, &way.hop) {

@@ -485,7 +485,11 @@ pub(crate) fn claim(s: &mut Scratch, now_secs: u32, is_short: bool) -> Inserted 
         Inserted::Taken => {
             let Some(entry) = ct_maps::fresh(&s.peer_key) else { return Inserted::Taken };
             // That of the same client and frontend is what was left when the other direction was evicted.
-            if !entry.is_like(&s.peer) && !may_go(entry, s.key.proto, now_secs, is_short) {
+            // Of several CPUs that see it unused the one that writes the time first has it.
+            let age = entry.age();
+            if !entry.is_like(&s.peer)
+                && !(may_go(entry, s.key.proto, now_secs, is_short) && entry.take(age, now_secs))
+            {
                 return Inserted::Taken;
             }
             if !ct_maps::set_fresh(&s.peer_key, &s.peer) {
