@@ -84,7 +84,8 @@ pub fn endpoints_for(
 
     let labels = [(LABEL_SERVICE_NAME, service.metadata.name.as_str()), (LABEL_MANAGED_BY, "netd.weft.dev")];
     let suffix = if family == Family::V6 { "-v6" } else { "" };
-    let slice = |(count, (numbers, pods)): (usize, (Vec<Option<u16>>, Vec<(&PodFacts, IpAddr)>))| {
+    let mut slices = Vec::with_capacity(alike.len());
+    for (count, (numbers, pods)) in (1..).zip(alike) {
         let which = if count > 1 { format!("-{count}") } else { String::new() };
         let port = |(port, number): (&Port, Option<u16>)| EndpointPort {
             name: Some(port.name.clone()),
@@ -93,7 +94,7 @@ pub fn endpoints_for(
             ..EndpointPort::default()
         };
         let ports = service.spec.ports.iter().zip(numbers).filter(|(_, number)| number.is_some());
-        EndpointSlice {
+        slices.push(EndpointSlice {
             api_version: "discovery.k8s.io/v1".to_owned(),
             kind: "EndpointSlice".to_owned(),
             metadata: Metadata {
@@ -106,9 +107,9 @@ pub fn endpoints_for(
             endpoints: pods.iter().map(|(pod, ip)| endpoint(pod, *ip, service)).collect(),
             ports: ports.map(port).collect(),
             ..EndpointSlice::default()
-        }
-    };
-    (1..).zip(alike).map(slice).collect()
+        });
+    }
+    slices
 }
 
 fn endpoint(pod: &PodFacts, ip: IpAddr, service: &Service) -> Endpoint {
