@@ -80,6 +80,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("lease", lease::keep(node.clone()).boxed()),
         spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
         spawn("conntrack", services::keep_flows(node.clone()).boxed()),
+        spawn("sockets", services::keep_sockets(node.clone()).boxed()),
         spawn("claims of services", services::keep_claims(node.clone()).boxed()),
         spawn("health checks", services::keep_health_checks(node.clone()).boxed()),
         spawn("records of others", removal::keep(node.clone()).boxed()),
