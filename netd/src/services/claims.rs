@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lb::{Service, ServiceName};
-use netd_store::claim::{ServiceClaimError, claim_service, is_complete, node_ports_of};
+use netd_store::claim::{ServiceClaimError, ServiceClaims, claim_service_among, is_complete, node_ports_of};
 use netd_store::records::decode;
 use netd_store::{MirrorState, Transaction};
 
@@ -52,6 +52,7 @@ impl Display for Drift {
 /// Mends; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut told = BTreeSet::new();
+    let mut last = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let view = node.view.load_full();
@@ -61,8 +62,10 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         }
         let found = tokio::task::block_in_place(|| drift(&Claims::of(&view)));
         told.retain(|known| found.contains(known));
-        for drift in found.into_iter().take(MENDED_MAX) {
-            let outcome = mend(&node, &view, &drift).await;
+        let mut claims = None;
+        for drift in turn(&found, last.as_ref()) {
+            let outcome = mend(&node, &view, &mut claims, &drift).await;
+            last = Some(drift.clone());
             let is_news = told.insert(drift.clone());
             match outcome {
                 Ok(true) => tracing::warn!("{drift}: mended"),
@@ -75,13 +78,27 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     }
 }
 
+/// What is tried in this round: it begins behind the last one of the round before, so that what cannot be mended keeps nothing
+/// else from it.
+fn turn(found: &BTreeSet<Drift>, last: Option<&Drift>) -> Vec<Drift> {
+    let (earlier, later): (Vec<&Drift>, Vec<&Drift>) =
+        found.iter().partition(|drift| last.is_some_and(|last| *drift <= last));
+    later.into_iter().chain(earlier).take(MENDED_MAX).cloned().collect()
+}
+
 /// One node is enough: of those that are alive the one with the lowest identity.
 fn is_first(node: &Node, view: &View) -> bool {
     let mut alive = view.alive.iter().filter(|uuid| !view.tombstones.contains_key(*uuid));
     alive.next().is_none_or(|first| *first == node.uuid)
 }
 
-async fn mend(node: &Node, view: &View, drift: &Drift) -> Result<bool> {
+/// `claims` are read when they are needed first, once for a round.
+async fn mend(
+    node: &Node,
+    view: &View,
+    claims: &mut Option<ServiceClaims>,
+    drift: &Drift,
+) -> Result<bool> {
     let (store, keys) = (node.store.as_ref(), &node.keys);
     let claim = match drift {
         Drift::Address(ip, _) => keys.service_ip(*ip),
@@ -92,7 +109,11 @@ async fn mend(node: &Node, view: &View, drift: &Drift) -> Result<bool> {
             let service: Service = decode(&item.key, &item.value)?;
             let before = Some((&service, item.mod_revision));
             let ranges = view.config.service_ranges();
-            return match claim_service(store, keys, &ranges, service.clone(), before).await {
+            let claims = match claims {
+                Some(claims) => claims,
+                None => claims.insert(ServiceClaims::read(store, keys).await?),
+            };
+            return match claim_service_among(store, keys, &ranges, claims, service.clone(), before).await {
                 Ok(_) => Ok(true),
                 Err(ServiceClaimError::ServiceChanged { .. }) => Ok(false),
                 Err(error) => Err(error.into()),
@@ -196,6 +217,22 @@ mod tests {
 
     fn name(name: &str) -> ServiceName {
         ServiceName::new("default", name)
+    }
+
+    #[test]
+    fn what_cannot_be_mended_keeps_nothing_else_from_it() {
+        let of = |at: usize| Drift::Unclaimed(name(&format!("s{at:04}")));
+        let found: BTreeSet<Drift> = (0..2 * MENDED_MAX + 1).map(of).collect();
+        let mut last = None;
+        let mut tried = BTreeSet::new();
+        for _ in 0..3 {
+            let now = turn(&found, last.as_ref());
+            assert_eq!(now.len(), MENDED_MAX);
+            last = now.last().cloned();
+            tried.extend(now);
+        }
+        assert_eq!(tried, found);
+        assert_eq!(turn(&[of(1)].into(), Some(&of(1))), [of(1)]);
     }
 
     #[test]
