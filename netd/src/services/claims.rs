@@ -93,12 +93,7 @@ fn is_first(node: &Node, view: &View) -> bool {
 }
 
 /// `claims` are read when they are needed first, once for a round.
-async fn mend(
-    node: &Node,
-    view: &View,
-    claims: &mut Option<ServiceClaims>,
-    drift: &Drift,
-) -> Result<bool> {
+async fn mend(node: &Node, view: &View, claims: &mut Option<ServiceClaims>, drift: &Drift) -> Result<bool> {
     let (store, keys) = (node.store.as_ref(), &node.keys);
     let claim = match drift {
         Drift::Address(ip, _) => keys.service_ip(*ip),

@@ -250,7 +250,8 @@ async fn all_of_very_many_node_ports_change_at_once() {
     let (memory, keys, ranges) = (Memory::new(), keys(), ranges());
     let claim = |service, before| claim_service(&memory, &keys, &ranges, service, before);
     let from = |first: u16| {
-        let port = |n: u16| serde_json::json!({"name": format!("p{n}"), "port": 1000 + n, "nodePort": first + n});
+        let port =
+            |n: u16| serde_json::json!({"name": format!("p{n}"), "port": 1000 + n, "nodePort": first + n});
         let ports: Vec<serde_json::Value> = (0..100).map(port).collect();
         object("web", serde_json::json!({"type": "NodePort", "ports": ports}))
     };
