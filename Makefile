@@ -20,7 +20,7 @@ bench: build
 soak: build
 	WEFT_SOAK=1 bash .ci/test
 
-# Boots other kernels in emulation: WireGuard between them and ours, our BPF programs under their verifiers.
+# Boots other kernels in emulation: WireGuard between them and ours, our BPF programs under their verifiers, services.
 vm: build
 	@bash .ci/deps vm
 	sh tests/vm/run

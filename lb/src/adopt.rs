@@ -5,22 +5,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ebpf_abi::service::SERVICE_DROP_EMPTY;
-use ebpf_abi::{AffinityBackendKey, FrontendKey, ServiceValue, SourceRangeKey};
+use ebpf_abi::{AffinityBackendKey, BackendValue, FrontendKey, ServiceValue, SourceRangeKey};
 
+use crate::frontends::{Wishes, frontends_of};
 use crate::slots::Range;
-use crate::{Compiler, Image, ServiceName};
+use crate::unread::{Found, Unread};
+use crate::{Compiler, Image, ServiceName, Standing, VerdictState};
 
 /// What was found in the maps, and that no Service has claimed yet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Adopted {
     /// There is something to be settled by the next update.
     active: bool,
+    /// All services were looked at since: what is left is kept for Services of which nothing is known.
+    settled: bool,
     pub(crate) services: BTreeMap<FrontendKey, AdoptedService>,
     /// Content of ranges, by offset and length.
     ranges: BTreeMap<(u32, u32), Vec<u32>>,
     affinity_ids: BTreeSet<u32>,
     pub(crate) affinity: BTreeSet<AffinityBackendKey>,
     pub(crate) source_ranges: BTreeSet<SourceRangeKey>,
+    /// Frontends and backends, by their identifiers, that connections go by.
+    spared: BTreeSet<(u32, u32)>,
+    /// The same of what is kept, and what its slots hold.
+    kept: BTreeSet<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +41,53 @@ pub(crate) struct AdoptedService {
 impl Adopted {
     pub(crate) fn is_empty(&self) -> bool {
         self.services.is_empty()
+    }
+
+    /// Nobody has looked at it yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.active && !self.settled
+    }
+
+    /// Whether a frontend is kept for a Service of which nothing is known.
+    pub(crate) fn keeps(&self, service_id: u32) -> bool {
+        self.settled && self.services.values().any(|found| found.service_id == service_id)
+    }
+
+    /// How many members of affinity and source ranges are kept beside those of services that are known.
+    pub(crate) fn kept_entries(&self) -> (usize, usize) {
+        if self.settled { (self.affinity.len(), self.source_ranges.len()) } else { (0, 0) }
+    }
+
+    /// Puts what is kept into the image of what the maps should hold.
+    pub(crate) fn show(&self, image: &mut Image) {
+        if !self.settled {
+            return;
+        }
+        image.services.extend(self.services.iter().map(|(key, found)| (*key, found.value)));
+        for ((offset, _), ids) in &self.ranges {
+            image.slots.extend((*offset..).zip(ids.iter().copied()));
+        }
+        image.affinity.extend(self.affinity.iter().copied());
+        image.ranges.extend(self.source_ranges.iter().copied());
+    }
+
+    /// The backends that the sets of a Service were found with, and those that connections went to by its frontends.
+    pub(crate) fn found(&self, wishes: &Wishes, backend: impl Fn(u32) -> Option<BackendValue>) -> Found {
+        let mut sets = Found::new();
+        for key in wishes.sets.keys() {
+            let mut found = BTreeMap::new();
+            for service in frontends_of(*key, wishes).iter().filter_map(|key| self.services.get(key)) {
+                let at = (service.value.slot_offset, service.value.slot_count);
+                let chosen = self.ranges.get(&at).into_iter().flatten();
+                found.extend(chosen.filter_map(|id| Some((backend(*id)?, VerdictState::Up))));
+                let connections = self.spared.range((service.service_id, 0)..=(service.service_id, u32::MAX));
+                for value in connections.filter_map(|(_, id)| backend(*id)) {
+                    found.entry(value).or_insert(VerdictState::Draining);
+                }
+            }
+            sets.insert(*key, found);
+        }
+        sets
     }
 
     /// The range and the affinity identifier of the first of `frontends` that has them: the range only if it holds just
@@ -145,6 +200,7 @@ impl Compiler {
             self.holdings.spare_service(*service_id);
             self.holdings.adopt_bare_backend(*backend_id);
         }
+        self.adopted.spared.clone_from(connections);
     }
 
     fn adopt_range(&mut self, value: &ServiceValue, image: &Image) {
@@ -174,12 +230,20 @@ impl Compiler {
         }
     }
 
-    /// After all services were looked at: what nobody claimed goes.
-    pub(crate) fn disown_adopted(&mut self) {
-        let adopted = std::mem::take(&mut self.adopted);
+    /// After all services were looked at: what nobody claimed goes, but for what may belong to a Service of which nothing is known.
+    pub(crate) fn disown_adopted(&mut self, unread: &Unread) {
+        let mut adopted = std::mem::take(&mut self.adopted);
         if !adopted.active {
             return;
         }
+        self.adopted = adopted.take_kept(unread, |id| self.holdings.backend(id).is_some());
+        // Before the others are let go: what is in both does not rest.
+        self.adopted.kept.iter().for_each(|(_, id)| self.holdings.hold(*id));
+        adopted.kept.iter().for_each(|(_, id)| self.holdings.let_go(*id));
+        let left = adopted.kept.difference(&self.adopted.kept);
+        let left = left.filter(|(service_id, id)| self.standing(*service_id, *id) != Standing::Current);
+        let left: Vec<(u32, u32)> = left.copied().collect();
+        self.holdings.writes().left.extend(left);
         let nobody = Arc::new(ServiceName::new("", ""));
         for (key, found) in adopted.services {
             self.holdings.writes().del_service(key);
@@ -191,7 +255,45 @@ impl Compiler {
         adopted.affinity_ids.into_iter().for_each(|id| self.holdings.rest_affinity(id));
         adopted.affinity.into_iter().for_each(|key| self.holdings.writes().del_affinity(key));
         adopted.source_ranges.into_iter().for_each(|key| self.holdings.writes().del_range(key));
-        self.holdings.rest_unused_backends();
+        if !adopted.settled {
+            self.holdings.rest_unused_backends();
+        }
+    }
+}
+
+impl Adopted {
+    /// Takes out of this what may belong to a Service of which nothing is known.
+    fn take_kept(&mut self, unread: &Unread, is_known: impl Fn(u32) -> bool) -> Self {
+        // One without an identifier of its own would be mixed up with another.
+        let is_kept =
+            |key: &FrontendKey, found: &mut AdoptedService| found.service_id != 0 && unread.may_have(key);
+        let services: BTreeMap<FrontendKey, AdoptedService> = self.services.extract_if(.., is_kept).collect();
+        if services.is_empty() {
+            return Self::default();
+        }
+        let ids: BTreeSet<u32> = services.values().map(|found| found.service_id).collect();
+        let affinity_ids: BTreeSet<u32> = services.values().map(|found| found.value.affinity_id).collect();
+        let spared: BTreeSet<(u32, u32)> = self.spared.extract_if(.., |pair| ids.contains(&pair.0)).collect();
+        let mut kept: BTreeSet<(u32, u32)> = spared.iter().filter(|(_, id)| is_known(*id)).copied().collect();
+        let mut ranges = BTreeMap::new();
+        for found in services.values() {
+            let at = (found.value.slot_offset, found.value.slot_count);
+            ranges.extend(self.ranges.remove_entry(&at));
+            let slots = ranges.get(&at).into_iter().flatten();
+            kept.extend(slots.map(|id: &u32| (found.service_id, *id)));
+        }
+        let is_own = |range: &SourceRangeKey| ids.contains(&u32::from_be_bytes(range.service_id));
+        Self {
+            active: true,
+            settled: true,
+            services,
+            ranges,
+            affinity: self.affinity.extract_if(.., |key| affinity_ids.contains(&key.affinity_id)).collect(),
+            source_ranges: self.source_ranges.extract_if(.., |range| is_own(range)).collect(),
+            affinity_ids: self.affinity_ids.extract_if(.., |id| affinity_ids.contains(id)).collect(),
+            spared,
+            kept,
+        }
     }
 }
 

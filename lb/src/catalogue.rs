@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     Backend, EndpointSlice, Extras, Problem, Service, ServiceEntry, ServiceMap, ServiceName, ServiceTable,
-    join, validate, validate_service,
+    Unread, join, validate, validate_service,
 };
 
 /// Names of services whose entry may differ from what it was.
@@ -28,6 +28,11 @@ pub struct Catalogue {
     cluster_ips: BTreeMap<IpAddr, BTreeSet<ServiceName>>,
     refused_services: BTreeMap<ServiceName, Problem>,
     refused_slices: BTreeMap<String, Problem>,
+    /// Whose present value does not even read.
+    unread_services: BTreeSet<ServiceName>,
+    /// By key, the Service of a slice that does not read or is refused.
+    unread_slices: BTreeMap<String, ServiceName>,
+    unread: Arc<Unread>,
     /// What is wrong with parts of an entry.
     problems: BTreeMap<ServiceName, Vec<Problem>>,
     entries: ServiceMap,
@@ -52,6 +57,7 @@ impl Catalogue {
     /// Takes a Service in, or its new content.
     pub fn set_service(&mut self, service: Arc<Service>) -> Changed {
         let name = ServiceName::of(&service);
+        self.unread_services.remove(&name);
         if self.services.get(&name).is_some_and(|known| known.service == service) {
             self.refused_services.remove(&name);
             return Changed::new();
@@ -74,12 +80,19 @@ impl Catalogue {
         self.replaced(&name, before)
     }
 
+    /// The present value of a Service does not read: its last good one stays.
+    pub fn unread_service(&mut self, name: ServiceName) -> Changed {
+        self.refused_services.remove(&name);
+        self.unread_services.insert(name.clone());
+        Changed::from([name])
+    }
+
     /// Forgets a Service. Its slices stay, in case that it comes back.
     pub fn remove_service(&mut self, name: &ServiceName) -> Changed {
-        self.refused_services.remove(name);
+        let was_doubted = self.refused_services.remove(name).is_some() | self.unread_services.remove(name);
         let before = self.effective(name);
         if self.services.remove(name).is_none() {
-            return Changed::new();
+            return Changed::from_iter(was_doubted.then(|| name.clone()));
         }
         self.replaced(name, before)
     }
@@ -110,11 +123,12 @@ impl Catalogue {
     pub fn set_slice(&mut self, key: &str, slice: Arc<EndpointSlice>) -> Changed {
         if self.slices.get(key) == Some(&slice) {
             self.refused_slices.remove(key);
+            self.unread_slices.remove(key);
             return Changed::new();
         }
         if let Err(error) = validate::slice(&slice) {
             self.refused_slices.insert(key.to_owned(), error.into());
-            return Changed::new();
+            return service_of(&slice).map(|service| self.doubt(key, service)).unwrap_or_default();
         }
         let mut changed = self.remove_slice(key);
         if let Some(service) = service_of(&slice) {
@@ -125,18 +139,30 @@ impl Catalogue {
         self.touch(changed)
     }
 
+    /// The present value of a Service's slice does not read: its last good one stays.
+    pub fn unread_slice(&mut self, key: &str, service: ServiceName) -> Changed {
+        self.refused_slices.remove(key);
+        self.doubt(key, service)
+    }
+
+    fn doubt(&mut self, key: &str, service: ServiceName) -> Changed {
+        self.unread_slices.insert(key.to_owned(), service.clone());
+        Changed::from([service])
+    }
+
     /// Forgets a slice.
     pub fn remove_slice(&mut self, key: &str) -> Changed {
         self.refused_slices.remove(key);
-        let Some(slice) = self.slices.remove(key) else { return Changed::new() };
-        let Some(service) = service_of(&slice) else { return Changed::new() };
+        let doubted = Changed::from_iter(self.unread_slices.remove(key));
+        let Some(slice) = self.slices.remove(key) else { return doubted };
+        let Some(service) = service_of(&slice) else { return doubted };
         if let Some(keys) = self.by_service.get_mut(&service) {
             keys.remove(key);
             if keys.is_empty() {
                 self.by_service.remove(&service);
             }
         }
-        self.touch(Changed::from([service]))
+        self.touch(Changed::from_iter(doubted.into_iter().chain([service])))
     }
 
     /// Everything as of now.
@@ -153,7 +179,33 @@ impl Catalogue {
                 self.problems.insert(name, problems);
             }
         }
-        ServiceTable { revision, services: self.entries.clone() }
+        let unread = self.unread();
+        if *self.unread != unread {
+            self.unread = Arc::new(unread);
+        }
+        ServiceTable { revision, services: self.entries.clone(), unread: self.unread.clone() }
+    }
+
+    /// Services whose present value does not read or is refused, whether or not a good one is known.
+    #[must_use]
+    pub fn doubted(&self) -> BTreeSet<ServiceName> {
+        self.unread_services.iter().chain(self.refused_services.keys()).cloned().collect()
+    }
+
+    /// The Service in force, as somebody stored it: its last good value.
+    #[must_use]
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
+        self.services.get(name).map(|known| &known.service)
+    }
+
+    /// Of what no good value is known. What is claimed for it, others know.
+    fn unread(&self) -> Unread {
+        let slices = self.unread_slices.iter().filter(|(key, _)| !self.slices.contains_key(*key));
+        Unread {
+            services: self.doubted().into_iter().filter(|name| !self.services.contains_key(name)).collect(),
+            endpoints: slices.map(|(_, service)| service.clone()).collect(),
+            ..Unread::default()
+        }
     }
 
     /// What is wrong as of the last [`Self::table`], sorted.

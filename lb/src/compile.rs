@@ -20,6 +20,7 @@ use crate::adopt::Adopted;
 use crate::frontends::{self, Recipe, SetKey, Wishes};
 use crate::holdings::Holdings;
 use crate::slots::Range;
+use crate::unread::Found;
 use crate::warmth::Warmth;
 use crate::{
     CapacityError, Image, Limit, Limits, NodeView, Problem, ServiceEntry, ServiceName, ServiceTable,
@@ -49,6 +50,8 @@ pub struct Compiler {
     /// Who is to be looked at when a Service changes, because of weights.
     dependents: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
     warming: BTreeSet<(u64, ServiceName)>,
+    /// Services with faults that befall some of this node's pods.
+    choosy: BTreeSet<ServiceName>,
     view: Option<NodeView>,
     /// (before, now) of nodes' indexes that differ between the views of the last update and this one.
     pub(crate) moved: BTreeSet<(u32, u32)>,
@@ -68,7 +71,9 @@ pub(crate) struct Compiled {
     pub(crate) listed: BTreeMap<u32, VerdictState>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) capacity: Vec<CapacityError>,
-    depends: BTreeSet<ServiceName>,
+    pub(crate) depends: BTreeSet<ServiceName>,
+    /// Backends that it was found with, while some of its slices are not known.
+    pub(crate) found: Found,
     warmth: Warmth,
 }
 
@@ -131,6 +136,7 @@ impl Compiler {
             troubled: BTreeSet::new(),
             dependents: BTreeMap::new(),
             warming: BTreeSet::new(),
+            choosy: BTreeSet::new(),
             view: None,
             moved: BTreeSet::new(),
             adopted: Adopted::default(),
@@ -165,11 +171,14 @@ impl Compiler {
             }
             _ => table.services.keys().chain(self.services.keys()).cloned().collect(),
         };
+        if before.as_ref().is_some_and(|before| before.pods != view.pods) {
+            work.extend(self.choosy.iter().cloned());
+        }
         self.moved = moved.into_values().collect();
         self.view = before.filter(|before| before == view).or_else(|| Some(view.clone()));
         work.extend(self.warming.iter().take_while(|(at, _)| *at <= now_ms).map(|(_, name)| name.clone()));
         self.run(work, table, view, now_ms);
-        self.disown_adopted();
+        self.disown_adopted(&table.unread);
         // What became free may be enough for those who got too little.
         if std::mem::take(&mut self.holdings.freed) {
             let starved = self.starved.clone();
@@ -242,7 +251,9 @@ impl Compiler {
     #[must_use]
     pub fn standing(&self, service_id: u32, backend_id: u32) -> Standing {
         let Some(frontend) = self.by_id.get(&service_id).and_then(|key| self.frontends.get(key)) else {
-            return Standing::ServiceGone;
+            // What became of the backends of a Service that does not read is not known.
+            let is_kept = self.adopted.keeps(service_id);
+            return if is_kept { Standing::Current } else { Standing::ServiceGone };
         };
         let Some(compiled) = self.services.get(&*frontend.owner) else { return Standing::ServiceGone };
         let set = frontend.set.and_then(|set| compiled.sets.get(&set));
@@ -278,6 +289,7 @@ impl Compiler {
             };
             image.slots.extend((set.range.offset..).zip(slots));
         }
+        self.adopted.show(&mut image);
         image
     }
 
@@ -342,11 +354,14 @@ impl Compiler {
 
         let affinity_secs = entry.and_then(|entry| entry.affinity_secs);
         let algorithm = entry.map(|entry| entry.extras.algorithm).unwrap_or_default();
+        self.stand_in(name, &mut compiled, &mut wishes, &table.unread, algorithm);
         let next = self.place(name, &mut compiled, &wishes, affinity_secs, algorithm);
 
         set_member(&mut self.starved, name, !compiled.capacity.is_empty());
         let troubled = !compiled.capacity.is_empty() || !compiled.problems.is_empty();
         set_member(&mut self.troubled, name, troubled);
+        let fault = entry.and_then(|entry| entry.extras.fault.as_ref());
+        set_member(&mut self.choosy, name, fault.is_some_and(|fault| !fault.clients.is_empty()));
         if entry.is_some() {
             self.services.insert(name.clone(), compiled);
         }

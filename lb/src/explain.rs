@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ebpf_abi::service::SERVICE_SOURCE_RANGES;
+use ebpf_abi::service::{SERVICE_FAULT_CLIENTS, SERVICE_FAULT_RESET, SERVICE_SOURCE_RANGES};
 use ebpf_abi::{BackendValue, FrontendKey, SCOPE_EXTERNAL, SCOPE_INTERNAL};
 use serde::Serialize;
 
@@ -90,6 +90,16 @@ fn explain_one(
         }
         let of_client = if shut_out { ", and the client is not of them" } else { "" };
         explained.reason += &format!("; only clients of {}{of_client}", ranges.join(", "));
+    }
+    if wish.fault_percent > 0 {
+        let fate = if wish.flags & SERVICE_FAULT_RESET != 0 { "refused" } else { "dropped" };
+        explained.reason += &format!("; a fault is injected: {} % are {fate}", wish.fault_percent);
+        if wish.flags & SERVICE_FAULT_CLIENTS != 0 {
+            let mut pods: Vec<String> = wish.ranges.iter().map(|pod| pod.addr().to_string()).collect();
+            pods.retain(|pod| pod.contains(':') == key.address().is_ipv6());
+            let pods = if pods.is_empty() { "nobody here".to_owned() } else { pods.join(", ") };
+            explained.reason += &format!(", of {pods}");
+        }
     }
     explained
 }

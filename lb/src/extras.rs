@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::IgnoredField;
+use crate::fault::Fault;
 use crate::kubernetes::ANNOTATION_TOPOLOGY_MODE;
 use crate::shape::Mismatch;
+use crate::{IgnoredField, Service, fault};
 
 const PREFIX: &str = "weft.dev/";
 
@@ -26,7 +27,7 @@ const KNOWN: &[&str] = &[
     "weights",
 ];
 /// Those of them without effect yet.
-const WITHOUT_EFFECT: &[&str] = &["fault", "health-check", "outlier-detection"];
+const WITHOUT_EFFECT: &[&str] = &["health-check", "outlier-detection"];
 
 /// Annotations of others that change how a proxy treats a Service: named, because someone relies on them.
 const FOREIGN_PREFIXES: &[&str] = &["service.kubernetes.io/", "service.alpha.kubernetes.io/"];
@@ -35,7 +36,7 @@ const FOREIGN_PREFIXES: &[&str] = &["service.kubernetes.io/", "service.alpha.kub
 const MAX_WEIGHT: u32 = 10_000;
 /// More named backends or Services than one person means to write by hand.
 const MAX_WEIGHTS: usize = 256;
-/// Longest slow start, and longest delay of a fault: beyond that somebody mixed up the unit.
+/// Longest slow start: beyond that somebody mixed up the unit.
 const MAX_DURATION: Duration = Duration::from_secs(3_600);
 
 /// What the annotations of a Service ask for beyond Kubernetes.
@@ -43,7 +44,7 @@ const MAX_DURATION: Duration = Duration::from_secs(3_600);
 pub struct Extras {
     /// `weft.dev/algorithm`.
     pub algorithm: Algorithm,
-    /// `weft.dev/fault`: checked, and without effect yet.
+    /// `weft.dev/fault`; without effect where the configuration does not allow it.
     pub fault: Option<Fault>,
     /// `weft.dev/forwarding`.
     pub forwarding: Forwarding,
@@ -78,29 +79,6 @@ pub enum Forwarding {
     Snat,
 }
 
-/// A fault to be injected into some connections.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
-    /// What happens.
-    pub kind: FaultKind,
-    /// To how many of a hundred connections.
-    pub percent: u8,
-    /// Only to those of pods with this label; `None`: of everybody.
-    pub client: Option<(String, String)>,
-}
-
-/// What happens to a connection with a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FaultKind {
-    /// It begins so much later.
-    Delay(Duration),
-    /// Nothing answers.
-    Drop,
-    /// It is refused.
-    Reset,
-}
-
 impl Extras {
     /// Reads the annotations of a Service. What is wrong is named, and there `last` stands.
     pub(crate) fn parse(annotations: &BTreeMap<String, String>, last: &Self) -> (Self, Vec<Mismatch>) {
@@ -109,7 +87,7 @@ impl Extras {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             let read = match name {
                 "algorithm" => algorithm(text).map(|found| extras.algorithm = found),
-                "fault" => fault(text).map(|found| extras.fault = Some(found)),
+                "fault" => Fault::parse(text).map(|found| extras.fault = Some(found)),
                 "forwarding" => forwarding(text).map(|found| extras.forwarding = found),
                 "slow-start" => duration(text).map(|found| extras.slow_start = Some(found)),
                 "weights" => weights(text).map(|found| extras.weights = found),
@@ -161,8 +139,15 @@ pub(crate) fn check(
     Ok(())
 }
 
-fn path(key: &str) -> String {
+pub(crate) fn path(key: &str) -> String {
     format!("metadata.annotations[{key:?}]")
+}
+
+/// The annotation of a Service that asks for faults, which not every configuration allows.
+#[must_use]
+pub fn fault_field(service: &Service) -> Option<IgnoredField> {
+    let asks = service.metadata.annotations.contains_key(fault::ANNOTATION);
+    asks.then(|| IgnoredField { path: path(fault::ANNOTATION) })
 }
 
 fn algorithm(text: &str) -> Result<Algorithm, String> {
@@ -223,41 +208,10 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn fault(text: &str) -> Result<Fault, String> {
-    let (mut kind, mut percent, mut client) = (None, 100, None);
-    for item in text.split(',').map(str::trim) {
-        let found = match item.split_once('=') {
-            None if item == "drop" => FaultKind::Drop,
-            None if item == "reset" => FaultKind::Reset,
-            Some(("delay", delay)) => FaultKind::Delay(duration(delay)?),
-            Some(("percent", number)) => {
-                let number = number.parse().ok().filter(|percent| (1..=100).contains(percent));
-                percent = number.ok_or_else(|| format!("{item:?}: percent is not in 1..=100"))?;
-                continue;
-            }
-            Some(("client", label)) => {
-                let label = label.split_once('=').filter(|(key, _)| !key.is_empty());
-                let (key, value) = label.ok_or_else(|| format!("{item:?} is not client=LABEL=VALUE"))?;
-                client = Some((key.to_owned(), value.to_owned()));
-                continue;
-            }
-            _ => {
-                return Err(format!(
-                    "{item:?} is not one of delay=TIME, drop, reset, percent=N, client=LABEL=VALUE"
-                ));
-            }
-        };
-        if kind.replace(found).is_some() {
-            return Err("more than one of delay, drop and reset".to_owned());
-        }
-    }
-    let kind = kind.ok_or_else(|| "one of delay=TIME, drop, reset is needed".to_owned())?;
-    Ok(Fault { kind, percent, client })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FaultKind;
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| (format!("{PREFIX}{key}"), (*value).to_owned())).collect()
@@ -267,7 +221,7 @@ mod tests {
     fn every_extra_reads_back() {
         let given = annotations(&[
             ("algorithm", "maglev"),
-            ("fault", "delay=50ms,percent=10,client=app=web"),
+            ("fault", "drop,percent=10,client=app=web"),
             ("forwarding", "dsr"),
             ("slow-start", "30s"),
             ("weights", "web-1=90, web-2=10"),
@@ -275,9 +229,9 @@ mod tests {
         let (extras, wrong) = Extras::parse(&given, &Extras::default());
         assert!(wrong.is_empty());
         let fault = Fault {
-            kind: FaultKind::Delay(Duration::from_millis(50)),
+            kind: FaultKind::Drop,
             percent: 10,
-            client: Some(("app".into(), "web".into())),
+            clients: [("app".into(), Some("web".into()))].into(),
         };
         let expected = Extras {
             algorithm: Algorithm::Maglev,
@@ -291,15 +245,20 @@ mod tests {
 
     #[test]
     fn what_is_wrong_leaves_the_last_good_value() {
-        let last = Extras { forwarding: Forwarding::Dsr, ..Extras::default() };
-        let given = annotations(&[("forwarding", "magic"), ("algorithm", "maglev"), ("weights", "a=1,a=2")]);
+        let fault = Fault::parse("reset,percent=1").ok();
+        let last = Extras { fault, forwarding: Forwarding::Dsr, ..Extras::default() };
+        let given = annotations(&[
+            ("algorithm", "maglev"),
+            ("fault", "delay=1s"),
+            ("forwarding", "magic"),
+            ("weights", "a=1,a=2"),
+        ]);
         let (extras, wrong) = Extras::parse(&given, &last);
+        assert_eq!(extras.fault, last.fault);
         assert_eq!((extras.forwarding, extras.algorithm), (Forwarding::Dsr, Algorithm::Maglev));
         let fields: Vec<&str> = wrong.iter().map(|w| w.field.as_str()).collect();
-        assert_eq!(
-            fields,
-            ["metadata.annotations[\"weft.dev/forwarding\"]", "metadata.annotations[\"weft.dev/weights\"]"]
-        );
+        let named = ["fault", "forwarding", "weights"];
+        assert_eq!(fields, named.map(|name| format!("metadata.annotations[\"weft.dev/{name}\"]")));
         // Taken away is not wrong.
         assert_eq!(Extras::parse(&annotations(&[]), &last).0, Extras::default());
     }
@@ -311,9 +270,6 @@ mod tests {
         }
         for text in ["", "30", "0s", "61m", "99999999999s", "1h", "s"] {
             assert!(duration(text).is_err(), "{text}");
-        }
-        for text in ["", "percent=10", "drop,reset", "drop,percent=0", "drop,client=x", "delay=5"] {
-            assert!(fault(text).is_err(), "{text}");
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | ClusterIP, any other port | pods and nodes | none: refused |
 //! | node port, load balancer (`ipMode: VIP`), externalIP | pods and nodes | as with policy `Cluster` |
 //! | the same | the world | by `externalTrafficPolicy` |
+//! | a load balancer's, with source ranges | both of these | for clients in the ranges |
 //! | the same, with DSR | another node that sends on | this node's |
 //! | a server of the agent itself, while that is silent | pods and nodes | as with policy `Cluster` |
 
@@ -20,6 +21,7 @@ use ebpf_abi::{BackendValue, FrontendKey, SCOPE_DSR, SCOPE_EXTERNAL, SCOPE_INTER
 use ipnet::IpNet;
 
 use crate::choose::{self, Empty, Group, Member, Variant};
+use crate::fault::Injection;
 use crate::maglev::{self, Candidate, Fill, mix};
 use crate::{
     Algorithm, Backend, Family, Forwarding, IpMode, NodeView, Problem, Protocol, ServiceEntry, ServiceName,
@@ -56,7 +58,9 @@ pub(crate) struct FrontendWish {
     pub(crate) set: Option<SetKey>,
     /// `SERVICE_*`, as far as they do not depend on the backends.
     pub(crate) flags: u32,
-    /// Who may ask, with SERVICE_SOURCE_RANGES.
+    /// To how many of a hundred the fault in `flags` happens.
+    pub(crate) fault_percent: u8,
+    /// Who may ask, with SERVICE_SOURCE_RANGES; whom the fault befalls, with SERVICE_FAULT_CLIENTS.
     pub(crate) ranges: Vec<IpNet>,
 }
 
@@ -108,6 +112,20 @@ impl Recipe {
         self.fill.is_none() && self.members.len() > 1 && self.members[0].0.is_of_agent()
     }
 
+    /// With these, too, each chosen as often as the one that is chosen most.
+    pub(crate) fn extend(&mut self, more: impl Iterator<Item = BackendValue>, algorithm: Algorithm) {
+        let weight = self.members.iter().map(|(_, weight)| u64::from(*weight)).max().unwrap_or(1);
+        let mut members: BTreeMap<BackendValue, u64> =
+            self.members.iter().map(|(value, weight)| (*value, u64::from(*weight))).collect();
+        let before = members.len();
+        for value in more {
+            members.entry(value).or_insert(weight);
+        }
+        if members.len() > before {
+            *self = Self::new(members, algorithm);
+        }
+    }
+
     /// How many slots there will be.
     pub(crate) fn len(&self) -> u32 {
         match self.fill {
@@ -147,6 +165,12 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// The frontends that choose from a set.
+pub(crate) fn frontends_of(set: SetKey, wishes: &Wishes) -> Vec<FrontendKey> {
+    let frontends = wishes.frontends.iter().filter(|(_, wish)| wish.set == Some(set));
+    frontends.map(|(key, _)| *key).collect()
+}
+
 /// Everything of one Service on this node. `warmth`: see [`choose::weigh`].
 pub(crate) fn wishes(
     name: &ServiceName,
@@ -160,10 +184,12 @@ pub(crate) fn wishes(
         return wishes;
     }
     let groups = choose::groups(name, entry, table, &mut wishes.depends, &mut wishes.problems);
-    let mut maker = Maker { entry, view, groups, warmth, wishes };
+    let fault = entry.extras.fault.as_ref();
+    let fault = fault.and_then(|fault| Injection::new(fault, name, view, &mut wishes.problems));
+    let mut maker = Maker { entry, view, groups, fault, warmth, wishes };
     let outside = maker.outside_addresses(name);
     for ip in &entry.cluster_ips {
-        let wildcard = FrontendWish { set: None, flags: 0, ranges: Vec::new() };
+        let wildcard = FrontendWish { set: None, flags: 0, fault_percent: 0, ranges: Vec::new() };
         maker.wishes.frontends.insert(FrontendKey::wildcard(*ip, SCOPE_INTERNAL), wildcard);
     }
     for port in &entry.ports {
@@ -196,6 +222,7 @@ struct Maker<'a, W> {
     entry: &'a ServiceEntry,
     view: &'a NodeView,
     groups: Vec<Group<'a>>,
+    fault: Option<Injection>,
     warmth: W,
     wishes: Wishes,
 }
@@ -231,11 +258,9 @@ impl<'a, W: Fn(IpAddr) -> u64> Maker<'a, W> {
         let key = |scope| FrontendKey::new(ip, number, port.protocol.into(), scope);
         let policy = self.entry.external_policy;
         // Who is inside needs nobody's source kept, and no node between: short-circuited, as in Kubernetes.
-        self.add(key(SCOPE_INTERNAL), port, TrafficPolicy::Cluster, flags, &[]);
-        let mut outside = flags;
-        if !ranges.is_empty() {
-            outside |= SERVICE_SOURCE_RANGES;
-        }
+        let asked = if ranges.is_empty() { flags } else { flags | SERVICE_SOURCE_RANGES };
+        self.add(key(SCOPE_INTERNAL), port, TrafficPolicy::Cluster, asked, ranges);
+        let mut outside = asked;
         if self.entry.extras.forwarding == Forwarding::Dsr && policy == TrafficPolicy::Cluster {
             outside |= SERVICE_DSR;
             self.add(key(SCOPE_DSR), port, TrafficPolicy::Local, flags, &[]);
@@ -257,7 +282,11 @@ impl<'a, W: Fn(IpAddr) -> u64> Maker<'a, W> {
         };
         let family = Family::of(key.address());
         let set = SetKey { port: port.port, protocol: port.protocol, family, variant };
-        let wish = FrontendWish { set: Some(set), flags: flags | keeps, ranges: ranges.to_vec() };
+        let ranges = ranges.to_vec();
+        let mut wish = FrontendWish { set: Some(set), flags: flags | keeps, fault_percent: 0, ranges };
+        if let Some(fault) = &self.fault {
+            fault.inject(key.scope, &mut wish);
+        }
         self.wishes.frontends.entry(key).or_insert(wish);
         if !self.wishes.sets.contains_key(&set) {
             let made = self.set(port, family, variant);

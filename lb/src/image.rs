@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use ebpf_abi::service::{
     ALGORITHM_HASH, ALGORITHM_LEAST_CONNECTIONS, SERVICE_AFFINITY, SERVICE_DROP_EMPTY, SERVICE_DSR,
-    SERVICE_KEEP_SOURCE, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES,
+    SERVICE_FAULT_CLIENTS, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET, SERVICE_KEEP_SOURCE, SERVICE_NODE_PORT,
+    SERVICE_SOURCE_RANGES,
 };
 use ebpf_abi::{
     AffinityBackendKey, BackendValue, EndpointKey, FrontendKey, ServiceValue, SourceRangeKey, address, limits,
@@ -28,7 +29,7 @@ pub struct Image {
     pub endpoints: BTreeMap<EndpointKey, u32>,
     /// Which backends clients with affinity may stay with.
     pub affinity: BTreeSet<AffinityBackendKey>,
-    /// Who may ask, by frontend.
+    /// Who may ask, by frontend; or whom its fault befalls.
     pub ranges: BTreeSet<SourceRangeKey>,
     /// For people and metrics, by service identifier: `default/web:80/tcp`, `default/web:*`. Empty in an
     /// image that was read back from the maps.
@@ -83,7 +84,7 @@ impl Image {
         out
     }
 
-    /// What a frontend does: flags, backends, who may ask.
+    /// What a frontend does: flags, faults, backends, who may ask.
     #[must_use]
     pub fn describe(&self, key: &FrontendKey) -> String {
         let Some(value) = self.services.get(key) else { return String::new() };
@@ -104,10 +105,20 @@ impl Image {
             let members = self.affinity.iter().filter(|member| member.affinity_id == value.affinity_id);
             let _ = write!(out, " affinity={}s/{}", value.affinity_secs, members.count());
         }
-        if value.flags & SERVICE_SOURCE_RANGES != 0 {
+        let ranges = || {
             let own = self.ranges.iter().filter(|range| range.service_id == value.service_id.to_be_bytes());
-            let own: Vec<String> = own.map(range_text).collect();
-            let _ = write!(out, " from=[{}]", own.join(","));
+            own.map(range_text).collect::<Vec<String>>().join(",")
+        };
+        if value.flags & SERVICE_SOURCE_RANGES != 0 {
+            let _ = write!(out, " from=[{}]", ranges());
+        }
+        for (flag, word) in [(SERVICE_FAULT_DROP, "drop"), (SERVICE_FAULT_RESET, "reset")] {
+            if value.flags & flag != 0 {
+                let _ = write!(out, " fault={word}:{}%", value.fault_percent);
+            }
+        }
+        if value.flags & SERVICE_FAULT_CLIENTS != 0 {
+            let _ = write!(out, " of=[{}]", ranges());
         }
         match self.resolve(key) {
             None => out.push_str(" BROKEN"),

@@ -25,6 +25,7 @@ mod entry;
 mod error;
 mod explain;
 mod extras;
+mod fault;
 mod fields;
 mod frontends;
 mod holdings;
@@ -43,6 +44,7 @@ mod shape;
 mod slice;
 mod slots;
 mod table;
+mod unread;
 mod validate;
 mod validate_service;
 mod verdict;
@@ -57,13 +59,14 @@ pub use entry::{
 };
 pub use error::{CapacityError, IgnoredField, Limit, ObjectError, Problem};
 pub use explain::{ExplainedBackend, ExplainedFrontend, explain};
-pub use extras::{Algorithm, Extras, Fault, FaultKind, Forwarding};
+pub use extras::{Algorithm, Extras, Forwarding, fault_field};
+pub use fault::{Fault, FaultKind};
 pub use image::{Image, Limits};
 pub use kubernetes::{
     CLUSTER_IP_NONE, LABEL_HEADLESS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME,
     Metadata, Protocol,
 };
-pub use map::ServiceMap;
+pub use map::{ChunkMap, Difference, ServiceMap};
 pub use node::{NodeInfo, NodeView};
 pub use object::{Object, parse_object};
 pub use pods::{NamedPort, PodFacts, endpoints_for, matches};
@@ -73,5 +76,6 @@ pub use service::{
 };
 pub use slice::{Conditions, Endpoint, EndpointHints, EndpointPort, EndpointSlice, HintTarget, TargetRef};
 pub use table::{ServiceName, ServiceTable};
+pub use unread::Unread;
 pub use verdict::{Verdict, VerdictState};
 pub use writes::Writes;

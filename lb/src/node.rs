@@ -2,8 +2,10 @@
 //! What this node knows of itself and the others: the same table means other slots on another node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-/// This node. Where it changes, all services are compiled anew; where others change, those that name them.
+/// This node. Where it changes, all services are compiled anew; where others change, those that name them; where its pods do,
+/// those with faults of some clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeView {
     /// Its name, as in `nodeName` of endpoints.
@@ -12,6 +14,10 @@ pub struct NodeView {
     pub zone: Option<String>,
     /// Whether `externalIPs` are served: whoever may write a Service could take any address by them.
     pub external_ips_enabled: bool,
+    /// Whether `weft.dev/fault` has an effect.
+    pub fault_injection_enabled: bool,
+    /// Labels of its pods, by address, the implied ones too: whom faults of clients befall.
+    pub pods: BTreeMap<IpAddr, BTreeMap<String, String>>,
     /// All nodes by name, this one too.
     pub nodes: BTreeMap<String, NodeInfo>,
 }
@@ -19,8 +25,9 @@ pub struct NodeView {
 impl NodeView {
     /// Whether what it says of this node itself is the same in `now`.
     pub(crate) fn is_same_node(&self, now: &Self) -> bool {
-        let Self { name, zone, external_ips_enabled, nodes: _ } = self;
-        (name, zone, external_ips_enabled) == (&now.name, &now.zone, &now.external_ips_enabled)
+        let Self { name, zone, external_ips_enabled, fault_injection_enabled, pods: _, nodes: _ } = self;
+        (name, zone, external_ips_enabled, fault_injection_enabled)
+            == (&now.name, &now.zone, &now.external_ips_enabled, &now.fault_injection_enabled)
     }
 
     /// Nodes that have another index in `now`, with both; 0 stands for a node that is not known.

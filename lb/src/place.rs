@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::choose::Empty;
 use crate::compile::{Compiled, Frontend, Set};
-use crate::frontends::{FrontendWish, Recipe, SetKey, SetWish, Wishes};
+use crate::frontends::{FrontendWish, Recipe, SetKey, SetWish, Wishes, frontends_of};
 use crate::slots::Range;
 use crate::{Algorithm, CapacityError, Compiler, Limit, Problem, ServiceName};
 
@@ -160,7 +160,8 @@ impl Compiler {
         let id = set.affinity_id;
         let member = |backend_id: &u32| AffinityBackendKey { affinity_id: id, backend_id: *backend_id };
         let new = members.iter().map(member).filter(|key| !self.affinity.contains(key)).count();
-        let free = (self.limits.affinity_backends as usize).saturating_sub(self.affinity.len());
+        let (kept, _) = self.adopted.kept_entries();
+        let free = (self.limits.affinity_backends as usize).saturating_sub(self.affinity.len() + kept);
         let mut failed = None;
         if new > free {
             let frontend = format!("{name}:{}/{}", key.port, key.protocol.as_lower());
@@ -275,7 +276,8 @@ impl Compiler {
             // It did not fit, which place_set has said. The last good backends may stay.
             return Ok(());
         }
-        let mut value = ServiceValue { flags: wish.flags, ..ServiceValue::default() };
+        let (flags, fault_percent) = (wish.flags, wish.fault_percent);
+        let mut value = ServiceValue { flags, fault_percent, ..ServiceValue::default() };
         if let Some(set) = set {
             value.slot_offset = set.range.offset;
             value.slot_count = set.range.length;
@@ -313,7 +315,8 @@ impl Compiler {
         let ranges = ranges.map(|net| SourceRangeKey::new(service_id, net.addr(), net.prefix_len()));
         let mut ranges: BTreeSet<SourceRangeKey> = ranges.collect();
         let new = ranges.iter().filter(|range| !self.ranges.contains(range)).count();
-        let free = (self.limits.source_ranges as usize).saturating_sub(self.ranges.len());
+        let (_, kept) = self.adopted.kept_entries();
+        let free = (self.limits.source_ranges as usize).saturating_sub(self.ranges.len() + kept);
         let mut failed = Ok(());
         if new > free {
             // Nobody rather than anybody: the flag stands, and no range does.
@@ -466,11 +469,6 @@ impl Compiler {
         };
         compiled.sets.insert(key, set);
     }
-}
-
-fn frontends_of(set: SetKey, wishes: &Wishes) -> Vec<FrontendKey> {
-    let frontends = wishes.frontends.iter().filter(|(_, wish)| wish.set == Some(set));
-    frontends.map(|(key, _)| *key).collect()
 }
 
 /// What of a Service's options is in the entry of each frontend.

@@ -50,13 +50,13 @@ pub fn matches(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, St
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// The slice of one family that `source` (a node's UUID, say) contributes to `service`, named `SERVICE-SOURCE`, and
-/// `SERVICE-SOURCE-v6` for IPv6. `None` where nothing is to be published: no selector, type ExternalName, another
-/// family than the Service's, or no pod selected.
+/// The slices of one family that `source` (a node's UUID, say) contributes to `service`, named `SERVICE-SOURCE`, and
+/// `SERVICE-SOURCE-v6` for IPv6. None where nothing is to be published: no selector, type ExternalName, another family than
+/// the Service's, or no pod selected.
 ///
-/// A slice has one number for each port: a `targetPort` given by name takes the number of the first pod (by name)
-/// that has such a port, and pods that lack it or have another number are left out, so that no connection goes to a
-/// port nobody meant.
+/// A slice has one number for each port, so pods for which a `targetPort` given by name means different numbers are in
+/// different slices, as in Kubernetes: the second one is named `…-2`, and so on, in order of the numbers. A port that a pod lacks
+/// is not in its slice.
 ///
 /// With `trafficDistribution` the endpoints carry the hints that Kubernetes would give them.
 #[must_use]
@@ -65,9 +65,9 @@ pub fn endpoints_for(
     pods: &[PodFacts],
     source: &str,
     family: Family,
-) -> Option<EndpointSlice> {
+) -> Vec<EndpointSlice> {
     if service.is_external_name() || !service.families().contains(&family) {
-        return None;
+        return Vec::new();
     }
     let namespace = &service.metadata.namespace;
     let mut selected: Vec<(&PodFacts, IpAddr)> = pods
@@ -76,39 +76,40 @@ pub fn endpoints_for(
         .filter_map(|pod| Some((pod, *pod.ips.iter().find(|ip| Family::of(**ip) == family)?)))
         .collect();
     selected.sort_by(|(a, a_ip), (b, b_ip)| (&a.name, a_ip).cmp(&(&b.name, b_ip)));
-
-    let mut ports = Vec::new();
-    for port in &service.spec.ports {
-        let number = selected.iter().find_map(|(pod, _)| target_number(port, pod));
-        let Some(number) = number else { continue };
-        selected.retain(|(pod, _)| target_number(port, pod) == Some(number));
-        ports.push(EndpointPort {
-            name: Some(port.name.clone()),
-            protocol: port.protocol,
-            port: Some(number),
-            ..EndpointPort::default()
-        });
-    }
-    if selected.is_empty() {
-        return None;
+    let mut alike: BTreeMap<Vec<Option<u16>>, Vec<(&PodFacts, IpAddr)>> = BTreeMap::new();
+    for (pod, ip) in selected {
+        let numbers = service.spec.ports.iter().map(|port| target_number(port, pod));
+        alike.entry(numbers.collect()).or_default().push((pod, ip));
     }
 
     let labels = [(LABEL_SERVICE_NAME, service.metadata.name.as_str()), (LABEL_MANAGED_BY, "netd.weft.dev")];
     let suffix = if family == Family::V6 { "-v6" } else { "" };
-    Some(EndpointSlice {
-        api_version: "discovery.k8s.io/v1".to_owned(),
-        kind: "EndpointSlice".to_owned(),
-        metadata: Metadata {
-            name: format!("{}-{source}{suffix}", service.metadata.name),
-            namespace: namespace.clone(),
-            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            ..Metadata::default()
-        },
-        address_type: family.as_str().to_owned(),
-        endpoints: selected.iter().map(|(pod, ip)| endpoint(pod, *ip, service)).collect(),
-        ports,
-        ..EndpointSlice::default()
-    })
+    let mut slices = Vec::with_capacity(alike.len());
+    for (count, (numbers, pods)) in (1..).zip(alike) {
+        let which = if count > 1 { format!("-{count}") } else { String::new() };
+        let port = |(port, number): (&Port, Option<u16>)| EndpointPort {
+            name: Some(port.name.clone()),
+            protocol: port.protocol,
+            port: number,
+            ..EndpointPort::default()
+        };
+        let ports = service.spec.ports.iter().zip(numbers).filter(|(_, number)| number.is_some());
+        slices.push(EndpointSlice {
+            api_version: "discovery.k8s.io/v1".to_owned(),
+            kind: "EndpointSlice".to_owned(),
+            metadata: Metadata {
+                name: format!("{}-{source}{suffix}{which}", service.metadata.name),
+                namespace: namespace.clone(),
+                labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+                ..Metadata::default()
+            },
+            address_type: family.as_str().to_owned(),
+            endpoints: pods.iter().map(|(pod, ip)| endpoint(pod, *ip, service)).collect(),
+            ports: ports.map(port).collect(),
+            ..EndpointSlice::default()
+        });
+    }
+    slices
 }
 
 fn endpoint(pod: &PodFacts, ip: IpAddr, service: &Service) -> Endpoint {
@@ -185,6 +186,11 @@ mod tests {
         service
     }
 
+    fn one(mut slices: Vec<EndpointSlice>) -> EndpointSlice {
+        assert_eq!(slices.len(), 1);
+        slices.remove(0)
+    }
+
     fn addresses(slice: &EndpointSlice) -> Vec<&str> {
         slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).map(String::as_str).collect()
     }
@@ -202,34 +208,60 @@ mod tests {
         let mut elsewhere = pod("c", "10.244.0.4");
         elsewhere.namespace = "other".to_owned();
         let pods = [pod("b", "10.244.0.3"), pod("a", "10.244.0.2"), elsewhere];
-        let slice = endpoints_for(&service(None), &pods, "n1", Family::V4).unwrap();
+        let slice = one(endpoints_for(&service(None), &pods, "n1", Family::V4));
         assert_eq!(addresses(&slice), ["10.244.0.2", "10.244.0.3"]);
         assert_eq!(slice.metadata.name, "web-n1");
         assert_eq!(slice.service_name(), Some("web"));
         assert_eq!(slice.ports[0].port, Some(80));
-        assert!(endpoints_for(&service(None), &pods[2..], "n1", Family::V4).is_none());
+        assert!(endpoints_for(&service(None), &pods[2..], "n1", Family::V4).is_empty());
     }
 
     #[test]
     fn a_terminating_pod_keeps_serving_but_is_not_ready() {
         let mut going = pod("a", "10.244.0.2");
         going.terminating = true;
-        let slice = endpoints_for(&service(None), &[going], "n1", Family::V4).unwrap();
+        let slice = one(endpoints_for(&service(None), &[going], "n1", Family::V4));
         let expected = Conditions { ready: Some(false), serving: Some(true), terminating: Some(true) };
         assert_eq!(slice.endpoints[0].conditions, expected);
     }
 
     #[test]
-    fn a_named_target_port_leaves_out_pods_that_mean_another_number() {
-        let named = |number| vec![NamedPort { name: "http".into(), port: number, protocol: Protocol::Tcp }];
-        let (mut a, mut b, c) = (pod("a", "10.244.0.2"), pod("b", "10.244.0.3"), pod("c", "10.244.0.4"));
-        a.ports = named(8080);
-        b.ports = named(9090);
-        let slice =
-            endpoints_for(&service(Some(TargetPort::Name("http".into()))), &[a, b, c], "n1", Family::V4)
-                .unwrap();
-        assert_eq!(addresses(&slice), ["10.244.0.2"]);
-        assert_eq!(slice.ports[0].port, Some(8080));
+    fn pods_that_mean_different_numbers_by_a_name_are_in_different_slices() {
+        let named = |name: &str, port| NamedPort { name: name.into(), port, protocol: Protocol::Tcp };
+        let mut pods: Vec<PodFacts> = [("a", 2), ("b", 3), ("c", 4), ("d", 5)]
+            .map(|(name, host)| pod(name, &format!("10.244.0.{host}")))
+            .into();
+        pods[0].ports = vec![named("http", 9090), named("admin", 1)];
+        pods[1].ports = vec![named("http", 8080), named("admin", 1)];
+        // This one has only one of the two, and the last one neither.
+        pods[2].ports = vec![named("http", 8080)];
+        let mut service = service(Some(TargetPort::Name("http".into())));
+        let port = |name: &str, target: TargetPort| Port {
+            name: name.into(),
+            port: 81,
+            target_port: Some(target),
+            ..Port::default()
+        };
+        service.spec.ports.push(port("admin", TargetPort::Name("admin".into())));
+        let slices = endpoints_for(&service, &pods, "n1", Family::V4);
+        let found: Vec<_> = slices
+            .iter()
+            .map(|slice| {
+                let ports =
+                    slice.ports.iter().map(|port| (port.name.as_deref().unwrap(), port.port.unwrap()));
+                (slice.metadata.name.as_str(), addresses(slice), ports.collect::<Vec<_>>())
+            })
+            .collect();
+        let wished = [
+            ("web-n1", vec!["10.244.0.5"], vec![]),
+            ("web-n1-2", vec!["10.244.0.4"], vec![("", 8080)]),
+            ("web-n1-3", vec!["10.244.0.3"], vec![("", 8080), ("admin", 1)]),
+            ("web-n1-4", vec!["10.244.0.2"], vec![("", 9090), ("admin", 1)]),
+        ];
+        assert_eq!(found, wished);
+        service.spec.ports[1] = port("admin", TargetPort::Number(70));
+        service.spec.ports[0].target_port = Some(TargetPort::Number(80));
+        assert_eq!(endpoints_for(&service, &pods, "n1", Family::V4).len(), 1, "a number is the same in all");
     }
 
     #[test]
@@ -238,12 +270,12 @@ mod tests {
         dual.ips.push("fd00:10:244::2".parse().unwrap());
         let mut service = service(None);
         let pods = [dual];
-        assert!(endpoints_for(&service, &pods, "n1", Family::V6).is_none(), "nobody asked for IPv6");
+        assert!(endpoints_for(&service, &pods, "n1", Family::V6).is_empty(), "nobody asked for IPv6");
         service.spec.ip_families = vec!["IPv4".into(), "IPv6".into()];
-        let slice = endpoints_for(&service, &pods, "n1", Family::V6).unwrap();
+        let slice = one(endpoints_for(&service, &pods, "n1", Family::V6));
         assert_eq!((slice.metadata.name.as_str(), slice.address_type.as_str()), ("web-n1-v6", "IPv6"));
         assert_eq!(addresses(&slice), ["fd00:10:244::2"]);
-        assert_eq!(addresses(&endpoints_for(&service, &pods, "n1", Family::V4).unwrap()), ["10.244.0.2"]);
+        assert_eq!(addresses(&one(endpoints_for(&service, &pods, "n1", Family::V4))), ["10.244.0.2"]);
     }
 
     #[test]
@@ -253,7 +285,7 @@ mod tests {
         let pods = [near];
         let mut service = service(None);
         let hints = |service: &Service| {
-            let slice = endpoints_for(service, &pods, "n1", Family::V4).unwrap();
+            let slice = one(endpoints_for(service, &pods, "n1", Family::V4));
             let names = |targets: Vec<HintTarget>| targets.into_iter().map(|t| t.name).collect::<Vec<_>>();
             slice.endpoints[0].hints.clone().map(|hints| (names(hints.for_zones), names(hints.for_nodes)))
         };

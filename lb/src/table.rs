@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Backend, Catalogue, EndpointSlice, Problem, Service, ServiceEntry, ServiceMap};
+use crate::{Backend, Catalogue, EndpointSlice, Problem, Service, ServiceEntry, ServiceMap, Unread};
 
 /// Namespace and name of a Service. Displays as `default/web`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +42,8 @@ pub struct ServiceTable {
     pub revision: u64,
     /// By name.
     pub services: ServiceMap,
+    /// What it lacks, because an object does not read or is refused and no good value of it is known.
+    pub unread: Arc<Unread>,
 }
 
 impl ServiceTable {
@@ -74,7 +76,8 @@ impl ServiceTable {
         nodes: &BTreeMap<&str, T>,
     ) -> impl Iterator<Item = &'a ServiceName> {
         let is_on = |backend: &Backend| backend.node.as_deref().is_some_and(|node| nodes.contains_key(node));
-        let services = self.services.iter().filter(|_| !nodes.is_empty());
+        // Mostly none has moved: then there is nothing to look through.
+        let services = (!nodes.is_empty()).then(|| self.services.iter()).into_iter().flatten();
         services.filter(move |(_, entry)| entry.backends.iter().any(is_on)).map(|(name, _)| name)
     }
 }

@@ -5,7 +5,11 @@
 //!
 //! One task, no channels: wake-ups are level-triggered and coalesce. Cancel-safe between passes.
 
+mod aside;
+mod laps;
 mod maps;
+mod names;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +23,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::agent::aside::Ending;
+use crate::agent::laps::Laps;
 use crate::attach;
 use crate::attachments::Phase;
 use crate::desired;
@@ -27,7 +33,7 @@ use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms, now_ms};
 use crate::overlay::{self, OverlayPaths, Routed};
 use crate::pace::Pace;
-use crate::services::{self, Around, Ended};
+use crate::services::{self, Around};
 use crate::settings::Settings;
 use crate::status::Progress;
 use crate::sweep::gone_links;
@@ -56,7 +62,7 @@ pub(crate) struct Agent {
     host: HostSync,
     settings: Settings,
     around: Around,
-    ended: Ended,
+    ending: Ending,
     /// When services or their connections are due again by themselves (monotonic milliseconds).
     services_due: Option<u64>,
     /// What an earlier ABI's pins held was taken over and is gone.
@@ -96,7 +102,7 @@ impl Agent {
             host: HostSync::new(host),
             settings,
             around: Around::default(),
-            ended: Ended::default(),
+            ending: Ending::default(),
             services_due: None,
             migrated: false,
             paths: OverlayPaths::new(underlay_mtu),
@@ -147,21 +153,23 @@ impl Agent {
                 }
                 () = tokio::time::sleep_until(self.choose_at.unwrap_or_else(Instant::now).into()), if self.choose_at.is_some() => {}
                 () = tokio::time::sleep(until(self.services_due)), if self.services_due.is_some() => {}
+                () = self.ending.work.finished() => {}
                 _ = timer.tick() => doubt = Doubt::ALL,
                 () = tokio::time::sleep(RETRY_AFTER), if retry => doubt.host = true,
             }
             pace.wait().await;
             let state = mirror.borrow_and_update().clone();
+            let (start, mut laps) = (Instant::now(), Laps::begin());
             if state.revision == 0 || !self.tunnel_is_known(&state) {
                 // What was seen is still to be looked at, with the first pass: the tunnel's task wakes us for it.
                 look_at = None;
                 continue;
             }
-            let start = Instant::now();
+            laps.end_of("view");
             if doubt.host {
                 look_at = None;
             }
-            retry = self.pass(&state, doubt).await;
+            retry = self.pass(&state, doubt, laps).await;
             let took = start.elapsed();
             if doubt.host {
                 rested = start + (took * OBSERVE_REST).clamp(OBSERVE_EVERY, OBSERVE_REST_MAX);
@@ -174,7 +182,7 @@ impl Agent {
     }
 
     /// One pass; true when another is wanted soon.
-    async fn pass(&mut self, state: &netd_store::MirrorState, doubt: Doubt) -> bool {
+    async fn pass(&mut self, state: &netd_store::MirrorState, doubt: Doubt, mut laps: Laps) -> bool {
         // Before anything is looked at: a change that comes meanwhile is the next pass's.
         let change = self.node.change();
         let view = self.refresh_view(state);
@@ -194,7 +202,9 @@ impl Agent {
         }
         let (mut errors, mut kernel) = (Vec::new(), Vec::new());
         self.choose_paths(&view, doubt.host).await;
+        laps.end_of("paths");
         self.observe_addresses(&view, doubt.programs, &mut errors);
+        laps.end_of("addresses");
         if doubt.programs {
             self.find_foreign_tc().await;
             attach::follow_all(&self.node).await;
@@ -204,6 +214,7 @@ impl Agent {
         // replaced is cut off then, and shown as pending.
         let mut pending = self.keep_pods(&view, doubt.programs, &mut kernel);
         let pods_attached = pending.is_empty();
+        laps.end_of("pods");
         if doubt.programs
             && view.in_sync
             && let Err(error) = tokio::task::block_in_place(|| services::sweep_netns(&self.node))
@@ -213,6 +224,7 @@ impl Agent {
         if let Err(error) = self.keep_settings(&view, doubt.programs).await {
             kernel.push(format!("host settings: {error:#}"));
         }
+        laps.end_of("settings");
         let mut retry = match self.keep_host(&view).await {
             Ok(applied) => applied.more,
             Err(error) => {
@@ -231,6 +243,7 @@ impl Agent {
         if let Err(error) = self.keep_checksums() {
             kernel.push(format!("checksums of {}: {error}", desired::VXLAN_DEVICE));
         }
+        laps.end_of("links and routes");
         let last = self.node.progress.load_full();
         let mut problems = match self.keep_services(&view) {
             Ok(synced) => {
@@ -248,11 +261,12 @@ impl Agent {
         if let Err(error) = self.keep_devices(&view) {
             kernel.push(format!("services: {error:#}"));
         }
-        if let Err(error) = self.ended.pass(&self.node).await {
-            errors.push(format!("connections to backends that are gone: {error:#}"));
-        }
-        self.services_due = [self.services_due, self.ended.due_ms()].into_iter().flatten().min();
+        laps.end_of("services");
+        self.end_connections(&mut errors).await;
+        self.services_due = [self.services_due, self.ending.due_ms()].into_iter().flatten().min();
+        laps.end_of("connections");
         self.keep_dns(&view, state, &mut errors);
+        laps.end_of("names");
         // Where services could not be looked at, what was known of them stands, and with it what was known of names.
         let names = self.zone.problems();
         problems.retain(|problem| !names.contains(problem));
@@ -263,9 +277,7 @@ impl Agent {
         for error in errors.iter().filter(|error| !last.errors.contains(error)) {
             tracing::warn!("{error}");
         }
-        for problem in problems.iter().filter(|problem| !last.problems.contains(problem)) {
-            tracing::warn!(object = problem.key, reason = problem.reason, "not served as it was written");
-        }
+        told::tell(&problems, &last.problems, "not served as it was written");
         // What concerns single pods or routes is pending and shown; it does not stop the node from serving the others.
         let programmed = as_wished && !behind;
         retry |= !errors.is_empty() || !pending.is_empty() || behind;
@@ -288,6 +300,8 @@ impl Agent {
             lock(&self.node.usage).note(self.node.addressing.now(), &claimed);
         }
         self.node.settle_wake.notify_one();
+        laps.end_of("the rest");
+        laps.say();
         retry
     }
 
@@ -409,48 +423,6 @@ impl Agent {
         self.host.pass(wishes, view.in_sync, monotonic_ms()).await
     }
 
-    /// The zone, and who may ask: the cluster's pods and this node.
-    fn keep_dns(&mut self, view: &Arc<View>, state: &netd_store::MirrorState, errors: &mut Vec<String>) {
-        let skydns = self.node.skydns.as_ref().map(|skydns| skydns.borrow().clone());
-        let prefix = self.node.config.dns.zone.skydns_prefix.as_deref();
-        let unread = skydns.as_deref().filter(|skydns| !skydns.in_sync);
-        if unread.is_some_and(|skydns| skydns.last_error.is_none()) && view.in_sync && self.zoned.is_none() {
-            // Names that are not known yet must not be denied: there is no zone before, and SERVFAIL is answered.
-            return;
-        }
-        let unread = unread.filter(|_| view.in_sync).and_then(|skydns| skydns.last_error.clone());
-        let skydns = prefix.zip(skydns.as_deref().map(|skydns| &skydns.mirror));
-        let changed = self.zone.follow(&self.node.keys, &state.mirror, skydns, unread);
-        if !changed && self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
-            self.offer_dns();
-            return;
-        }
-        // First: who is answered at all must know who may ask.
-        let clients = desired::dns_clients(&self.node, view.pod_cidrs());
-        if **self.node.dns_clients.load() != clients {
-            self.node.dns_clients.store(Arc::new(clients));
-        }
-        match self.zone.update(view, &self.node.config.dns_addresses) {
-            Ok(zone) => {
-                self.node.zone.store(Some(zone));
-                self.zoned = Some(view.clone());
-                self.node.zoned.send_if_modified(|zoned| !std::mem::replace(zoned, true));
-            }
-            Err(error) => {
-                errors.push(format!("the DNS zone {:?} of the cluster: {error}", view.config.dns_zone))
-            }
-        }
-        self.offer_dns();
-    }
-
-    /// Who knows the names may be asked by other nodes' pods.
-    fn offer_dns(&self) {
-        let further = dns::addresses(&self.node.facts().overlays);
-        if self.zoned.is_some() && *self.node.dns_wanted.borrow() != further {
-            self.node.dns_wanted.send_replace(further);
-        }
-    }
-
     fn refresh_view(&mut self, state: &netd_store::MirrorState) -> Arc<View> {
         let last = self.node.view.load_full();
         if (last.revision, last.in_sync, last.listings) == (state.revision, state.in_sync, state.listings) {
@@ -462,9 +434,7 @@ impl Agent {
             Some(desired::dns_service(&view.config.dns_vips(), servers, &others))
         };
         let view = Arc::new(View::parse(state, &self.node.keys, &self.node.initial, own, &mut self.known));
-        for bad in view.bad_values.iter().filter(|bad| !last.bad_values.contains(bad)) {
-            tracing::warn!(key = bad.key, reason = bad.reason, "a value in the store is skipped");
-        }
+        told::tell(&view.bad_values, &last.bad_values, "a value in the store is skipped");
         lock(&self.node.services).note(self.known.objects.take_changed());
         self.node.view.store(view.clone());
         self.node.publish_wake.notify_one();

@@ -2,9 +2,12 @@
 //! `POST /v1/apply` and `/v1/delete`: objects in Kubernetes' shapes into the store, a Service with what it holds (ClusterIPs,
 //! node ports) in one transaction.
 
+mod slices;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use lb::{EndpointSlice, Object, Service, parse_object};
+use lb::{EndpointSlice, Object, Service, fault_field, parse_object};
 use netd_api::{
     ApiError, ApplyAction, ApplyReply, ApplyRequest, ApplyResult, DeleteReply, DeleteRequest, ErrorClass,
     NodePortInfo,
@@ -12,8 +15,8 @@ use netd_api::{
 use netd_store::claim::{
     ServiceClaimError, ServiceClaims, carried_over, claim_service_among, delete_service, node_ports,
 };
-use netd_store::records::{decode, encode};
-use netd_store::{Class, Key, KeyValue, StoreError, Transaction};
+use netd_store::records::decode;
+use netd_store::{Class, KeyValue, MirrorState, StoreError};
 
 use crate::node::Node;
 use crate::{desired, dns, zone};
@@ -52,16 +55,17 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
     let mut claims = None;
     let mut reply = ApplyReply { results: Vec::with_capacity(parsed.len()), revision: 0 };
     for (object, ignored) in parsed {
-        let name = match &object {
-            Object::EndpointSlice(slice) => slice.display_name(),
-            Object::Service(service) => service.display_name(),
+        let (name, fault) = match &object {
+            Object::EndpointSlice(slice) => (slice.display_name(), None),
+            Object::Service(service) => (service.display_name(), fault_field(service)),
         };
+        let fault = fault.filter(|_| !node.config.services.fault_injection);
         let (action, revision, given) = match object {
             Object::EndpointSlice(slice) => put_slice(node, &slice).await?,
             Object::Service(service) => put_service(node, service, &mut claims).await?,
         };
         reply.revision = reply.revision.max(revision);
-        let ignored = ignored.into_iter().map(|field| field.path).collect();
+        let ignored = ignored.into_iter().chain(fault).map(|field| field.path).collect();
         reply.results.push(result(name, action, ignored, given.as_ref()));
     }
     node.wait_seen(reply.revision, SEEN_WAIT).await;
@@ -140,46 +144,19 @@ async fn put_service(
 async fn known(node: &Node, key: &str, attempt: usize) -> Result<Option<KeyValue>, ApiError> {
     let mirror = node.mirror.borrow().clone();
     if attempt == 0 && mirror.in_sync && mirror.connected {
-        return Ok(mirror.items.get(key).cloned());
+        return Ok(mirror.items.get(key).map(|item| KeyValue::clone(item)));
     }
     node.store.get(key).await.map_err(store_error)
 }
 
-/// A slice of a node's own pods is that node's to write: its source is a UUID, for IPv6 one with `-v6`
-/// ([`netd_store::Keys::node_sources`]), which no name applied here may be.
-fn is_kept_for_nodes(name: &str) -> bool {
-    uuid::Uuid::parse_str(name.strip_suffix("-v6").unwrap_or(name)).is_ok()
+async fn put_slice(node: &Node, slice: &EndpointSlice) -> Result<Written, ApiError> {
+    slices::put(node.store.as_ref(), &node.keys, current(node).as_deref(), slice).await
 }
 
-async fn put_slice(node: &Node, slice: &EndpointSlice) -> Result<Written, ApiError> {
-    let object = slice.display_name();
-    let service = slice.service_name().ok_or_else(|| {
-        ApiError::invalid(format!("{object}: metadata.labels: {} is needed", lb::LABEL_SERVICE_NAME))
-    })?;
-    if is_kept_for_nodes(&slice.metadata.name) {
-        return Err(ApiError::invalid(format!(
-            "{object}: metadata.name: a UUID, and one with -v6, is the name of a node's own slice"
-        )));
-    }
-    let key = node.keys.endpoint(&slice.metadata.namespace, service, &slice.metadata.name);
-    let value = encode(&key, slice).map_err(|e| ApiError::invalid(e.to_string()))?;
-    for attempt in 0..TRIES {
-        let known = known(node, &key, attempt).await?;
-        if let Some(known) = known.as_ref().filter(|known| known.value == value) {
-            if attempt == 0 {
-                continue;
-            }
-            return Ok((ApplyAction::Unchanged, known.mod_revision, None));
-        }
-        let seen = known.map_or(0, |item| item.mod_revision);
-        let write = Transaction::new().unchanged(&key, seen).put(&key, value.clone());
-        let done = node.store.transact(write).await.map_err(store_error)?;
-        if done.succeeded {
-            let action = if seen == 0 { ApplyAction::Created } else { ApplyAction::Configured };
-            return Ok((action, done.revision, None));
-        }
-    }
-    Err(ApiError::retry(format!("{object} is being changed by somebody else; try again")))
+/// The mirror, while it is not known to be behind.
+fn current(node: &Node) -> Option<Arc<MirrorState>> {
+    let mirror = node.mirror.borrow().clone();
+    (mirror.in_sync && mirror.connected).then_some(mirror)
 }
 
 /// Deletes one object; absent is fine.
@@ -210,35 +187,10 @@ fn is_built_in(entry: &lb::ServiceEntry) -> bool {
 }
 
 async fn delete_slice(node: &Node, namespace: &str, name: &str) -> Result<DeleteReply, ApiError> {
-    // The key carries the service too, which a name alone does not tell: the mirror does.
-    let mirror = node.mirror.borrow().clone();
-    let endpoints = node.keys.endpoints();
-    let found = mirror.range(&endpoints).find(|item| is_slice(node, &item.key, namespace, name));
-    let found = found.map(|item| item.key.clone());
-    let key = match found {
-        Some(key) => key,
-        // Applied a moment ago, perhaps: the store knows.
-        None => match slice_key(node, namespace, name).await? {
-            Some(key) => key,
-            None => return Ok(DeleteReply { revision: 0, existed: false }),
-        },
-    };
-    Ok(DeleteReply { revision: node.store.delete(&key).await.map_err(store_error)?, existed: true })
-}
-
-async fn slice_key(node: &Node, namespace: &str, name: &str) -> Result<Option<String>, ApiError> {
-    let listing = node.store.list(&node.keys.endpoints()).await.map_err(store_error)?;
-    Ok(listing.items.into_iter().map(|item| item.key).find(|key| is_slice(node, key, namespace, name)))
-}
-
-fn is_slice(node: &Node, key: &str, namespace: &str, name: &str) -> bool {
-    if !key.ends_with(name) {
-        return false;
-    }
-    match node.keys.parse(key) {
-        Some(Key::Endpoint { namespace: ns, source, .. }) => ns == namespace && source == name,
-        _ => false,
-    }
+    let store = node.store.as_ref();
+    let gone = slices::delete(store, &node.keys, current(node).as_deref(), namespace, name).await?;
+    node.wait_seen(gone.unwrap_or(0), SEEN_WAIT).await;
+    Ok(DeleteReply { revision: gone.unwrap_or(0), existed: gone.is_some() })
 }
 
 fn claim_error(object: &str, error: &ServiceClaimError) -> ApiError {
@@ -255,17 +207,5 @@ fn class(class: Class) -> ErrorClass {
         Class::Fatal => ErrorClass::Fatal,
         Class::Invalid => ErrorClass::Invalid,
         Class::Retry => ErrorClass::Retry,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_nodes_own_slices_are_kept_for_them() {
-        let node = uuid::Uuid::from_u128(7);
-        assert!(netd_store::Keys::node_sources(node).iter().all(|name| is_kept_for_nodes(name)));
-        assert!(!is_kept_for_nodes("web") && !is_kept_for_nodes("web-v6"));
     }
 }

@@ -141,6 +141,10 @@ pub(crate) struct Options {
     /// traffic to its pods [default: false].
     #[arg(long, env = "WEFT_EXTERNAL_IPS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", global = true)]
     pub external_ips: Option<bool>,
+    /// Whether services' annotation weft.dev/fault has an effect: whoever may write a service can then have connections
+    /// to it refused or dropped, to test how its clients bear that [default: false].
+    #[arg(long, env = "WEFT_FAULT_INJECTION", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", global = true)]
+    pub fault_injection: Option<bool>,
     /// Frontends (address, port, protocol) that fit into the maps of this node [default: 131072].
     #[arg(long, env = "WEFT_SERVICE_FRONTENDS_MAX", value_name = "NUMBER", global = true)]
     pub service_frontends_max: Option<u32>,

@@ -269,6 +269,7 @@ fn overlay_options(over: Options, under: Options) -> Options {
         node_port_addresses,
         service_devices,
         external_ips,
+        fault_injection,
         service_frontends_max,
         service_backends_max,
         service_slots_max,
@@ -538,6 +539,8 @@ mod tests {
         assert_eq!(cidrs(six_first), (2, "fd00:2::a 10.97.0.10".into()));
         let services = parse(&format!("node-name = \"n1\"\n{six_first}")).unwrap().services;
         assert!(services.external_ips && services.devices == Some(Vec::new()));
+        assert!(!services.fault_injection, "nobody asked for that");
+        assert!(parse("node-name = \"n1\"\nfault-injection = true").unwrap().services.fault_injection);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! Starts every task and ends them in order. Nothing here touches the kernel's network: that is the agent's, after it has a
 //! view of the cluster.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use netd_host::Host;
 use netd_store::records::{ClusterConfig, decode};
-use netd_store::{Etcd, EtcdConfig, FileStore, KeyValue, Keys, Mirror, MirrorState, Store, Tail};
+use netd_store::{Etcd, EtcdConfig, FileStore, Items, Keys, Mirror, MirrorState, Store, Tail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +79,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("lease", lease::keep(node.clone()).boxed()),
         spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
         spawn("conntrack", services::keep_flows(node.clone()).boxed()),
+        spawn("sockets", services::keep_sockets(node.clone()).boxed()),
         spawn("claims of services", services::keep_claims(node.clone()).boxed()),
         spawn("DNS for other nodes", dns::keep(node.clone()).boxed()),
         spawn("health checks", services::keep_health_checks(node.clone()).boxed()),
@@ -190,16 +190,16 @@ async fn prepare(
 }
 
 /// The cluster's configuration as the snapshot has it.
-fn last_config(known: Option<&(u64, BTreeMap<String, KeyValue>)>, keys: &Keys) -> Option<ClusterConfig> {
+fn last_config(known: Option<&(u64, Items)>, keys: &Keys) -> Option<ClusterConfig> {
     let item = known?.1.get(&keys.config())?;
     decode(&item.key, &item.value).ok()
 }
 
 /// A mirror state that says what the cluster was, and that this is not known to be current.
-fn stand_in(revision: u64, items: BTreeMap<String, KeyValue>) -> MirrorState {
+fn stand_in(revision: u64, items: Items) -> MirrorState {
     let mut mirror = Mirror::new();
     mirror.revision = revision;
-    mirror.items = Arc::new(items);
+    mirror.items = items;
     MirrorState { mirror, ..MirrorState::default() }
 }
 

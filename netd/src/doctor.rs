@@ -12,6 +12,7 @@ use netd_wireguard::DeviceKind;
 use crate::args::WireguardKind;
 use crate::attach::fast_path;
 use crate::desired;
+use crate::dns;
 use crate::members;
 use crate::mtu::{Answer, ProbedPath};
 use crate::node::{Node, lock, now_ms};
@@ -49,6 +50,8 @@ pub(crate) async fn examine(node: &Node) -> DoctorReply {
     }
     checks.pods(node);
     checks.services(node);
+    let (verdict, text) = dns::check(node);
+    checks.say(verdict, "names", text);
     checks.kernel(&status);
     checks.drops(node).await;
     DoctorReply { checks: checks.0 }

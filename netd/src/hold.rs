@@ -54,10 +54,12 @@ mod tests {
 
     fn state(listings: u64, services: usize) -> MirrorState {
         let item = |key: String| {
-            (key.clone(), KeyValue { key, value: Bytes::new(), create_revision: 1, mod_revision: 1 })
+            let item =
+                KeyValue { key: key.clone(), value: Bytes::new(), create_revision: 1, mod_revision: 1 };
+            (key, Arc::new(item))
         };
         let mut mirror = Mirror::new();
-        mirror.items = Arc::new((0..services).map(|i| item(format!("/w/services/default/s{i}"))).collect());
+        mirror.items = (0..services).map(|i| item(format!("/w/services/default/s{i}"))).collect();
         MirrorState { mirror, listings, ..MirrorState::default() }
     }
 

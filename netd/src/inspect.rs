@@ -178,7 +178,7 @@ async fn hear(node: &Arc<Node>) -> Result<Heard> {
             .collect(),
         services: view
             .services
-            .iter()
+            .values()
             .map(|service| {
                 let name = format!("{}/{}", service.metadata.namespace, service.metadata.name);
                 (name, service.cluster_ips())
@@ -191,7 +191,7 @@ async fn hear(node: &Arc<Node>) -> Result<Heard> {
             .collect(),
         service_ports: view
             .services
-            .iter()
+            .values()
             .map(|service| (lb::ServiceName::of(service).to_string(), node_ports_of(service)))
             .collect(),
         ..Witnesses::of_allocator(addresses.allocator(), node.addressing.now())

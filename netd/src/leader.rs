@@ -60,7 +60,7 @@ pub(crate) async fn look(node: &Node, task: &str) -> Result<Seat, StoreError> {
         }
         state.items.get(&key).cloned()
     };
-    let revision = match held(seen.as_ref(), node.uuid, lease.id.0) {
+    let revision = match held(seen.as_deref(), node.uuid, lease.id.0) {
         Held::Ours => return Ok(Seat::Ours),
         Held::Others => return Ok(Seat::NotOurs),
         Held::Nobody(revision) => revision,

@@ -11,6 +11,9 @@ use tokio::time::Instant;
 const REST: u32 = 4;
 /// The longest rest: what waits for a run waits no longer than that.
 const REST_MAX: Duration = Duration::from_millis(500);
+/// So much rest is owed before anybody waits for it: a change that comes soon after a few short runs is handled at once, and
+/// changes that keep coming owe more than that at all times.
+const CREDIT: Duration = Duration::from_millis(50);
 
 /// When the next run may begin.
 #[derive(Debug)]
@@ -36,11 +39,15 @@ impl Pace {
     }
 
     fn next(&self, asked: Instant) -> Instant {
-        self.rested.max(asked + self.coalesce)
+        let due = self.rested.checked_sub(CREDIT).unwrap_or(self.rested);
+        due.max(asked + self.coalesce)
     }
 
     fn rest(&mut self, ended: Instant, took: Duration) {
-        self.rested = ended + (took * REST).min(REST_MAX);
+        // What is owed still runs on beside a run, so the run's own length is owed, too.
+        let begun = ended.checked_sub(took).unwrap_or(ended);
+        let owed = self.rested.max(begun) + took * (REST + 1);
+        self.rested = owed.min(ended + REST_MAX + CREDIT);
     }
 }
 
@@ -62,12 +69,28 @@ mod tests {
     }
 
     #[test]
-    fn changes_that_keep_coming_leave_most_of_the_time_to_others() {
+    fn a_change_soon_after_short_runs_is_handled_at_once() {
         let mut pace = Pace::new(COALESCE);
         let start = Instant::now();
-        pace.rest(start, TOOK);
-        assert_eq!(pace.next(start), start + TOOK * REST);
-        pace.rest(start, Duration::from_secs(10));
-        assert_eq!(pace.next(start), start + REST_MAX, "however long the run was");
+        for _ in 0..2 {
+            pace.rest(start, Duration::from_millis(5));
+            assert_eq!(pace.next(start), start + COALESCE);
+        }
+    }
+
+    #[test]
+    fn changes_that_keep_coming_leave_most_of_the_time_to_others() {
+        let mut pace = Pace::new(COALESCE);
+        let (start, mut now, mut ran) = (Instant::now(), Instant::now(), Duration::ZERO);
+        while now < start + Duration::from_secs(10) {
+            now = pace.next(now) + TOOK;
+            ran += TOOK;
+            pace.rest(now, TOOK);
+        }
+        assert!(ran < (now - start) * 11 / 10 / (REST + 1), "{ran:?} of {:?}", now - start);
+        pace.rest(now, Duration::from_secs(10));
+        assert_eq!(pace.next(now), now + REST_MAX, "however long the run was");
+        pace.rest(now, Duration::from_secs(10));
+        assert_eq!(pace.next(now), now + REST_MAX, "and however many there were");
     }
 }

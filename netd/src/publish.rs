@@ -3,19 +3,19 @@
 //! blocks. Desired from local state, observed from the mirror, the difference written in compare-and-swap transactions.
 //! With the store down the difference waits; nothing is queued elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
-use lb::PodFacts;
+use lb::{ChunkMap, PodFacts, Service, ServiceName, Unread};
 use netd_store::records::{
     BadRecord, Extra, NodeRecord, PodRecord, SCHEMA, WireguardKeyRecord, WireguardRecord, encode,
 };
 use netd_store::{
-    Key, KeyValue, Keys, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction,
+    Items, Key, KeyValue, Keys, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MirrorState, Transaction,
 };
 
 use crate::attachments::{Attachment, Phase};
@@ -40,11 +40,19 @@ const BYTES_PER_TRANSACTION: usize = MAX_TRANSACTION_BYTES / 2;
 /// Pods' records as they were written last: of hundreds one change makes one be written anew.
 type Written = BTreeMap<String, (Arc<Attachment>, Bytes)>;
 
+/// What was made or seen before: of thousands of services one change makes one be looked at.
+#[derive(Default)]
+struct Made {
+    pods: Written,
+    endpoints: Endpoints,
+    present: Present,
+}
+
 /// Keeps the store as this node owes it; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut mirror = node.mirror.clone();
     let mut retry = false;
-    let mut written = Written::new();
+    let mut made = Made::default();
     let mut pace = Pace::new(COALESCE);
     loop {
         tokio::select! {
@@ -58,7 +66,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         if !state.in_sync {
             continue;
         }
-        retry = match round(&node, &state, &mut written, &mut pace).await {
+        retry = match round(&node, &state, &mut made, &mut pace).await {
             Ok(quiet) => {
                 node.publish_error.store(None);
                 !quiet
@@ -80,12 +88,7 @@ fn complain(node: &Node, error: String) {
 }
 
 /// Writes what differs. True when nothing did: then everything up to this revision and local change is in the store.
-async fn round(
-    node: &Arc<Node>,
-    state: &MirrorState,
-    written: &mut Written,
-    pace: &mut Pace,
-) -> Result<bool> {
+async fn round(node: &Arc<Node>, state: &MirrorState, made: &mut Made, pace: &mut Pace) -> Result<bool> {
     let start = Instant::now();
     // Before the state is read: a change that comes while we look is not claimed to be published.
     let change = node.change();
@@ -98,12 +101,13 @@ async fn round(
         // It has not chosen how to reach the others: the record would say that this node has nothing to be reached by.
         return Ok(false);
     }
-    let desired = desired(node, &view, written)?;
+    let desired = desired(node, &view, made)?;
     // A store whose listing is held back gets this node's records all the same: that is what makes it whole again, and
     // what keeps others from claiming blocks that have an owner.
     let held = node.held.load_full();
     let present = held.as_deref().unwrap_or(state);
-    let writes = difference(&desired, present, &node.keys, node);
+    made.present.follow(&present.items, node);
+    let writes = difference(&desired, present, &made.present, &view.table.unread, node);
     // Waiting for the store costs nobody anything.
     pace.ran(start.elapsed());
     if writes.is_empty() && held.is_some() {
@@ -159,7 +163,7 @@ struct Write {
     seen: u64,
 }
 
-fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<String, Bytes>, BadRecord> {
+fn desired(node: &Node, view: &View, made: &mut Made) -> Result<BTreeMap<String, Bytes>, BadRecord> {
     let mut records = BTreeMap::new();
     if view.tombstones.contains_key(&node.uuid) {
         // Whoever removed this node decides about what it had; nothing of it is written again.
@@ -195,25 +199,19 @@ fn desired(node: &Node, view: &View, written: &mut Written) -> Result<BTreeMap<S
     let mut still = Written::new();
     for attachment in attachments.iter().filter(|a| a.phase != Phase::Pending) {
         let key = node.keys.pod(node.uuid, &attachment.key);
-        let value = match written.remove(&key) {
+        let value = match made.pods.remove(&key) {
             Some((of, value)) if Arc::ptr_eq(&of, attachment) || of == *attachment => value,
             _ => encode(&key, &pod_record(node, attachment))?,
         };
         still.insert(key.clone(), (attachment.clone(), value.clone()));
         add(key, Ok(value))?;
     }
-    *written = still;
+    made.pods = still;
     let pods: Vec<PodFacts> =
         attachments.iter().filter(|a| a.phase == Phase::Committed).map(|a| pod_facts(node, a)).collect();
-    let uuid = node.uuid.to_string();
-    let families = [lb::Family::V4, lb::Family::V6];
-    for (source, family) in Keys::node_sources(node.uuid).iter().zip(families) {
-        for service in &view.services {
-            if let Some(slice) = lb::endpoints_for(service, &pods, &uuid, family) {
-                let key = node.keys.endpoint(&service.metadata.namespace, &service.metadata.name, source);
-                add(key.clone(), encode(&key, &slice))?;
-            }
-        }
+    made.endpoints.follow(node, view, pods)?;
+    for (key, value) in &made.endpoints.slices {
+        add(key.clone(), Ok(value.clone()))?;
     }
     for block in node.addressing.addresses().mirrors() {
         let key = node.keys.block(block.cidr);
@@ -283,10 +281,72 @@ fn pod_facts(node: &Node, attachment: &Attachment) -> PodFacts {
     }
 }
 
+/// Endpoints that this node's pods are of services, and the services and pods that they were made from.
+#[derive(Default)]
+struct Endpoints {
+    services: ChunkMap<String, Service>,
+    pods: Vec<PodFacts>,
+    slices: BTreeMap<String, Bytes>,
+}
+
+impl Endpoints {
+    fn follow(&mut self, node: &Node, view: &View, pods: Vec<PodFacts>) -> Result<(), BadRecord> {
+        if self.pods != pods {
+            *self = Self { pods, ..Self::default() };
+        }
+        let uuid = node.uuid.to_string();
+        for difference in view.services.differences(&self.services, "", |_| true) {
+            if let Some(lb::Metadata { namespace, name, .. }) =
+                difference.before.map(|before| &before.metadata)
+            {
+                let prefix = node.keys.service_endpoints(namespace, name);
+                let of_it = self.slices.range(prefix.clone()..).map(|(key, _)| key);
+                let gone: Vec<String> = of_it.take_while(|key| key.starts_with(&prefix)).cloned().collect();
+                gone.iter().for_each(|key| drop(self.slices.remove(key)));
+            }
+            let Some(service) = difference.now else { continue };
+            let lb::Metadata { namespace, name, .. } = &service.metadata;
+            for family in [lb::Family::V4, lb::Family::V6] {
+                let slices = lb::endpoints_for(service, &self.pods, &uuid, family);
+                for (number, slice) in (1..).zip(slices) {
+                    let source = Keys::node_source(node.uuid, family == lb::Family::V6, number);
+                    let key = node.keys.endpoint(namespace, name, &source);
+                    let value = encode(&key, &slice)?;
+                    self.slices.insert(key, value);
+                }
+            }
+        }
+        self.services = view.services.clone();
+        Ok(())
+    }
+}
+
+/// Keys of endpoints that are in the store and that only this node writes.
+#[derive(Default)]
+struct Present {
+    seen: Items,
+    own: BTreeSet<String>,
+}
+
+impl Present {
+    fn follow(&mut self, items: &Items, node: &Node) {
+        let prefix = node.keys.endpoints();
+        for difference in items.differences(&self.seen, prefix.as_str(), |key| key.starts_with(&prefix)) {
+            match difference.now {
+                None => drop(self.own.remove(difference.key.as_str())),
+                Some(item) if is_own(item, &node.keys, node) => drop(self.own.insert(item.key.clone())),
+                Some(_) => {}
+            }
+        }
+        self.seen = items.clone();
+    }
+}
+
 fn difference(
     desired: &BTreeMap<String, Bytes>,
     state: &MirrorState,
-    keys: &Keys,
+    present: &Present,
+    unread: &Unread,
     node: &Node,
 ) -> Vec<Write> {
     let mut writes = Vec::new();
@@ -297,12 +357,23 @@ fn difference(
             writes.push(Write { key: key.clone(), value: Some(value.clone()), seen });
         }
     }
-    let (pods, endpoints) = (keys.node_pods(node.uuid), keys.endpoints());
-    let own = state.range(&pods).chain(state.range(&endpoints).filter(|item| is_own(item, keys, node)));
-    for item in own.filter(|item| !desired.contains_key(&item.key)) {
+    let pods = node.keys.node_pods(node.uuid);
+    let endpoints = present.own.iter().filter(|key| !is_of_unread(key, unread, &node.keys));
+    let endpoints = endpoints.filter_map(|key| state.items.get(key)).map(Arc::as_ref);
+    for item in state.range(&pods).chain(endpoints).filter(|item| !desired.contains_key(&item.key)) {
         writes.push(Write { key: item.key.clone(), value: None, seen: item.mod_revision });
     }
     writes
+}
+
+/// Whether a slice is one of a Service that does not read: which pods it wants is not known, and others serve its last good value.
+fn is_of_unread(key: &str, unread: &Unread, keys: &Keys) -> bool {
+    match (unread.services.is_empty(), keys.parse(key)) {
+        (false, Some(Key::Endpoint { namespace, name, .. })) => {
+            unread.services.contains(&ServiceName::new(namespace, name))
+        }
+        _ => false,
+    }
 }
 
 /// Of the endpoints those that only this node writes and may delete, as it may its pods. Its node record and its blocks stay
@@ -310,11 +381,22 @@ fn difference(
 fn is_own(item: &KeyValue, keys: &Keys, node: &Node) -> bool {
     // Most are others', and a key says so sooner than its parts do.
     let source = item.key.rsplit('/').next().unwrap_or_default();
-    if !Keys::node_sources(node.uuid).iter().any(|own| own == source) {
-        return false;
-    }
-    match keys.parse(&item.key) {
-        Some(Key::Endpoint { source, .. }) => Keys::node_sources(node.uuid).contains(&source),
-        _ => false,
+    Keys::node_of_source(source) == Some(node.uuid)
+        && matches!(keys.parse(&item.key), Some(Key::Endpoint { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_of_a_service_that_does_not_read_stay() {
+        let keys = Keys::new("weft").unwrap();
+        let mut unread = Unread::default();
+        let key = keys.endpoint("default", "web", &Keys::node_source(uuid::Uuid::from_u128(7), false, 1));
+        assert!(!is_of_unread(&key, &unread, &keys));
+        unread.services.insert(ServiceName::new("default", "web"));
+        assert!(is_of_unread(&key, &unread, &keys));
+        assert!(!is_of_unread(&key.replace("/web/", "/api/"), &unread, &keys));
     }
 }

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use netd_store::{KeyValue, MirrorState};
-use serde::{Deserialize, Serialize};
+use netd_store::{Items, KeyValue, MirrorState};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::files::write_atomically;
 use crate::node::Node;
@@ -20,8 +20,12 @@ const FILE: &str = "snapshot.json";
 const SCHEMA: u32 = 1;
 /// The disk is not written more often, however often the store changes.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// Nor sooner than after so many times what writing took: a large cluster that keeps changing costs a tenth of a CPU.
+const WRITE_REST: u32 = 10;
+/// What is known of the cluster is not older than that all the same.
+const WRITE_REST_MAX: Duration = Duration::from_secs(30);
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct Snapshot {
     schema: u32,
     cluster: String,
@@ -30,13 +34,24 @@ struct Snapshot {
     items: BTreeMap<String, (u64, String)>,
 }
 
-/// Writes a snapshot after each change of an in-sync mirror, at most once a second.
+/// The same, out of a mirror.
+#[derive(Serialize)]
+struct Written<'a> {
+    schema: u32,
+    cluster: &'a str,
+    revision: u64,
+    #[serde(serialize_with = "texts")]
+    items: &'a Items,
+}
+
+/// Writes a snapshot after changes of an in-sync mirror, now and then.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let path = path(&node.config.state_dir);
     let mut mirror = node.mirror.clone();
     let mut written = 0;
     loop {
         let state = mirror.borrow_and_update().clone();
+        let start = Instant::now();
         if state.in_sync && state.revision != written {
             let (path, cluster, revision) = (path.clone(), node.config.cluster.clone(), state.revision);
             match tokio::task::spawn_blocking(move || write(&path, &cluster, &state)).await? {
@@ -44,28 +59,33 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
                 Err(error) => tracing::warn!("the last-known-good snapshot was not written: {error:#}"),
             }
         }
-        tokio::time::sleep(WRITE_EVERY).await;
+        tokio::time::sleep(rest(start.elapsed())).await;
         if mirror.changed().await.is_err() {
             return Ok(());
         }
     }
 }
 
+/// From the end of a write to the next one.
+fn rest(took: Duration) -> Duration {
+    (took * WRITE_REST).clamp(WRITE_EVERY, WRITE_REST_MAX)
+}
+
 fn write(path: &Path, cluster: &str, state: &MirrorState) -> Result<()> {
-    // Every value of ours is JSON text; one that is not is somebody else's and not worth keeping.
-    let items = state
-        .items
-        .iter()
-        .filter_map(|(k, v)| {
-            Some((k.clone(), (v.mod_revision, std::str::from_utf8(&v.value).ok()?.to_owned())))
-        })
-        .collect();
-    let snapshot = Snapshot { schema: SCHEMA, cluster: cluster.to_owned(), revision: state.revision, items };
+    let snapshot = Written { schema: SCHEMA, cluster, revision: state.revision, items: &state.items };
     write_atomically(path, &serde_json::to_vec(&snapshot)?).with_context(|| path.display().to_string())
 }
 
+/// Every value of ours is JSON text; one that is not is somebody else's and not worth keeping.
+fn texts<S: Serializer>(items: &Items, serializer: S) -> Result<S::Ok, S::Error> {
+    let texts = items
+        .iter()
+        .filter_map(|(key, item)| Some((key, (item.mod_revision, std::str::from_utf8(&item.value).ok()?))));
+    serializer.collect_map(texts)
+}
+
 /// The snapshot as mirror content; `None` when there is none. A damaged or foreign one is an error that says what to do.
-pub(crate) fn load(state_dir: &Path, cluster: &str) -> Result<Option<(u64, BTreeMap<String, KeyValue>)>> {
+pub(crate) fn load(state_dir: &Path, cluster: &str) -> Result<Option<(u64, Items)>> {
     let path = path(state_dir);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -94,7 +114,7 @@ pub(crate) fn load(state_dir: &Path, cluster: &str) -> Result<Option<(u64, BTree
                 create_revision: revision,
                 mod_revision: revision,
             };
-            (key, item)
+            (key, Arc::new(item))
         })
         .collect();
     Ok(Some((snapshot.revision, items)))
@@ -102,4 +122,34 @@ pub(crate) fn load(state_dir: &Path, cluster: &str) -> Result<Option<(u64, BTree
 
 fn path(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = MirrorState::default();
+        state.mirror.revision = 7;
+        for (key, value) in [("/weft/v1/weft/config", &b"{}"[..]), ("/weft/v1/weft/odd", &[0xff])] {
+            let value = Bytes::copy_from_slice(value);
+            let item = KeyValue { key: key.to_owned(), value, create_revision: 3, mod_revision: 5 };
+            state.mirror.items.insert(key.to_owned(), Arc::new(item));
+        }
+        write(&path(dir.path()), "weft", &state).unwrap();
+        let (revision, items) = load(dir.path(), "weft").unwrap().unwrap();
+        assert_eq!((revision, items.len()), (7, 1), "what is no text is nobody's of ours");
+        let item = items.get("/weft/v1/weft/config").unwrap();
+        assert_eq!((item.mod_revision, &item.value[..]), (5, &b"{}"[..]));
+        assert!(load(dir.path(), "other").is_err());
+    }
+
+    #[test]
+    fn large_snapshots_are_written_more_seldom() {
+        assert_eq!(rest(Duration::from_millis(3)), WRITE_EVERY);
+        assert_eq!(rest(Duration::from_millis(500)), Duration::from_secs(5));
+        assert_eq!(rest(Duration::from_secs(60)), WRITE_REST_MAX);
+    }
 }

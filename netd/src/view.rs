@@ -3,20 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use ipam::{BlockRecord, Pool};
 use ipnet::IpNet;
-use lb::{Backend, Forwarding, Service, ServiceEntry, ServiceTable};
+use lb::{Backend, ChunkMap, Service, ServiceName, ServiceTable};
 use netd_api::BadValue;
 use netd_plan::NodeFacts;
 use netd_store::records::{
     AddressRecord, ClusterConfig, MemberRecord, NodePortRecord, NodeRecord, PodRecord, ServiceIpRecord,
     StickyRecord, Tombstone, decode,
 };
-use netd_store::{Key, KeyValue, Keys, MirrorState};
+use netd_store::{Items, Key, KeyValue, Keys, MirrorState};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
@@ -47,12 +46,17 @@ pub(crate) struct View {
     pub members: BTreeMap<String, MemberRecord>,
     /// Nodes that an operator removed.
     pub tombstones: BTreeMap<Uuid, Tombstone>,
-    pub service_ips: Arc<BTreeMap<IpAddr, Arc<ServiceIpRecord>>>,
-    pub node_ports: Arc<BTreeMap<u16, Arc<NodePortRecord>>>,
-    pub services: Vec<Arc<Service>>,
+    pub service_ips: ChunkMap<IpAddr, ServiceIpRecord>,
+    pub node_ports: ChunkMap<u16, NodePortRecord>,
+    /// Those in force, by key.
+    pub services: ChunkMap<String, Service>,
+    /// Services whose present value does not read or is refused: what they hold is not known.
+    pub doubted: BTreeSet<ServiceName>,
     pub table: ServiceTable,
     /// Some service wants direct server return.
     pub dsr: bool,
+    /// Ports where load balancers ask for the health of services.
+    pub health_checked: Arc<BTreeMap<ServiceName, u16>>,
     pub bad_values: Vec<BadValue>,
 }
 
@@ -88,12 +92,13 @@ impl View {
         view.bad_values.extend(known.objects.update(state, keys));
         // A Service of that name in the store is the cluster's own cluster DNS, and wins.
         known.objects.set_own(own(&view));
-        let (table, problems) = known.objects.table(state.revision);
+        let (table, problems) = known.objects.table(state.revision, &view.config.service_cidrs());
         view.services = known.objects.services();
+        view.doubted = known.objects.doubted();
         view.service_ips = known.objects.service_ips();
         view.node_ports = known.objects.node_ports();
-        let is_dsr = |entry: &ServiceEntry| entry.extras.forwarding == Forwarding::Dsr;
-        view.dsr = table.services.values().any(|entry| is_dsr(entry));
+        view.dsr = known.objects.has_dsr();
+        view.health_checked = known.objects.health_checked();
         view.table = table;
         view.bad_values.extend(problems);
         view
@@ -263,17 +268,16 @@ impl View {
 }
 
 /// What lies under none of the prefixes (each ends with `/`), without a look at what does.
-fn outside<const N: usize>(
-    items: &BTreeMap<String, KeyValue>,
-    mut prefixes: [String; N],
-) -> impl Iterator<Item = &KeyValue> {
+fn outside<const N: usize>(items: &Items, mut prefixes: [String; N]) -> impl Iterator<Item = &KeyValue> {
     prefixes.sort_unstable();
     // The first key behind all that begin with a prefix: `0` follows `/`.
-    let behind = |prefix: &String| Bound::Included(format!("{}0", prefix.trim_end_matches('/')));
-    let begins = std::iter::once(Bound::Unbounded).chain(prefixes.iter().map(behind));
-    let ends = prefixes.iter().map(|prefix| Bound::Excluded(prefix.clone())).chain([Bound::Unbounded]);
-    let gaps: Vec<(Bound<String>, Bound<String>)> = begins.zip(ends).collect();
-    gaps.into_iter().flat_map(|gap| items.range(gap)).map(|(_, item)| item)
+    let behind = |prefix: &String| format!("{}0", prefix.trim_end_matches('/'));
+    let begins: Vec<String> = [String::new()].into_iter().chain(prefixes.iter().map(behind)).collect();
+    let ends = prefixes.into_iter().map(Some).chain([None]);
+    begins.into_iter().zip(ends).flat_map(|(begin, end)| {
+        let is_before = move |key: &String| end.as_ref().is_none_or(|end| key < end);
+        items.range_from(&begin).take_while(move |(key, _)| is_before(key)).map(|(_, item)| item.as_ref())
+    })
 }
 
 /// A record says of itself what its key says of it.
@@ -328,10 +332,10 @@ mod tests {
         let item = |key: &str| {
             let value =
                 KeyValue { key: key.to_owned(), value: Bytes::new(), create_revision: 1, mod_revision: 1 };
-            (key.to_owned(), value)
+            (key.to_owned(), Arc::new(value))
         };
         let all = ["a/b", "a/c/", "a/c/x", "a/c/y/z", "a/c0", "a/cd", "a/p/1", "a/p/2", "b"];
-        let items: BTreeMap<String, KeyValue> = all.into_iter().map(item).collect();
+        let items: Items = all.into_iter().map(item).collect();
         let left = |prefixes| outside(&items, prefixes).map(|item| item.key.as_str()).collect::<Vec<_>>();
         assert_eq!(left(["a/p/".to_owned(), "a/c/".to_owned()]), ["a/b", "a/c0", "a/cd", "b"]);
         assert_eq!(left(["x/".to_owned(), "A/".to_owned()]).len(), all.len());

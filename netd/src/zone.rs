@@ -13,7 +13,7 @@ use dns_zone::{
     ZoneService, ZoneSettings,
 };
 use ipnet::IpNet;
-use lb::{Protocol, Service, ServiceEntry, ServiceName, ServiceTable};
+use lb::{ChunkMap, Protocol, Service, ServiceEntry, ServiceName, ServiceTable};
 use netd_api::BadValue;
 use netd_store::records::PodRecord;
 use netd_store::{Keys, Mirror};
@@ -33,6 +33,9 @@ const CLUSTERSET: &str = "clusterset.local";
 pub(crate) struct ZoneKeeper {
     zone: Option<Zone>,
     table: ServiceTable,
+    objects: ChunkMap<String, Service>,
+    /// Of those, such as say something about their names.
+    annotated: BTreeMap<ServiceName, Arc<Service>>,
     /// Names of pods beside those of services, by namespace and name.
     pod_aliases: BTreeMap<(String, String), Vec<ZoneEndpoint>>,
     /// By address.
@@ -125,31 +128,27 @@ impl ZoneKeeper {
 
     /// Entries are shared between tables: one that is the same did not change.
     fn update_services(&mut self, view: &View, edit: &mut ZoneEdit) {
-        let gone: Vec<ServiceName> = self
-            .table
-            .services
-            .keys()
-            .filter(|name| !view.table.services.contains_key(name))
-            .cloned()
-            .collect();
-        for name in gone {
-            edit.remove_service(&name.namespace, &name.name);
-            self.views.remove(&name);
-            self.wrong_views.remove(&name);
+        for difference in view.services.differences(&self.objects, "", |_| true) {
+            difference.before.map(|before| self.annotated.remove(&ServiceName::of(before)));
+            if let Some(now) = difference.now.filter(|now| is_annotated(now)) {
+                self.annotated.insert(ServiceName::of(now), now.clone());
+            }
         }
-        let last = self.table.services.clone();
-        let is_new = |name: &ServiceName, entry: &Arc<ServiceEntry>| {
-            last.get(name).is_none_or(|known| !Arc::ptr_eq(known, entry))
-        };
-        let changed: Vec<(&ServiceName, &Arc<ServiceEntry>)> =
-            view.table.services.iter().filter(|(name, entry)| is_new(name, entry)).collect();
-        let annotated = if changed.is_empty() { BTreeMap::new() } else { annotated(&view.services) };
-        for (name, entry) in changed {
-            let service = annotated.get(name).copied();
-            let views = self.views_of(name, service);
-            edit.set_service(&zone_service(name, entry, service, views));
+        self.objects = view.services.clone();
+        let last = std::mem::replace(&mut self.table, view.table.clone());
+        let first = ServiceName::new("", "");
+        for difference in view.table.services.differences(&last.services, &first, |_| true) {
+            let name = &**difference.key;
+            let Some(entry) = difference.now else {
+                edit.remove_service(&name.namespace, &name.name);
+                self.views.remove(name);
+                self.wrong_views.remove(name);
+                continue;
+            };
+            let service = self.annotated.get(name).cloned();
+            let views = self.views_of(name, service.as_deref());
+            edit.set_service(&zone_service(name, entry, service.as_deref(), views));
         }
-        self.table = view.table.clone();
     }
 
     fn views_of(&mut self, name: &ServiceName, service: Option<&Service>) -> Option<Views> {
@@ -218,11 +217,8 @@ impl ZoneKeeper {
     }
 }
 
-fn annotated(services: &[Arc<Service>]) -> BTreeMap<ServiceName, &Service> {
-    let has = |service: &&Arc<Service>| {
-        [VIEWS, ALIASES].iter().any(|key| service.metadata.annotations.contains_key(*key))
-    };
-    services.iter().filter(has).map(|service| (ServiceName::of(service), &**service)).collect()
+fn is_annotated(service: &Service) -> bool {
+    [VIEWS, ALIASES].iter().any(|key| service.metadata.annotations.contains_key(*key))
 }
 
 fn zone_service(
@@ -305,7 +301,7 @@ mod tests {
         let (table, problems) =
             ServiceTable::build(revision, services.iter().map(|service| &**service), slices);
         assert_eq!(problems, []);
-        View { table, services: services.to_vec(), ..View::default() }
+        View { table, services: services.iter().map(|one| (one.metadata.name.clone(), one.clone())).collect(), ..View::default() }
     }
 
     fn addresses(zone: &Zone, name: &str) -> Option<Vec<String>> {

@@ -19,7 +19,7 @@
 //! New ───────────────► Answered ─────────────► Established ──► Closing ──────► Closed
 //!  CT_NEW                CT_NEW                  CT_LIVE  │       │              CT_LIVE
 //!   │ RST                  │ RST                      RST ▼       ▼ RST
-//!   └────► Reset ◄─────────┘                          Doubtful ───► back with the next packet without one
+//!   └────► Reset ◄─────────┘                          Doubtful ───► back with a later second's packet without one
 //! ```
 //!
 //! Nobody looks at sequence numbers: an RST may be anybody's who guesses addresses and ports. So it ends no connection that goes on;
@@ -66,7 +66,7 @@ pub enum CtState {
     Closed = 5,
     /// One has sent an RST before the flow was established.
     Reset = 6,
-    /// One has sent an RST later; the other has not spoken since.
+    /// One has sent an RST later; nobody has spoken since, but in the same second.
     Doubtful = 7,
     /// Of a flow with one entry: begun without its SYN, when it had come another way before.
     Joined = 8,
@@ -121,6 +121,8 @@ pub const TCP_CLOSED_SECS: u32 = 120;
 pub const TCP_RESET_SECS: u32 = 10;
 /// One datagram, or one and its answer.
 pub const UDP_ONCE_SECS: u32 = 30;
+/// A datagram and its answer, where room or ports are short: what comes later is late.
+pub const UDP_ANSWERED_SECS: u32 = 10;
 /// A UDP flow (RFC 4787, REQ-5: at least two minutes).
 pub const UDP_FLOW_SECS: u32 = 180;
 /// The fragments of one packet: as long as Linux waits for them (net.ipv4.ipfrag_time). Identifications come again.
@@ -163,7 +165,8 @@ pub struct CtValue {
     pub service_id: u32,
     /// The backend; 0 of a flow that is [`CT_DIRECT`].
     pub backend_id: u32,
-    /// The backend's node, an index into NODES, where [`CT_WRAPPED`]; else 0.
+    /// The backend's node, an index into NODES, where [`CT_WRAPPED`]; the sequence number of the backend's SYN-ACK where
+    /// [`CT_REPLY`] in CT_NEW; else 0.
     pub node: u32,
     /// When it began: seconds of CLOCK_MONOTONIC.
     pub began_secs: u32,
@@ -199,15 +202,16 @@ impl CtValue {
         is_older(self.seen_secs, now_secs, self.timeout_secs(proto))
     }
 
-    /// Whether another flow may have its addresses and ports: it is over, or one side has said so and nobody spoke since.
+    /// Whether another flow may have its addresses and ports where nothing else is left: it is over, or it has come to what may be its
+    /// end and nobody spoke since.
     #[inline(always)]
     pub const fn is_free(&self, proto: u8, now_secs: u32) -> bool {
-        let is_doubtful = self.state == CtState::Doubtful as u8;
-        is_older(
-            self.seen_secs,
-            now_secs,
-            if is_doubtful { TCP_RESET_SECS } else { self.timeout_secs(proto) },
-        )
+        let secs = match (proto, self.state) {
+            (PROTO_TCP, 5 | 7) => TCP_RESET_SECS,
+            (PROTO_UDP, 2) => UDP_ANSWERED_SECS,
+            _ => self.timeout_secs(proto),
+        };
+        is_older(self.seen_secs, now_secs, secs)
     }
 
     /// Whether a SYN between the same ports begins another connection.
@@ -293,6 +297,8 @@ impl FragmentValue {
 const _: () = {
     assert!(size_of::<CtKey>() == 40);
     assert!(size_of::<CtValue>() == 64);
+    // The programs exchange the last word as a whole.
+    assert!(core::mem::offset_of!(CtValue, seen_secs) == 56);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentValue>() == 8);
 };
@@ -359,22 +365,32 @@ mod tests {
     }
 
     #[test]
-    fn an_rst_gives_the_ports_to_others_soon_and_ends_the_flow_late() {
-        let value = CtValue { state: CtState::Doubtful.number(), ..BACKEND };
-        assert!(
-            !value.is_free(PROTO_TCP, 100 + TCP_RESET_SECS) && value.is_free(PROTO_TCP, 101 + TCP_RESET_SECS)
-        );
-        assert!(!value.is_expired(PROTO_TCP, 101 + TCP_RESET_SECS));
-        assert!(value.is_over(), "and a SYN begins another connection");
-        let joined = CtValue { state: CtState::Joined.number(), ..BACKEND };
-        assert!(!joined.is_over());
-        for state in [CtState::New, CtState::Established, CtState::Closed] {
+    fn what_may_be_the_end_gives_the_ports_to_others_soon_and_ends_the_flow_late() {
+        for (proto, state, secs) in [
+            (PROTO_TCP, CtState::Doubtful, TCP_RESET_SECS),
+            (PROTO_TCP, CtState::Closed, TCP_RESET_SECS),
+            (PROTO_UDP, CtState::Answered, UDP_ANSWERED_SECS),
+        ] {
             let value = CtValue { state: state.number(), ..BACKEND };
-            for age in [1, TCP_OPENING_SECS + 1, TCP_IDLE_SECS + 1] {
+            assert!(!value.is_free(proto, 100 + secs) && value.is_free(proto, 101 + secs), "{state:?}");
+            assert!(!value.is_expired(proto, 101 + secs), "{state:?}");
+        }
+        let is_over = |state: CtState| CtValue { state: state.number(), ..BACKEND }.is_over();
+        assert!(is_over(CtState::Doubtful) && is_over(CtState::Closed) && !is_over(CtState::Joined));
+        for (proto, state) in [
+            (PROTO_TCP, CtState::New),
+            (PROTO_TCP, CtState::Answered),
+            (PROTO_TCP, CtState::Established),
+            (PROTO_TCP, CtState::Closing),
+            (PROTO_UDP, CtState::New),
+            (PROTO_UDP, CtState::Established),
+        ] {
+            let value = CtValue { state: state.number(), ..BACKEND };
+            for age in [1, UDP_ANSWERED_SECS + 1, TCP_OPENING_SECS + 1, TCP_IDLE_SECS + 1] {
                 assert_eq!(
-                    value.is_free(PROTO_TCP, 100 + age),
-                    value.is_expired(PROTO_TCP, 100 + age),
-                    "{state:?}"
+                    value.is_free(proto, 100 + age),
+                    value.is_expired(proto, 100 + age),
+                    "{proto} {state:?}"
                 );
             }
         }

@@ -42,9 +42,12 @@ pub const SERVICE_FAULT_RESET: u32 = 64;
 /// [`ServiceValue::flags`]: an injected fault: of `fault_percent` of what begins the packets are dropped. A flow is dropped as a
 /// whole: its SYN finds no way at the next attempt, either.
 pub const SERVICE_FAULT_DROP: u32 = 128;
+/// [`ServiceValue::flags`]: the fault befalls only clients within a prefix of SOURCE_RANGES. Never together with
+/// [`SERVICE_SOURCE_RANGES`].
+pub const SERVICE_FAULT_CLIENTS: u32 = 256;
 /// [`ServiceValue::flags`]: the frontend is the address of a server of the agent itself: packets go there as they are, and only while
 /// the agent is silent they go to the service's other backends.
-pub const SERVICE_AGENT_SILENT: u32 = 256;
+pub const SERVICE_AGENT_SILENT: u32 = 512;
 /// How long the agent counts as there after it has said so in AGENT, in nanoseconds: it says so several times in that time, and what
 /// it does not answer meanwhile is less than the patience of those who ask.
 pub const AGENT_SILENT_NS: u64 = 500_000_000;
@@ -278,7 +281,7 @@ pub struct EndpointKey {
     pub pad: u8,
 }
 
-/// Key of SOURCE_RANGES, a longest-prefix trie: clients that may ask. 24 bytes.
+/// Key of SOURCE_RANGES, a longest-prefix trie: clients that may ask, or that an injected fault befalls. 24 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct SourceRangeKey {

@@ -13,7 +13,7 @@ use crate::{
     datapath::Datapath,
     error::AttachError,
     link::{self, Attached, Target},
-    mounts,
+    migrate, mounts,
 };
 
 /// The way back and the end first, so that no socket is translated whose peer would not be named back, and none counted
@@ -55,6 +55,7 @@ impl Datapath {
         }
         // What the programs of another version or map size remembered until this moment.
         self.copy_flows_again()?;
+        self.leave_old_sockets().map_err(migrate::gone)?;
         Ok(())
     }
 }

@@ -48,7 +48,7 @@ pub fn remove_all(pin_dir: &Path) -> Result<Removed, CleanError> {
 }
 
 /// Unpins everything below `pin_dir`, then removes the directory: bpf_links go, clsact filters stay.
-pub(crate) fn remove_pins(pin_dir: &Path) -> Result<Removed, CleanError> {
+fn remove_pins(pin_dir: &Path) -> Result<Removed, CleanError> {
     let links = remove_pins_in(&pin_dir.join(LINKS_DIR))?;
     let mut removed = Removed { links, ..Removed::default() };
     for dir in [OLD_DIR, NEW_DIR, CARRYING] {
@@ -59,6 +59,20 @@ pub(crate) fn remove_pins(pin_dir: &Path) -> Result<Removed, CleanError> {
     }
     remove_dir(pin_dir)?;
     Ok(removed)
+}
+
+/// Unpins everything below the pin directory of another version, whatever that one has there, then removes the directory:
+/// bpf_links go, clsact filters stay.
+pub(crate) fn remove_other(dir: &Path) -> Result<(), CleanError> {
+    for path in files(dir)? {
+        let kind = fs::symlink_metadata(&path).map_err(|source| CleanError { path: path.clone(), source })?;
+        if kind.is_dir() {
+            remove_other(&path)?;
+        } else {
+            unpin(&path)?;
+        }
+    }
+    remove_dir(dir)
 }
 
 /// Unpins what lies in one directory of ours, marks among it, and removes the directory; how many pins there were.
@@ -98,7 +112,7 @@ pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, CleanError> {
     entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(failed)
 }
 
-fn unpin(pin: &Path) -> Result<bool, CleanError> {
+pub(crate) fn unpin(pin: &Path) -> Result<bool, CleanError> {
     link::remove(pin).map_err(|source| CleanError { path: pin.to_owned(), source })
 }
 

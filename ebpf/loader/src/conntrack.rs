@@ -4,12 +4,9 @@
 //! The programs look at a flow's age themselves; an entry that stays too long takes room, nothing else. So a sweep goes
 //! through the maps in steps of a bounded size, and begins again at their end.
 
-use std::{collections::BTreeSet, io, time::Duration};
+use std::{io, time::Duration};
 
-use ebpf_abi::{
-    CtKey,
-    conntrack::{CT_REPLY, CtValue},
-};
+use ebpf_abi::{CtKey, conntrack::CtValue};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -17,15 +14,6 @@ use crate::{
     error::MapAccessError,
     map::{BpfMap, Walk},
 };
-
-/// Which entries of a flow are removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forget {
-    /// The one that the client's packets are translated by: answers that are on their way still arrive.
-    Questions,
-    /// Both: neither keeps its addresses and ports taken.
-    All,
-}
 
 /// Entries per system call of a walk.
 const STEP: usize = 4_096;
@@ -94,7 +82,7 @@ impl Datapath {
             };
             swept.seen += entries.len();
             let mut going_on = entries.len();
-            let is_crowded = self.sweep.is_crowded(map.max_entries());
+            let is_crowded = self.sweep.is_crowded(map.max_entries(), entries.len());
             let is_over = |key: &CtKey, value: &CtValue| match is_crowded {
                 true => value.is_free(key.proto, now_secs),
                 false => value.is_expired(key.proto, now_secs),
@@ -142,42 +130,6 @@ impl Datapath {
         }
         Ok(found)
     }
-
-    /// Removes flows of this protocol that chose one of these (frontend, backend) pairs, so that their next packet chooses
-    /// anew: for datagrams. Gives the number of entries, two for each flow where both are removed.
-    pub fn forget_flows(
-        &mut self,
-        proto: u8,
-        chosen: &BTreeSet<(u32, u32)>,
-        what: Forget,
-    ) -> Result<usize, MapAccessError> {
-        if chosen.is_empty() {
-            return Ok(0);
-        }
-        let maps = [&self.maps.ct_live, &self.maps.ct_new];
-        let mut keys = BTreeSet::new();
-        for map in maps {
-            let mut walk = Walk::default();
-            while let Some(entries) = map.step(&mut walk, STEP)? {
-                for (key, value) in entries {
-                    if key.proto != proto || !chosen.contains(&(value.service_id, value.backend_id)) {
-                        continue;
-                    }
-                    match what {
-                        // Wherever they are.
-                        Forget::All => keys.extend([key, key.peer(&value)]),
-                        Forget::Questions if value.flags & CT_REPLY == 0 => drop(keys.insert(key)),
-                        Forget::Questions => {}
-                    }
-                }
-            }
-        }
-        let mut removed = 0;
-        for map in maps {
-            removed += map.remove_all(keys.iter())?;
-        }
-        Ok(removed)
-    }
 }
 
 /// The clock that the programs write into maps: whole seconds of CLOCK_MONOTONIC.
@@ -195,12 +147,11 @@ impl Sweep {
         *if self.in_new { new } else { live } += going_on;
     }
 
-    /// Whether the map that it is in was half full at the end of the last round: then flows go that others may have the ports
-    /// of, so that the kernel need not make room among those that go on.
-    fn is_crowded(&self, max_entries: u32) -> bool {
-        let [live, new] = self.fill;
-        let entries = if self.in_new { new } else { live };
-        entries > max_entries as usize / 2
+    /// Whether the map that it is in was half full at the end of the last round, or is by now, with `more`: then flows go that
+    /// others may have the ports of, so that the kernel need not make room among those that go on.
+    fn is_crowded(&self, max_entries: u32, more: usize) -> bool {
+        let of = |[live, new]: [usize; 2]| if self.in_new { new } else { live };
+        of(self.fill).max(of(self.counted) + more) > max_entries as usize / 2
     }
 
     /// Goes on to the other map; `true` after both.

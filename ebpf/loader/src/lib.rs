@@ -19,7 +19,8 @@
 //!
 //! * [`Datapath`] (`datapath.rs`): open or adopt maps and programs; `object.rs`: the built-in object; [`MapSizes`];
 //! * [`Heartbeat`] (`agent.rs`): whether the agent's own servers answer;
-//! * `services.rs`: services, read back and written; `sockets.rs`, `conntrack.rs`: what goes through them; `node.rs`: the nodes;
+//! * `services.rs`: services, read back and written; `sockets.rs`, `conntrack.rs`: what goes through them; `search.rs`: what of
+//!   that has to end; `node.rs`: the nodes;
 //! * `cgroup.rs`, `pod.rs`, `overlay.rs`, `devices.rs`: attachments; `pod_maps.rs` is what the maps say of a pod; `tc.rs` and
 //!   `link.rs` are what they share, `clsact.rs` and `qdisc.rs` are for kernels without TCX;
 //! * `migrate.rs`: other ABI versions and map sizes; `v1.rs`: what version 1 had;
@@ -50,6 +51,7 @@ mod pod;
 mod pod_maps;
 mod probe;
 mod qdisc;
+mod search;
 mod services;
 mod sizes;
 mod sockets;
@@ -59,7 +61,7 @@ mod v1;
 
 pub use agent::Heartbeat;
 pub use clean::{Removed, remove_all};
-pub use conntrack::{Fill, FlowMap, Forget, Swept, TrackedFlow, monotonic_secs};
+pub use conntrack::{Fill, FlowMap, Swept, TrackedFlow, monotonic_secs};
 pub use counters::MapUsage;
 pub use datapath::{AttachMode, Datapath, OpenOptions};
 pub use devices::Hook;
@@ -70,6 +72,7 @@ pub use look::{Pinned, look};
 pub use mounts::{cgroup2_mount, ensure_bpffs};
 pub use pod::{ObservedPod, PodAttachment};
 pub use probe::{Features, Missing, probe};
+pub use search::{Parting, Search};
 pub use services::WriteStats;
 pub use sizes::MapSizes;
 pub use sockets::{ServiceSocket, netns_cookie};

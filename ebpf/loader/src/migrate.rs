@@ -180,18 +180,19 @@ impl Datapath {
             return Ok(());
         }
         self.copy_flows_again()?;
-        let gone = |error: CleanError| AttachError::Migration { path: error.path, source: error.source };
         let pin_dir = &self.options.pin_dir;
         for dir in [OLD_DIR, NEW_DIR] {
             clean::remove_pins_in(&pin_dir.join(dir)).map_err(gone)?;
         }
-        for sibling in std::mem::take(&mut self.migration.siblings) {
-            // Filters stay: ours have replaced them in their place.
-            clean::remove_pins(&sibling).map_err(gone)?;
-            tracing::info!(dir = %sibling.display(), "pins of another version removed");
-        }
         self.migration.known = None;
+        // What follows waits for nothing that is on its way.
         self.say_migrating(false)?;
+        while let Some(sibling) = self.migration.siblings.last() {
+            // Filters stay: ours have replaced them in their place. Where one fails it is tried again at the next call.
+            clean::remove_other(sibling).map_err(gone)?;
+            tracing::info!(dir = %sibling.display(), "pins of another version removed");
+            self.migration.siblings.pop();
+        }
         Ok(())
     }
 
@@ -224,6 +225,17 @@ impl Datapath {
         }
         if let Some(from) = &self.migration.known {
             v1::carry_flows(from, &self.maps)?;
+        }
+        Ok(())
+    }
+
+    /// No program writes the old SOCKETS and BACKEND_LOAD any more, and what is in them is in ours: they go, so that nothing of
+    /// them comes back after a restart, when sockets have been closed.
+    pub(crate) fn leave_old_sockets(&self) -> Result<(), CleanError> {
+        for path in clean::files(&self.options.pin_dir.join(OLD_DIR))? {
+            if name_of_old(&path).is_some_and(|name| [names::SOCKETS, names::BACKEND_LOAD].contains(&name)) {
+                clean::unpin(&path)?;
+            }
         }
         Ok(())
     }
@@ -265,6 +277,10 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+pub(crate) fn gone(error: CleanError) -> AttachError {
+    AttachError::Migration { path: error.path, source: error.source }
 }
 
 /// Of two entries for one direction: that of the flow that began later, or whose packets were seen later.

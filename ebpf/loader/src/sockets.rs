@@ -7,7 +7,9 @@ use std::{
     net::SocketAddr,
 };
 
-use ebpf_abi::{BackendValue, FlowKey, NetnsValue, PROTO_TCP, SocketValue, address};
+use ebpf_abi::{
+    BackendValue, FlowKey, FlowValue, NetnsValue, PROTO_TCP, SocketValue, address, socket::SOCKET_COUNTED,
+};
 
 use crate::{datapath::Datapath, error::MapAccessError, map::Walk, sys};
 
@@ -35,14 +37,25 @@ pub struct ServiceSocket {
     pub since_secs: u32,
 }
 
-impl Datapath {
-    /// Connected sockets that chose one of these (frontend, backend) pairs; those of an older version among them, of which
-    /// some may be closed by now.
-    pub fn sockets_to(&self, chosen: &BTreeSet<(u32, u32)>) -> Result<Vec<ServiceSocket>, MapAccessError> {
-        self.sockets_where(|service_id, backend_id| chosen.contains(&(service_id, backend_id)))
+impl ServiceSocket {
+    /// Version 1 remembered connected sockets among the flows.
+    pub(crate) fn of_old_flow(key: &FlowKey, flow: &FlowValue) -> Self {
+        Self {
+            cookie: key.cookie,
+            proto: key.proto,
+            frontend: socket_addr(flow.addr, flow.port),
+            service_id: flow.service_id,
+            backend_id: flow.backend_id,
+            backend: Some(socket_addr(key.addr, key.port)),
+            netns: None,
+            since_secs: 0,
+        }
     }
+}
 
-    /// Connected sockets whose frontend and backend identifiers are wanted.
+impl Datapath {
+    /// Connected sockets whose frontend and backend identifiers are wanted; those of an older version among them, of which
+    /// some may be closed by now.
     pub fn sockets_where(
         &self,
         is_wanted: impl Fn(u32, u32) -> bool,
@@ -56,21 +69,11 @@ impl Datapath {
                 }
             }
         }
-        // Version 1 remembered connected sockets among the flows.
         let mut walk = Walk::default();
         while let Some(entries) = self.maps.flows.step(&mut walk, STEP)? {
             for (key, flow) in entries {
                 if key.proto == PROTO_TCP && is_wanted(flow.service_id, flow.backend_id) {
-                    found.push(ServiceSocket {
-                        cookie: key.cookie,
-                        proto: key.proto,
-                        frontend: socket_addr(flow.addr, flow.port),
-                        service_id: flow.service_id,
-                        backend_id: flow.backend_id,
-                        backend: Some(backend_of_flow(&key)),
-                        netns: None,
-                        since_secs: 0,
-                    });
+                    found.push(ServiceSocket::of_old_flow(&key, &flow));
                 }
             }
         }
@@ -87,9 +90,34 @@ impl Datapath {
         Ok(count)
     }
 
-    /// Removes the entry of a socket that is gone.
-    pub fn forget_socket(&mut self, cookie: u64) -> Result<bool, MapAccessError> {
-        self.maps.sockets.remove(&cookie)
+    /// Removes the entries of sockets that are closed without the programs' having seen it (while maps were replaced), and puts
+    /// the counts of open connections right where two looks in a row find them wrong by the same number. How many of both.
+    pub fn settle_sockets(&mut self, closed: &BTreeSet<u64>) -> Result<(usize, usize), MapAccessError> {
+        let forgotten = self.maps.sockets.remove_all(closed.iter())?;
+        let (first, second) = (self.load_errors()?, self.load_errors()?);
+        let mut corrected = 0;
+        for (id, error) in first.into_iter().filter(|(id, error)| second.get(id) == Some(error)) {
+            // A connection that begins or ends between these two is not counted: the next look finds that.
+            if let Some(load) = self.maps.backend_load.get(&id)? {
+                self.maps.backend_load.set(&id, &load.wrapping_sub(error))?;
+                corrected += 1;
+            }
+        }
+        Ok((forgotten, corrected))
+    }
+
+    /// By how much the count of a backend's open connections is above what SOCKETS has of it.
+    fn load_errors(&self) -> Result<BTreeMap<u32, u64>, MapAccessError> {
+        let mut errors = self.backend_loads()?;
+        let mut walk = Walk::default();
+        while let Some(entries) = self.maps.sockets.step(&mut walk, STEP)? {
+            for (_, socket) in entries.iter().filter(|(_, socket)| socket.flags & SOCKET_COUNTED != 0) {
+                let error = errors.entry(socket.backend_id).or_default();
+                *error = error.wrapping_sub(1);
+            }
+        }
+        errors.retain(|_, error| *error != 0);
+        Ok(errors)
     }
 
     /// Open connections by backend identifier, those with none left out.
@@ -113,7 +141,11 @@ impl Datapath {
         Ok(self.maps.netns.entries()?.into_iter().collect())
     }
 
-    fn service_socket(&self, cookie: u64, socket: &SocketValue) -> Result<ServiceSocket, MapAccessError> {
+    pub(crate) fn service_socket(
+        &self,
+        cookie: u64,
+        socket: &SocketValue,
+    ) -> Result<ServiceSocket, MapAccessError> {
         let backend = self.maps.backends.get(&socket.backend_id)?;
         let backend = backend.filter(|backend: &BackendValue| !backend.is_unused());
         Ok(ServiceSocket {
@@ -135,10 +167,6 @@ impl Datapath {
 /// Of socket(2) and getsockopt(2).
 pub fn netns_cookie() -> io::Result<u64> {
     sys::netns_cookie()
-}
-
-fn backend_of_flow(key: &FlowKey) -> SocketAddr {
-    socket_addr(key.addr, key.port)
 }
 
 fn socket_addr(addr: ebpf_abi::Address, port: [u8; 2]) -> SocketAddr {

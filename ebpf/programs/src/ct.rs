@@ -13,11 +13,14 @@ use crate::{
     ct_maps::{self, Entry, Inserted},
     maps, nat,
     packet::now_secs,
-    scratch::{Scratch, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    scratch::{Scratch, TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN},
 };
 
 /// Answers for longer than this make a flow of a single datagram.
 const STREAM_SECS: u32 = 2;
+/// How much more than a SYN-ACK a client may acknowledge that shows that it has heard it: the first acknowledgement may be lost. Who
+/// guesses is right once in 65,536 times.
+const HEARD_BYTES: u32 = 1 << 16;
 
 /// What conntrack says about a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,9 +44,7 @@ pub(crate) fn follow(s: &mut Scratch) -> Found {
     }
     let now_secs = now_secs();
     if let Some(entry) = ct_maps::read_live(&s.key, &mut s.value) {
-        let is_quiet = s.value.seen_secs == now_secs
-            && s.value.state != CtState::Doubtful.number()
-            && !s.has_tcp(TCP_SYN | TCP_FIN | TCP_RST);
+        let is_quiet = s.value.seen_secs == now_secs && !s.has_tcp(TCP_SYN | TCP_FIN | TCP_RST);
         if is_quiet && holds(&s.value) {
             return kind(&s.value);
         }
@@ -102,8 +103,7 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         return found;
     }
     let tick = s.value.seen_secs != now_secs;
-    let is_doubtful = s.value.state == CtState::Doubtful.number();
-    if !tick && !is_doubtful && !s.has_tcp(TCP_FIN | TCP_RST) {
+    if !tick && !s.has_tcp(TCP_FIN | TCP_RST) {
         return kind(&s.value);
     }
     mirror(s);
@@ -123,23 +123,33 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
             _ if is_closed => CtState::Closed,
             _ => CtState::Closing,
         }
-    } else if is_doubtful && !s.has_tcp(TCP_SYN) {
+    } else if s.value.state == CtState::Doubtful.number() && !s.has_tcp(TCP_SYN) {
+        // A second later, for an ACK of another CPU may come after the RST that it was sent before: whoever then has the same port
+        // for another connection would be sent to the backend of this one.
         let has_fin = s.value.flags & CT_FIN != 0 || peer.is_some_and(|peer| peer.flags() & CT_FIN != 0);
         if has_fin { CtState::Closing } else { CtState::Established }
     } else {
         CtState::from_number(s.value.state).unwrap_or(CtState::Established)
     };
-    entry.set_state(state);
+    // Only what changes is written: another CPU may have seen an RST meanwhile, or the end.
+    let changes = state.number() != s.value.state;
+    if changes {
+        entry.go_on_to(state);
+    }
     match peer {
         Some(peer) => {
             peer.set_seen(now_secs);
-            peer.set_state(state);
+            if changes {
+                peer.go_on_to(state);
+            }
         }
+        // Or it has been taken away, so that the client's next datagram chooses anew.
+        None if s.key.proto != PROTO_TCP && s.value.flags & CT_REPLY != 0 => {}
         // Evicted: of a flow that only one side speaks in, the other direction is least recently used.
         None => {
             s.value.seen_secs = now_secs;
             s.value.state = state.number();
-            match nat::claim(s, now_secs) {
+            match nat::claim(s, now_secs, true) {
                 Inserted::Taken => return disown(s),
                 Inserted::Yes if ct_maps::set_live(&s.peer_key, &s.peer) => {
                     ct_maps::remove_fresh(&s.peer_key);
@@ -159,7 +169,7 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     }
     entry.set_seen(now_secs);
     if s.value.flags & CT_ALONE != 0 {
-        return alone(s, entry);
+        return alone(s, entry, now_secs);
     }
     if s.value.flags & CT_REPLY != 0 {
         let answered = s.value.state != CtState::New.number();
@@ -168,9 +178,21 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         } else if s.value.state != CtState::Answered.number() {
             entry.set_state(CtState::Answered);
         }
-        // Who asked once and is answered for a while: that the other side goes on to speak must do.
-        let goes_on = s.key.proto != PROTO_TCP && now_secs.wrapping_sub(s.value.began_secs) > STREAM_SECS;
-        return if goes_on && answered { establish(s, now_secs) } else { kind(&s.value) };
+        if s.has_tcp(TCP_SYN) {
+            entry.set_node(u32::from_be_bytes(s.view.tcp_seq));
+        }
+        let goes_on = match s.key.proto {
+            // Nobody is sent anything before the handshake's end.
+            PROTO_TCP => s.view.tcp_flags & (TCP_PSH | TCP_SYN | TCP_RST) == TCP_PSH,
+            // Who asked once and is answered for a while: that the other side goes on to speak must do.
+            _ => answered && now_secs.wrapping_sub(s.value.began_secs) > STREAM_SECS,
+        };
+        if !goes_on {
+            return kind(&s.value);
+        }
+        mirror(s);
+        // Not what has been taken away, so that the client's next datagram chooses anew.
+        return if ct_maps::fresh(&s.peer_key).is_some() { establish(s, now_secs) } else { kind(&s.value) };
     }
     mirror(s);
     if let Some(peer) = ct_maps::fresh(&s.peer_key) {
@@ -187,7 +209,8 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         }
         let state = peer.state();
         let has_answered = state >= CtState::Answered.number() && state < CtState::Closed.number();
-        return if has_answered && !s.has_tcp(TCP_SYN) { establish(s, now_secs) } else { kind(&s.value) };
+        let proves = s.key.proto != PROTO_TCP || has_heard(s, peer.node());
+        return if has_answered && proves { establish(s, now_secs) } else { kind(&s.value) };
     }
     // Another CPU moves the flow at this moment, or it was evicted by a flood.
     if ct_maps::live(&s.peer_key).is_some_and(|peer| peer.is_like(&s.peer)) {
@@ -195,17 +218,27 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     }
     s.value.state = CtState::New.number();
     s.value.seen_secs = now_secs;
-    if nat::claim(s, now_secs) == Inserted::Taken { disown(s) } else { kind(&s.value) }
+    if nat::claim(s, now_secs, true) == Inserted::Taken { disown(s) } else { kind(&s.value) }
+}
+
+/// Whether the client acknowledges the backend's SYN-ACK, which had this sequence number: who only says that it is the client has not
+/// heard it.
+#[inline(always)]
+fn has_heard(s: &Scratch, sequence: u32) -> bool {
+    let acknowledged = u32::from_be_bytes(s.view.tcp_ack);
+    s.view.tcp_flags & (TCP_ACK | TCP_SYN) == TCP_ACK
+        && acknowledged.wrapping_sub(sequence).wrapping_sub(1) < HEARD_BYTES
 }
 
 /// A packet of a flow with one entry, which only one of its sides is seen by. Nothing proves that the other one speaks, so it stays in
 /// CT_NEW, where it takes no room from those that have two; and only one that began with a SYN and went on lives longer than that.
 #[inline(never)]
-fn alone(s: &mut Scratch, entry: Entry) -> Found {
+fn alone(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     const NEW: u8 = CtState::New as u8;
     const ANSWERED: u8 = CtState::Answered as u8;
     const JOINED: u8 = CtState::Joined as u8;
     const CLOSED: u8 = CtState::Closed as u8;
+    const DOUBTFUL: u8 = CtState::Doubtful as u8;
     let is_open = !matches!(s.value.state, NEW | ANSWERED | JOINED);
     let state = match s.value.state {
         CLOSED => CtState::Closed,
@@ -225,6 +258,8 @@ fn alone(s: &mut Scratch, entry: Entry) -> Found {
             }
         }
         JOINED => CtState::Joined,
+        // See `live`.
+        DOUBTFUL if s.value.seen_secs == now_secs => CtState::Doubtful,
         // Nobody sees the other FIN.
         _ if s.has_tcp(TCP_FIN) => CtState::Closed,
         ANSWERED if s.has_tcp(TCP_SYN) => CtState::Answered,
@@ -246,6 +281,7 @@ fn alone(s: &mut Scratch, entry: Entry) -> Found {
 fn establish(s: &mut Scratch, now_secs: u32) -> Found {
     s.value.state = CtState::Established.number();
     s.value.seen_secs = now_secs;
+    s.value.node = 0;
     if s.has_tcp(TCP_FIN) {
         s.value.state = CtState::Closing.number();
         s.value.flags |= CT_FIN;
@@ -270,11 +306,38 @@ fn establish(s: &mut Scratch, now_secs: u32) -> Found {
     kind(&s.value)
 }
 
+/// Whether the SYN in [`Scratch::key`] goes on in a flow that an RST has made doubtful, for it goes to the same backend; then
+/// [`Scratch::value`] is its entry. One to another backend ends that flow.
+#[inline(never)]
+pub(crate) fn stays(s: &mut Scratch, backend_id: u32) -> bool {
+    let Some(entry) = ct_maps::read_live(&s.key, &mut s.value) else { return false };
+    if s.value.state != CtState::Doubtful.number() || s.value.flags & CT_REPLY != 0 {
+        return false;
+    }
+    mirror(s);
+    let is_same = s.value.backend_id == backend_id && s.value.service_id == s.service.service_id;
+    if let Some(peer) = ct_maps::live(&s.peer_key)
+        && peer.is_like(&s.peer)
+        && is_same
+        && holds(&s.value)
+    {
+        let now_secs = now_secs();
+        for entry in [entry, peer] {
+            entry.set_flags(entry.flags() & !CT_FIN);
+            entry.set_seen(now_secs);
+            entry.set_state(CtState::Established);
+        }
+        return true;
+    }
+    forget(s);
+    false
+}
+
 /// Whether the packet does not belong to the flow any more whose addresses and ports it has.
 #[inline(always)]
 fn is_over(s: &mut Scratch, now_secs: u32) -> Option<Found> {
     let is_tcp = s.key.proto == PROTO_TCP;
-    let begins = !is_tcp || s.view.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    let begins = nat::may_begin(s);
     if !holds(&s.value) {
         if !begins {
             return Some(Found::Gone);
@@ -285,6 +348,11 @@ fn is_over(s: &mut Scratch, now_secs: u32) -> Option<Found> {
     // What a TCP connection is, its two ends say; of all else only the clock does.
     let is_expired = s.value.is_expired(s.key.proto, now_secs);
     let begins_anew = is_tcp && begins && s.value.flags & CT_REPLY == 0;
+    let is_doubtful = s.value.state == CtState::Doubtful.number() && s.value.flags & CT_ALONE == 0;
+    if begins_anew && is_doubtful && !s.value.is_free(s.key.proto, now_secs) {
+        // As the RST, the SYN may be anybody's: it ends nothing. See `stays`.
+        return if s.value.flags & CT_DIRECT != 0 { None } else { Some(Found::Nothing) };
+    }
     if (begins_anew && (s.value.is_over() || is_expired)) || (!is_tcp && is_expired) {
         forget(s);
         return Some(Found::Nothing);

@@ -62,6 +62,20 @@ impl Entry {
         unsafe { (*self.0).is_free(proto, now_secs) }
     }
 
+    /// Whether its flow is over.
+    #[inline(always)]
+    pub(crate) fn is_expired(&self, proto: u8, now_secs: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).is_expired(proto, now_secs) }
+    }
+
+    /// Whether a SYN between the same ports begins another connection.
+    #[inline(always)]
+    pub(crate) fn is_over(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).is_over() }
+    }
+
     /// Whether its packets become the same as those of `value`.
     #[inline(always)]
     pub(crate) fn is_like(&self, value: &CtValue) -> bool {
@@ -80,10 +94,52 @@ impl Entry {
         unsafe { (&raw mut (*self.0).state).write_volatile(state.number()) };
     }
 
+    /// The same, unless the flow has come to its end meanwhile.
+    #[inline(always)]
+    pub(crate) fn go_on_to(&self, state: CtState) {
+        if self.state() != CtState::Closed.number() {
+            self.set_state(state);
+        }
+    }
+
+    /// See [`CtValue::node`].
+    #[inline(always)]
+    pub(crate) fn node(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0).node).read_volatile() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_node(&self, node: u32) {
+        // SAFETY: as above, and writable.
+        unsafe { (&raw mut (*self.0).node).write_volatile(node) };
+    }
+
     #[inline(always)]
     pub(crate) fn set_flags(&self, flags: u8) {
         // SAFETY: as above.
         unsafe { (&raw mut (*self.0).flags).write_volatile(flags) };
+    }
+
+    /// When a packet was last seen, with the state and flags behind it.
+    #[inline(always)]
+    pub(crate) fn age(&self) -> u64 {
+        // SAFETY: as above; the time is the lower half of the last of its eight-byte words.
+        unsafe { (&raw const (*self.0).seen_secs).cast::<u64>().read_volatile() }
+    }
+
+    /// Says that a packet is seen now, and whether nobody else has said anything since `age`.
+    #[inline(always)]
+    pub(crate) fn take(&self, age: u64, now_secs: u32) -> bool {
+        let now = age & !u64::from(u32::MAX) | u64::from(now_secs);
+        // SAFETY: as above, and writable. The instruction is there since Linux 5.12.
+        let before = unsafe {
+            core::intrinsics::atomic_xchg::<u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
+                (&raw mut (*self.0).seen_secs).cast(),
+                now,
+            )
+        };
+        before == age
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use ebpf_abi::{DropReason, conntrack::CT_REPLY};
 
 use crate::{
     ct::{self, Found},
-    ct_maps, forward, icmp,
+    ct_maps, forward, icmp, nat,
     packet::{Packet, TC_NEXT},
     translate,
     tuple::{self, Kind},
@@ -18,7 +18,11 @@ pub(crate) fn egress(packet: &Packet) -> i32 {
     }
     let Some(s) = ct_maps::scratch() else { return TC_NEXT };
     let found = match tuple::read(packet, s) {
-        Kind::Flow => ct::follow(s),
+        Kind::Flow => match ct::follow(s) {
+            // The client's link has new maps before that of the backend has them.
+            Found::Nothing if nat::is_lost_answer(s) => return forward::drop(DropReason::Migrating),
+            found => found,
+        },
         Kind::Error => icmp::about(packet, s),
         Kind::Cut | Kind::Other => Found::Nothing,
     };

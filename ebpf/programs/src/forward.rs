@@ -8,7 +8,7 @@
 use ebpf_abi::{
     Address, Counter, DropReason, POD_REDIRECT, Pod6Key, PodKey, PodValue,
     address::{is_ipv4, tail},
-    conntrack::{CT_REPLY, CT_SOURCE, CT_UNWRAPPED, CT_WRAPPED},
+    conntrack::{CT_DIRECT, CT_REPLY, CT_SOURCE, CT_UNWRAPPED, CT_WORLD, CT_WRAPPED},
     node::ADDRESS_OWN,
 };
 
@@ -20,6 +20,10 @@ use crate::{
     scratch::{Scratch, TCP_SYN},
     translate, tuple,
 };
+
+/// Where the flags lie in an IPv4 header, and the one that forbids fragments (RFC 791, section 3.1).
+const FLAGS4: usize = 6;
+const DONT_FRAGMENT: u8 = 0x40;
 
 /// Where a packet came in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,6 +67,11 @@ pub(crate) fn send(packet: &Packet, s: &mut Scratch, origin: Origin) -> i32 {
     let needs_clamp = s.value.flags & CT_UNWRAPPED != 0 && is_reply && s.has_tcp(TCP_SYN);
     if needs_clamp && !dsr::clamp(packet, s) {
         return drop(DropReason::ServiceHeaders);
+    }
+    // Past the services, from outside: the stack's rules see both directions, as they do where no port has to be another one.
+    // Answers are translated where they leave.
+    if s.value.flags & (CT_DIRECT | CT_WORLD) == CT_DIRECT | CT_WORLD {
+        return if is_reply { next(packet, origin) } else { next_translated(packet, s, origin) };
     }
     match pod_at(&s.value.dst) {
         Some(pod) => deliver(packet, s, origin, pod),
@@ -154,6 +163,10 @@ fn away(packet: &Packet, s: &mut Scratch, origin: Origin) -> i32 {
         return next_translated(packet, s, origin);
     }
     if let Err(mtu) = packet.fits(way.ifindex) {
+        // The stack cuts what may be cut, where it knows the packet's source.
+        if is_plain && !s.is_ipv6() && s.view.ip[FLAGS4] & DONT_FRAGMENT == 0 {
+            return next_translated(packet, s, origin);
+        }
         return icmp::too_big(packet, s, mtu, DropReason::TooBig);
     }
     if !translate::apply_for(packet, s, &way.hop) {

@@ -27,7 +27,7 @@ use ebpf_abi::{
 
 use crate::{
     ct::{self, Found},
-    ct_maps::{self, Inserted},
+    ct_maps::{self, Entry, Inserted},
     maps::{self, Backend},
     packet::{Packet, difference, now_secs},
     route::{self, random},
@@ -135,7 +135,7 @@ pub(crate) fn begin(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
 
 /// Whether the packet may be the first one of a flow.
 #[inline(always)]
-fn may_begin(s: &Scratch) -> bool {
+pub(crate) fn may_begin(s: &Scratch) -> bool {
     s.key.proto != PROTO_TCP || s.view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
 }
 
@@ -164,6 +164,10 @@ fn choose(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
             let fault = fault(packet, s, asker);
             if fault != Begun::Nothing {
                 return fault;
+            }
+            if s.has_tcp(TCP_SYN) && ct::stays(s, backend_id) {
+                maps::count_connection(s.value.service_id);
+                return Begun::Flow;
             }
             let now = now_secs();
             propose(s, backend_id, backend, now);
@@ -201,7 +205,7 @@ fn fault(packet: &Packet, s: &mut Scratch, asker: Asker) -> Begun {
     }
     let seed = maps::config().map_or(0, |config| config.hash_seed()) ^ FAULT_SEED;
     let hash = hash_flow(&key.src, &key.dst, key.sport, key.dport, key.proto, seed);
-    if !s.service.is_befallen(hash) {
+    if !service::is_befallen(&s.service, &s.key.src, hash) {
         return Begun::Nothing;
     }
     if faults & SERVICE_FAULT_RESET != 0 {
@@ -254,9 +258,10 @@ pub(crate) fn may_need_marker(s: &Scratch, asker: Asker) -> bool {
 
 /// A packet to a backend, past the services: its flow gets a marker, and where a translated flow has its ports it gets another one.
 #[inline(never)]
-pub(crate) fn mark_direct(s: &mut Scratch, asker: Asker) -> Found {
+pub(crate) fn mark_direct(packet: &Packet, s: &mut Scratch, asker: Asker) -> Found {
     let endpoint = EndpointKey { addr: s.key.dst, port: s.key.dport, proto: s.key.proto, pad: 0 };
-    if !maps::is_backend(&endpoint) {
+    // Who does not speak from outside is the stack's to drop.
+    if !maps::is_backend(&endpoint) || (asker != Asker::Pod && !uplink::leads_back(packet, s)) {
         return Found::Nothing;
     }
     let now = now_secs();
@@ -276,14 +281,15 @@ pub(crate) fn mark_direct(s: &mut Scratch, asker: Asker) -> Found {
         pad: [0; 2],
     };
     ct::mirror(s);
-    // It has one already, which the other side's packets keep alive.
+    // It has one already, which the other side's packets keep alive. That of a connection that is over becomes this one's.
     if let Some(marker) = ct_maps::fresh(&s.peer_key)
         && marker.flags() & (CT_DIRECT | CT_ALONE) == CT_DIRECT | CT_ALONE
+        && !marker.is_over()
         && !marker.is_free(s.key.proto, now)
     {
         return Found::Plain;
     }
-    match claim(s, now) {
+    match claim(s, now, true) {
         Inserted::Yes => {
             ct_maps::activate();
             Found::Plain
@@ -448,7 +454,7 @@ fn claim_port(s: &mut Scratch, keep_port: bool, now_secs: u32) -> Inserted {
     let ports = if first == 0 || last < first { 0 } else { u32::from(last - first) + 1 };
     // Without a range of ours nothing but the client's own port is left to try.
     if keep_port || ports == 0 {
-        let outcome = claim(s, now_secs);
+        let outcome = claim(s, now_secs, true);
         if outcome != Inserted::Taken || ports == 0 {
             return outcome;
         }
@@ -469,20 +475,25 @@ extern "C" fn try_port(attempt: u32, _: *mut core::ffi::c_void) -> i64 {
     let number = if attempt < ATTEMPTS_APART { random() } else { number.wrapping_add(1) };
     s.search.number = number;
     s.value.sport = ((first + number % ports) as u16).to_be_bytes();
-    s.search.outcome = claim(s, now_secs);
+    s.search.outcome = claim(s, now_secs, attempt >= ATTEMPTS_APART);
     i64::from(s.search.outcome != Inserted::Taken)
 }
 
-/// Inserts the entry for the answers where there is none (or only one of a flow that is over).
+/// Inserts the entry for the answers where there is none (or only one of a flow that is over). `is_short`: where there is nothing
+/// else, one whose flow has come to its end will do.
 #[inline(never)]
-pub(crate) fn claim(s: &mut Scratch, now_secs: u32) -> Inserted {
+pub(crate) fn claim(s: &mut Scratch, now_secs: u32, is_short: bool) -> Inserted {
     ct::mirror(s);
     match ct_maps::add_fresh(&s.peer_key, &s.peer) {
         Inserted::Full => return Inserted::Full,
         Inserted::Taken => {
             let Some(entry) = ct_maps::fresh(&s.peer_key) else { return Inserted::Taken };
             // That of the same client and frontend is what was left when the other direction was evicted.
-            if !entry.is_like(&s.peer) && !entry.is_free(s.key.proto, now_secs) {
+            // Of several CPUs that see it unused the one that writes the time first has it.
+            let age = entry.age();
+            if !entry.is_like(&s.peer)
+                && !(may_go(entry, s.key.proto, now_secs, is_short) && entry.take(age, now_secs))
+            {
                 return Inserted::Taken;
             }
             if !ct_maps::set_fresh(&s.peer_key, &s.peer) {
@@ -493,11 +504,16 @@ pub(crate) fn claim(s: &mut Scratch, now_secs: u32) -> Inserted {
     }
     // Whoever moves a flow to CT_LIVE has it there before it is gone from CT_NEW.
     if let Some(entry) = ct_maps::live(&s.peer_key) {
-        if !entry.is_like(&s.peer) && !entry.is_free(s.key.proto, now_secs) {
+        if !entry.is_like(&s.peer) && !may_go(entry, s.key.proto, now_secs, is_short) {
             ct_maps::remove_fresh(&s.peer_key);
             return Inserted::Taken;
         }
         ct_maps::remove_live(&s.peer_key);
     }
     Inserted::Yes
+}
+
+#[inline(always)]
+fn may_go(entry: Entry, proto: u8, now_secs: u32, is_short: bool) -> bool {
+    if is_short { entry.is_free(proto, now_secs) } else { entry.is_expired(proto, now_secs) }
 }

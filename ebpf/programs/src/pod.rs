@@ -157,7 +157,7 @@ pub(crate) fn known(packet: &Packet, s: &mut Scratch, kind: Kind, link: &PodLink
                 return Some(Verdict::Drop(DropReason::Migrating));
             }
             let is_direct = kind == Kind::Flow && nat::may_need_marker(s, Asker::Pod);
-            if !is_direct || nat::mark_direct(s, Asker::Pod) != Found::Flow {
+            if !is_direct || nat::mark_direct(packet, s, Asker::Pod) != Found::Flow {
                 return None;
             }
         }

@@ -79,6 +79,9 @@ pub(crate) struct Quoted {
 pub(crate) struct View {
     /// The transport header, from the packet's start.
     pub(crate) transport: u32,
+    /// TCP: its sequence and acknowledgement numbers, network order; of a later fragment anything.
+    pub(crate) tcp_seq: [u8; 4],
+    pub(crate) tcp_ack: [u8; 4],
     /// TTL or hop limit.
     pub(crate) hops: u8,
     /// IPv6: the next header of the first header.
@@ -137,5 +140,7 @@ pub(crate) const TCP_FIN: u8 = 1;
 pub(crate) const TCP_SYN: u8 = 2;
 /// See [`TCP_FIN`].
 pub(crate) const TCP_RST: u8 = 4;
+/// See [`TCP_FIN`].
+pub(crate) const TCP_PSH: u8 = 8;
 /// See [`TCP_FIN`].
 pub(crate) const TCP_ACK: u8 = 16;

@@ -7,7 +7,8 @@ use ebpf_abi::{
     hash::{below, hash_client},
     service::{
         ALGORITHM_AGENT_FIRST, ALGORITHM_LEAST_CONNECTIONS, SCOPE_DSR, SERVICE_AFFINITY,
-        SERVICE_AGENT_SILENT, SERVICE_DROP_EMPTY, SERVICE_KEEP_SOURCE, SERVICE_SOURCE_RANGES,
+        SERVICE_AGENT_SILENT, SERVICE_DROP_EMPTY, SERVICE_FAULT_CLIENTS, SERVICE_KEEP_SOURCE,
+        SERVICE_SOURCE_RANGES,
     },
 };
 
@@ -98,7 +99,14 @@ pub(crate) fn nobody(service: &ServiceValue) -> Choice {
 /// Whether the client is one that may ask.
 #[inline(always)]
 pub(crate) fn source_allowed(service: &ServiceValue, client: &Address) -> bool {
-    service.flags & SERVICE_SOURCE_RANGES == 0 || maps::client_may_ask(service.service_id, client)
+    service.flags & SERVICE_SOURCE_RANGES == 0 || maps::is_in_ranges(service.service_id, client)
+}
+
+/// Whether an injected fault befalls what this client begins; the number is random, or a hash of it.
+#[inline(always)]
+pub(crate) fn is_befallen(service: &ServiceValue, client: &Address, number: u32) -> bool {
+    service.is_befallen(number)
+        && (service.flags & SERVICE_FAULT_CLIENTS == 0 || maps::is_in_ranges(service.service_id, client))
 }
 
 /// The backend that the client stays with; `None` when it has none, may no longer, or has not come for too long.

@@ -10,7 +10,7 @@ use ebpf_abi::{
     Address, FlowKey, FlowValue, FrontendKey, PROTO_UDP, SCOPE_INTERNAL, ServiceValue, SocketValue,
     address::{UNSPECIFIED, is_ipv4},
     hash::hash_number,
-    service::{SERVICE_AFFINITY, SERVICE_FAULT_RESET, SERVICE_SOURCE_RANGES},
+    service::{SERVICE_AFFINITY, SERVICE_FAULT_CLIENTS, SERVICE_FAULT_RESET, SERVICE_SOURCE_RANGES},
     socket::{NETNS_HOST, NETNS_PACKET_UDP, SOCKET_COUNTED},
 };
 
@@ -53,10 +53,11 @@ pub(crate) fn connect<const V6: bool>(peer: &Peer<V6>) -> i32 {
         maps::forget_connection(cookie);
         return ALLOW;
     }
-    match service::pick(&service, &client(&service, &key, netns), Chance::Random) {
+    let client = client(&service, &key, netns);
+    match service::pick(&service, &client, Chance::Random) {
         Choice::Refuse => fail(&service, ECONNREFUSED),
         Choice::Drop(_) => fail(&service, EHOSTUNREACH),
-        Choice::Forward { .. } if service.is_befallen(peer::random()) => {
+        Choice::Forward { .. } if service::is_befallen(&service, &client, peer::random()) => {
             maps::forget_connection(cookie);
             inject(&service, &key, cookie, netns)
         }
@@ -92,10 +93,11 @@ pub(crate) fn send<const V6: bool>(peer: &Peer<V6>) -> i32 {
     let Some(service) = service::find(&key, || is_host(peer)) else { return ALLOW };
     let chance = Chance::Hash(hash_number(cookie, service.service_id));
     let netns = if needs_client(&service) { peer.netns() } else { 0 };
-    match service::pick(&service, &client(&service, &key, netns), chance) {
+    let client = client(&service, &key, netns);
+    match service::pick(&service, &client, chance) {
         Choice::Refuse => fail(&service, ECONNREFUSED),
         Choice::Drop(_) => fail(&service, EHOSTUNREACH),
-        Choice::Forward { .. } if service.is_befallen(peer::random()) => {
+        Choice::Forward { .. } if service::is_befallen(&service, &client, peer::random()) => {
             inject(&service, &key, cookie, peer.netns())
         }
         Choice::Forward { backend_id, backend } => {
@@ -219,7 +221,7 @@ fn fail(service: &ServiceValue, errno: i32) -> i32 {
 /// Whether it matters who asks.
 #[inline(always)]
 fn needs_client(service: &ServiceValue) -> bool {
-    service.flags & (SERVICE_AFFINITY | SERVICE_SOURCE_RANGES) != 0
+    service.flags & (SERVICE_AFFINITY | SERVICE_SOURCE_RANGES | SERVICE_FAULT_CLIENTS) != 0
 }
 
 /// Who asks, as the packet path would see it: the address of the pod or host in the frontend's family. It has not chosen a

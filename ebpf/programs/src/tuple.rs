@@ -116,12 +116,13 @@ fn whole(packet: &Packet, s: &mut Scratch) -> Kind {
     s.view.tcp_flags = 0;
     match s.key.proto {
         PROTO_TCP => {
-            let Some([s0, s1, d0, d1, _, _, _, _, _, _, _, _, _, flags]) =
+            let Some([s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, _, flags]) =
                 packet.load::<[u8; 14]>(s.view.transport)
             else {
                 return Kind::Cut;
             };
             (s.key.sport, s.key.dport, s.view.tcp_flags) = ([s0, s1], [d0, d1], flags);
+            (s.view.tcp_seq, s.view.tcp_ack) = ([q0, q1, q2, q3], [a0, a1, a2, a3]);
             Kind::Flow
         }
         PROTO_UDP => {

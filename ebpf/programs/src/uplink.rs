@@ -66,8 +66,10 @@ fn flow(packet: &Packet, s: &mut Scratch, origin: Origin, asker: Asker) -> i32 {
     match nat::begin(packet, s, asker) {
         Begun::Flow => forward::send(packet, s, origin),
         Begun::Refuse => forward::refuse(packet, s.value.service_id),
+        // Of a backend that is no pod.
+        Begun::Nothing if nat::is_lost_answer(s) => forward::drop(DropReason::Migrating),
         Begun::Nothing => {
-            if nat::may_need_marker(s, asker) && nat::mark_direct(s, asker) == Found::Flow {
+            if nat::may_need_marker(s, asker) && nat::mark_direct(packet, s, asker) == Found::Flow {
                 return forward::send(packet, s, origin);
             }
             TC_NEXT

@@ -8,7 +8,8 @@
 //! | --- | --- |
 //! | `apply` | objects, as an operator gives them |
 //! | `delete KIND NS/NAME` | |
-//! | `node NAME [zone=Z] [external-ips]` | which node this is; nodes n1, n2, n3 have indexes 1, 2, 3 |
+//! | `node NAME [zone=Z] [external-ips] [faults]` | which node this is; nodes n1, n2, n3 have indexes 1, 2, 3 |
+//! | `pods [IP=LABEL:VALUE,…]…` | this node's pods, until the next `node` |
 //! | `limits services=N backends=N slots=N …` | |
 //! | `table` | Services, backends and verdicts |
 //! | `compile NOW_MS` | writes what changed, and shows the maps with identifiers and slots |
@@ -19,6 +20,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -83,6 +85,7 @@ fn run(story: &str) -> String {
             ["limits", ..] => world.limit(&words[1..]),
             ["maps", now] => world.compile(now.parse().unwrap(), false),
             ["node", ..] => world.set_node(&words[1..]),
+            ["pods", ref pods @ ..] => world.view.pods = pods.iter().map(|pod| labelled(pod)).collect(),
             ["restart"] => {
                 let image = Image { names: BTreeMap::new(), ..world.image.clone() };
                 world.compiler().adopt(&image);
@@ -98,6 +101,13 @@ fn run(story: &str) -> String {
 fn parsed(name: &str) -> ServiceName {
     let (namespace, name) = name.split_once('/').unwrap();
     ServiceName::new(namespace, name)
+}
+
+/// `10.244.0.2=app:web,tier:front`.
+fn labelled(pod: &str) -> (IpAddr, BTreeMap<String, String>) {
+    let (ip, labels) = pod.split_once('=').unwrap();
+    let labels = labels.split(',').filter_map(|label| label.split_once(':'));
+    (ip.parse().unwrap(), labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
 }
 
 impl World {
@@ -130,6 +140,7 @@ impl World {
             match word.split_once('=') {
                 Some(("zone", zone)) => self.view.zone = Some(zone.to_owned()),
                 None if *word == "external-ips" => self.view.external_ips_enabled = true,
+                None if *word == "faults" => self.view.fault_injection_enabled = true,
                 _ => panic!("no such word: {word}"),
             }
         }

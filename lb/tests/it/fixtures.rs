@@ -19,7 +19,10 @@ pub(crate) struct World {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct View {
     node: u8,
+    /// External addresses are served, and faults injected.
     external_ips: bool,
+    /// How many pods of this node are clients with a label.
+    clients: u8,
     /// Whether the second node has its index already.
     all_known: bool,
 }
@@ -42,6 +45,8 @@ pub(crate) struct Spec {
     extra_addresses: bool,
     backends: Vec<(u8, State, u8)>,
     hints: bool,
+    /// Of clients with a label.
+    fault: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,8 +75,13 @@ enum State {
 
 /// Up to five Services.
 pub(crate) fn world() -> impl Strategy<Value = World> {
-    let view = (1u8..=2, any::<bool>(), prop::bool::weighted(0.8));
-    let view = view.prop_map(|(node, external_ips, all_known)| View { node, external_ips, all_known });
+    let view = (1u8..=2, any::<bool>(), 0u8..3, prop::bool::weighted(0.8));
+    let view = view.prop_map(|(node, external_ips, clients, all_known)| View {
+        node,
+        external_ips,
+        clients,
+        all_known,
+    });
     let services = prop::collection::btree_map(0u8..5, spec(), 0..5);
     (services, view).prop_map(|(services, view)| World { services, view })
 }
@@ -79,11 +89,13 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
 /// Worlds on one node: what follows differs in some Services only.
 pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<World>> {
     let change = (0u8..5, prop::option::weighted(0.8, spec()));
-    let step = (prop::collection::vec(change, 0..3), prop::option::weighted(0.1, world()));
+    let jump = prop::option::weighted(0.1, world());
+    let step = (prop::collection::vec(change, 0..3), jump, prop::option::weighted(0.3, 0u8..3));
     (world(), prop::collection::vec(step, 0..length)).prop_map(|(first, steps)| {
         let mut worlds = vec![first];
-        for (changes, jump) in steps {
+        for (changes, jump, clients) in steps {
             let mut next = jump.unwrap_or_else(|| worlds[worlds.len() - 1].clone());
+            next.view.clients = clients.unwrap_or(next.view.clients);
             for (number, spec) in changes {
                 match spec {
                     None => drop(next.services.remove(&number)),
@@ -112,13 +124,14 @@ fn spec() -> impl Strategy<Value = Spec> {
     ];
     let weights =
         prop_oneof![10 => Just(Weights::None), 1 => Just(Weights::Backends), 1 => Just(Weights::Services)];
-    let flags = prop::array::uniform8(prop::bool::weighted(0.3));
+    let flags = prop::array::uniform9(prop::bool::weighted(0.3));
     let affinity = prop::option::weighted(0.3, 1u16..3);
     (kind, flags, affinity, algorithm, weights, backends).prop_map(
         |(kind, flags, affinity, algorithm, weights, mut backends)| {
             backends.sort_by_key(|(host, _, _)| *host);
             backends.dedup_by_key(|(host, _, _)| *host);
-            let [dual, two_ports, thief, external_local, internal_local, dsr, extra_addresses, hints] = flags;
+            let [dual, two_ports, thief, external_local, internal_local, dsr, extra_addresses, hints, fault] =
+                flags;
             Spec {
                 kind,
                 dual,
@@ -134,6 +147,7 @@ fn spec() -> impl Strategy<Value = Spec> {
                 extra_addresses,
                 backends,
                 hints,
+                fault,
             }
         },
     )
@@ -150,6 +164,10 @@ impl World {
             name: format!("n{}", self.view.node),
             zone: Some(format!("z{}", self.view.node)),
             external_ips_enabled: self.view.external_ips,
+            fault_injection_enabled: self.view.external_ips,
+            pods: (1..=self.view.clients)
+                .map(|host| ([10, 244, 100, host].into(), [("role".to_owned(), host.to_string())].into()))
+                .collect(),
             nodes,
         }
     }
@@ -246,6 +264,9 @@ impl Spec {
         }
         if self.slow_start {
             annotations.insert("weft.dev/slow-start", "2s".to_owned());
+        }
+        if self.fault {
+            annotations.insert("weft.dev/fault", "reset,percent=7,client=role".to_owned());
         }
         if self.dsr {
             annotations.insert("weft.dev/forwarding", "dsr".to_owned());

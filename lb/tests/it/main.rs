@@ -10,3 +10,4 @@ mod manifests;
 mod paths;
 mod properties;
 mod room;
+mod unread;

@@ -15,7 +15,7 @@ use crate::attach;
 use crate::attachments::{Attachment, Phase};
 use crate::desired;
 use crate::node::{lock, monotonic_ms};
-use crate::services::Synced;
+use crate::services::{Synced, client_pods};
 use crate::view::View;
 
 impl Agent {
@@ -23,11 +23,13 @@ impl Agent {
         let node = &self.node;
         tokio::task::block_in_place(|| {
             let own = node.facts().overlays;
+            // Attachments come before maps wherever both are held.
+            let pods = client_pods(node);
             let mut services = lock(&node.services);
             // Before the lock that every ADD needs: of thousands of services this takes its time.
             services.recollect();
             let mut datapath = lock(&node.datapath);
-            let node_view = self.around.node_view(node, view, &datapath)?;
+            let node_view = self.around.node_view(node, view, pods, &datapath)?;
             self.around.tell(node, view, &own, &mut datapath)?;
             services.pass(&mut datapath, &view.table, node_view, view.in_sync, monotonic_ms())
         })

@@ -33,6 +33,7 @@ pub(crate) struct ServicesConfig {
     /// Devices that the world comes by; `None`: the underlay's.
     pub devices: Option<Vec<String>>,
     pub external_ips: bool,
+    pub fault_injection: bool,
     /// Sizes of the maps, where somebody said something.
     pub frontends_max: Option<u32>,
     pub backends_max: Option<u32>,
@@ -47,6 +48,7 @@ pub(super) fn check(o: &Options) -> Result<ServicesConfig, ConfigError> {
         node_port_addresses: o.node_port_addresses.clone().unwrap_or_default(),
         devices: check_devices(o.service_devices.clone())?,
         external_ips: o.external_ips.unwrap_or(false),
+        fault_injection: o.fault_injection.unwrap_or(false),
         frontends_max: check_max("service-frontends-max", o.service_frontends_max, MAP_MIN, FRONTENDS_LIMIT)?,
         backends_max: check_max("service-backends-max", o.service_backends_max, MAP_MIN, FRONTENDS_LIMIT)?,
         slots_max: check_max("service-slots-max", o.service_slots_max, SLOTS_MIN, SLOTS_LIMIT)?,

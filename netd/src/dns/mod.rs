@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node's DNS server: what it is made of, and how its sockets outlive netd.
 
+mod check;
 mod external;
 mod hold;
 mod others;
@@ -20,6 +21,7 @@ use crate::config::{DnsOptions, UpstreamOption};
 use crate::desired;
 use crate::node::Node;
 
+pub(crate) use check::check;
 pub(crate) use external::{External, check_annotations, keep as keep_external};
 pub(crate) use hold::hold_sockets;
 pub(crate) use others::{addresses, keep, servers as other_servers};

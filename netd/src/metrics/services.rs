@@ -102,7 +102,7 @@ fn counters(
     );
     registry.register(
         "service_refused",
-        "Connections refused for lack of a backend or port, by frontend",
+        "Connections refused for lack of a backend or port, or by an injected fault, by frontend",
         refused,
     );
     registry.register("datapath_drops", "Packets dropped, by reason", drops);

@@ -18,8 +18,9 @@ use netd_store::records::NodeRecord;
 use uuid::Uuid;
 
 use super::zone;
+use crate::attachments::Phase;
 use crate::config::ServicesConfig;
-use crate::node::Node;
+use crate::node::{Node, lock};
 use crate::view::View;
 
 /// Source ports of what this node sends on under its own address: below those that processes get by themselves
@@ -53,8 +54,14 @@ impl Around {
         self.devices = None;
     }
 
-    /// This node as services are compiled for it.
-    pub(crate) fn node_view(&mut self, node: &Node, view: &View, datapath: &Datapath) -> Result<NodeView> {
+    /// This node as services are compiled for it; `pods` as [`client_pods`] has them.
+    pub(crate) fn node_view(
+        &mut self,
+        node: &Node,
+        view: &View,
+        pods: BTreeMap<IpAddr, BTreeMap<String, String>>,
+        datapath: &Datapath,
+    ) -> Result<NodeView> {
         if !self.learned {
             let known = datapath.nodes().context("cannot read the map of nodes")?;
             self.indexes = recognized(&view.nodes, &known);
@@ -69,6 +76,8 @@ impl Around {
             name: node.config.node_name.clone(),
             zone: zone(&node.config.node_labels).map(str::to_owned),
             external_ips_enabled: node.config.services.external_ips,
+            fault_injection_enabled: node.config.services.fault_injection,
+            pods,
             nodes: view.nodes.values().map(info).collect(),
         })
     }
@@ -163,6 +172,20 @@ impl Around {
         self.devices = Some(wanted);
         Ok(())
     }
+}
+
+/// Labels of this node's pods by address, whom injected faults befall; of nobody where there are none.
+pub(crate) fn client_pods(node: &Node) -> BTreeMap<IpAddr, BTreeMap<String, String>> {
+    if !node.config.services.fault_injection {
+        return BTreeMap::new();
+    }
+    let attachments = lock(&node.attachments).all();
+    let pods = attachments.iter().filter(|pod| pod.phase == Phase::Committed);
+    let labelled = pods.flat_map(|pod| {
+        let labels = pod.effective_labels();
+        pod.ips.iter().map(move |ip| (*ip, labels.clone()))
+    });
+    labelled.collect()
 }
 
 /// What the maps are made for, by memory and as configured.
@@ -309,6 +332,7 @@ mod tests {
             node_port_addresses: Vec::new(),
             devices: None,
             external_ips: false,
+            fault_injection: false,
             frontends_max: Some(4_096),
             backends_max: None,
             slots_max: None,

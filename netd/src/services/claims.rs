@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lb::{Service, ServiceName};
-use netd_store::claim::{ServiceClaimError, claim_service, is_complete, node_ports_of};
+use netd_store::claim::{ServiceClaimError, ServiceClaims, claim_service_among, is_complete, node_ports_of};
 use netd_store::records::decode;
-use netd_store::{Key, Keys, MirrorState, Transaction};
+use netd_store::{MirrorState, Transaction};
 
 use crate::node::Node;
 use crate::view::View;
@@ -52,6 +52,7 @@ impl Display for Drift {
 /// Mends; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut told = BTreeSet::new();
+    let mut last = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let view = node.view.load_full();
@@ -59,10 +60,12 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
         if !view.in_sync || !view.configured || !connected || !is_first(&node, &view) {
             continue;
         }
-        let found = tokio::task::block_in_place(|| drift(&Claims::of(&view, &node.keys)));
+        let found = tokio::task::block_in_place(|| drift(&Claims::of(&view)));
         told.retain(|known| found.contains(known));
-        for drift in found.into_iter().take(MENDED_MAX) {
-            let outcome = mend(&node, &view, &drift).await;
+        let mut claims = None;
+        for drift in turn(&found, last.as_ref()) {
+            let outcome = mend(&node, &view, &mut claims, &drift).await;
+            last = Some(drift.clone());
             let is_news = told.insert(drift.clone());
             match outcome {
                 Ok(true) => tracing::warn!("{drift}: mended"),
@@ -75,13 +78,22 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     }
 }
 
+/// What is tried in this round: it begins behind the last one of the round before, so that what cannot be mended keeps nothing
+/// else from it.
+fn turn(found: &BTreeSet<Drift>, last: Option<&Drift>) -> Vec<Drift> {
+    let (earlier, later): (Vec<&Drift>, Vec<&Drift>) =
+        found.iter().partition(|drift| last.is_some_and(|last| *drift <= last));
+    later.into_iter().chain(earlier).take(MENDED_MAX).cloned().collect()
+}
+
 /// One node is enough: of those that are alive the one with the lowest identity.
 fn is_first(node: &Node, view: &View) -> bool {
     let mut alive = view.alive.iter().filter(|uuid| !view.tombstones.contains_key(*uuid));
     alive.next().is_none_or(|first| *first == node.uuid)
 }
 
-async fn mend(node: &Node, view: &View, drift: &Drift) -> Result<bool> {
+/// `claims` are read when they are needed first, once for a round.
+async fn mend(node: &Node, view: &View, claims: &mut Option<ServiceClaims>, drift: &Drift) -> Result<bool> {
     let (store, keys) = (node.store.as_ref(), &node.keys);
     let claim = match drift {
         Drift::Address(ip, _) => keys.service_ip(*ip),
@@ -92,7 +104,11 @@ async fn mend(node: &Node, view: &View, drift: &Drift) -> Result<bool> {
             let service: Service = decode(&item.key, &item.value)?;
             let before = Some((&service, item.mod_revision));
             let ranges = view.config.service_ranges();
-            return match claim_service(store, keys, &ranges, service.clone(), before).await {
+            let claims = match claims {
+                Some(claims) => claims,
+                None => claims.insert(ServiceClaims::read(store, keys).await?),
+            };
+            return match claim_service_among(store, keys, &ranges, claims, service.clone(), before).await {
                 Ok(_) => Ok(true),
                 Err(ServiceClaimError::ServiceChanged { .. }) => Ok(false),
                 Err(error) => Err(error.into()),
@@ -127,7 +143,7 @@ struct Claims {
     addresses: BTreeMap<IpAddr, ServiceName>,
     ports: BTreeMap<u16, ServiceName>,
     services: BTreeMap<ServiceName, Held>,
-    /// Services whose value does not read: what they hold is not known, so it may be all that is claimed for them.
+    /// Services whose value does not read or is refused: what they hold is not known, so it may be all that is claimed for them.
     unread: BTreeSet<ServiceName>,
 }
 
@@ -140,7 +156,7 @@ struct Held {
 
 impl Claims {
     /// All of one revision.
-    fn of(view: &View, keys: &Keys) -> Self {
+    fn of(view: &View) -> Self {
         let held = |service: &Arc<Service>| {
             let has_addresses = !service.is_headless() && !service.is_external_name();
             let held = Held {
@@ -161,16 +177,9 @@ impl Claims {
                 .iter()
                 .map(|(port, claim)| (*port, ServiceName::new(&claim.namespace, &claim.name)))
                 .collect(),
-            services: view.services.iter().map(held).collect(),
-            unread: view.bad_values.iter().filter_map(|bad| service_of(keys, &bad.key)).collect(),
+            services: view.services.values().map(held).collect(),
+            unread: view.doubted.clone(),
         }
-    }
-}
-
-fn service_of(keys: &Keys, key: &str) -> Option<ServiceName> {
-    match keys.parse(key)? {
-        Key::Service { namespace, name } => Some(ServiceName::new(namespace, name)),
-        _ => None,
     }
 }
 
@@ -196,7 +205,6 @@ fn drift(claims: &Claims) -> BTreeSet<Drift> {
 
 #[cfg(test)]
 mod tests {
-    use netd_api::BadValue;
     use netd_store::KeyValue;
     use netd_store::records::ServiceIpRecord;
 
@@ -204,6 +212,22 @@ mod tests {
 
     fn name(name: &str) -> ServiceName {
         ServiceName::new("default", name)
+    }
+
+    #[test]
+    fn what_cannot_be_mended_keeps_nothing_else_from_it() {
+        let of = |at: usize| Drift::Unclaimed(name(&format!("s{at:04}")));
+        let found: BTreeSet<Drift> = (0..2 * MENDED_MAX + 1).map(of).collect();
+        let mut last = None;
+        let mut tried = BTreeSet::new();
+        for _ in 0..3 {
+            let now = turn(&found, last.as_ref());
+            assert_eq!(now.len(), MENDED_MAX);
+            last = now.last().cloned();
+            tried.extend(now);
+        }
+        assert_eq!(tried, found);
+        assert_eq!(turn(&[of(1)].into(), Some(&of(1))), [of(1)]);
     }
 
     #[test]
@@ -243,20 +267,27 @@ mod tests {
     #[test]
     fn what_is_claimed_for_a_service_that_does_not_read_stays() {
         let ip = IpAddr::from([10, 96, 0, 1]);
-        let keys = Keys::new("weft").unwrap();
         let record = ServiceIpRecord {
             schema: 1,
             namespace: "default".to_owned(),
             name: "web".to_owned(),
             extra: Default::default(),
         };
-        let mut view = View { service_ips: Arc::new([(ip, Arc::new(record))].into()), ..View::default() };
-        assert_eq!(drift(&Claims::of(&view, &keys)), [Drift::Address(ip, name("web"))].into());
-        let bad = |key: String| BadValue { key, reason: "not JSON".to_owned() };
-        view.bad_values = vec![bad(keys.service("default", "api")), bad(keys.config())];
-        assert_eq!(drift(&Claims::of(&view, &keys)).len(), 1, "another's value says nothing of it");
-        view.bad_values.push(bad(keys.service("default", "web")));
-        assert_eq!(drift(&Claims::of(&view, &keys)), [].into());
+        let mut view =
+            View { service_ips: [(ip, Arc::new(record))].into_iter().collect(), ..View::default() };
+        assert_eq!(drift(&Claims::of(&view)), [Drift::Address(ip, name("web"))].into());
+        view.doubted.insert(name("api"));
+        assert_eq!(drift(&Claims::of(&view)).len(), 1, "another's value says nothing of it");
+        view.doubted.insert(name("web"));
+        assert_eq!(drift(&Claims::of(&view)), [].into());
+        // The last good value is in force, without what is claimed: nothing of it is mended before its new value is good.
+        let mut service = Service::default();
+        service.metadata.namespace = "default".to_owned();
+        service.metadata.name = "web".to_owned();
+        view.services = [("web".to_owned(), Arc::new(service))].into_iter().collect();
+        assert_eq!(drift(&Claims::of(&view)), [].into());
+        view.doubted.clear();
+        assert_eq!(drift(&Claims::of(&view)).len(), 2);
     }
 
     #[test]
@@ -266,7 +297,7 @@ mod tests {
         for (key, revision) in [("old", 7), ("new", 8)] {
             let (item, value) = (key.to_owned(), bytes::Bytes::new());
             let item = KeyValue { key: item, value, create_revision: 1, mod_revision: revision };
-            Arc::make_mut(&mut state.mirror.items).insert(key.to_owned(), item);
+            state.mirror.items.insert(key.to_owned(), Arc::new(item));
         }
         let all = |state: &MirrorState| ["old", "new", "none"].map(|key| seen(state, &view, key));
         assert_eq!(all(&state), [Some(7), None, Some(0)]);

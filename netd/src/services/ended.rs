@@ -5,19 +5,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
-use ebpf_abi::{PROTO_TCP, PROTO_UDP};
-use ebpf_loader::{Datapath, Forget, ServiceSocket};
-use lb::{Compiler, GRACE_MS, Standing};
+use ebpf_abi::PROTO_TCP;
+use ebpf_loader::{Datapath, Parting, Search, ServiceSocket};
+use lb::{GRACE_MS, Standing};
 use netd_host::{Destination, Netns, SockDiag, Transport};
 
-use super::ServiceSync;
 use super::sync::Left;
 use crate::node::{Node, lock, monotonic_ms};
 
 /// After that many looks the kernel's refusal is final: the connections end by time-outs.
 const LOOKS_MAX: u8 = 5;
+/// Between two steps of the walk through all connections, for who waits for the maps: a lock that is taken again at once is
+/// hard to get for others.
+const STEP_REST: Duration = Duration::from_micros(200);
 
 /// Looks for them, twice: when the maps have changed, and when no program can be at work any more that had read them before.
 /// Again where something failed.
@@ -42,53 +45,39 @@ struct Look {
     looks: u8,
 }
 
-/// What is to be done.
-struct Found {
-    sockets: Vec<ServiceSocket>,
-    /// Whose connections end, those of the packet path with the next packet: it reaches another backend, which knows nothing of it.
-    connections: BTreeSet<(u32, u32)>,
-    /// Whose datagrams choose anew.
-    datagrams: BTreeSet<(u32, u32)>,
-    /// The same, and nobody waits for their answers any more.
-    over: BTreeSet<(u32, u32)>,
-}
-
 impl Ended {
     /// When it is due by itself.
     pub(crate) fn due_ms(&self) -> Option<u64> {
         self.again.values().map(|look| look.at).min()
     }
 
-    /// Ends what has to end.
-    pub(crate) async fn pass(&mut self, node: &Node) -> Result<()> {
-        let now = monotonic_ms();
-        let Some((looks, found)) = tokio::task::block_in_place(|| self.look(node, now))? else {
-            return Ok(());
-        };
-        let forgotten = {
-            let mut datapath = lock(&node.datapath);
-            tokio::task::block_in_place(|| {
-                datapath.forget_flows(PROTO_TCP, &found.connections, Forget::All)?;
-                datapath.forget_flows(PROTO_UDP, &found.datagrams, Forget::Questions)?;
-                datapath.forget_flows(PROTO_UDP, &found.over, Forget::All)
-            })
-        };
-        if forgotten.is_err() {
-            self.fail(&looks, looks.keys().copied(), now);
-        }
-        let failed = self.destroy(node, &looks, &found.sockets).await;
-        self.fail(&looks, failed.into_iter(), now);
-        forgotten?;
-        Ok(())
+    /// There is something to look for now.
+    pub(crate) fn is_due(&self, node: &Node) -> bool {
+        self.due_ms().is_some_and(|due| due <= monotonic_ms()) || lock(&node.services).has_left()
     }
 
-    /// What is to be looked for now, and what was found of it.
-    fn look(&mut self, node: &Node, now: u64) -> Result<Option<(Looks, Found)>> {
+    /// Ends what has to end. One walk through all connections for everything, in steps: nobody waits for the maps meanwhile.
+    pub(crate) async fn pass(&mut self, node: &Node) -> Result<()> {
+        let now = monotonic_ms();
+        let Some((looks, parting)) = tokio::task::block_in_place(|| self.look(node, now))? else {
+            return Ok(());
+        };
+        let mut search = Search::new(parting);
+        let searched = tokio::task::block_in_place(|| walk(node, &mut search));
+        if searched.is_err() {
+            self.fail(&looks, looks.keys().copied(), now);
+        }
+        let failed = self.destroy(node, &looks, search.sockets()).await;
+        self.fail(&looks, failed.into_iter(), now);
+        searched
+    }
+
+    /// What is to be looked for now, and what of it has to end.
+    fn look(&mut self, node: &Node, now: u64) -> Result<Option<(Looks, Parting)>> {
         let mut services = lock(&node.services);
         let mut left = services.take_left();
-        let datapath = lock(&node.datapath);
         if left.all {
-            match remembered(&datapath) {
+            match remembered(&lock(&node.datapath)) {
                 Ok(pairs) => {
                     for pair in pairs {
                         left.pairs.entry(pair).or_insert_with(|| services.destination(pair.1));
@@ -104,22 +93,10 @@ impl Ended {
         if looks.is_empty() {
             return Ok(None);
         }
-        match find(&services, &datapath, &looks) {
-            Ok(found) => {
-                self.done(&looks, now, |pair| standing(services.compiler(), pair));
-                Ok(Some((looks, found)))
-            }
-            Err(error) => {
-                left.all = false;
-                services.give_back(left);
-                // Not at once: what fails now does so a moment later, too.
-                self.again
-                    .values_mut()
-                    .filter(|look| look.at <= now)
-                    .for_each(|look| look.at = now + GRACE_MS);
-                Err(error)
-            }
-        }
+        let standing = |pair: (u32, u32)| services.compiler().standing(pair.0, pair.1);
+        self.done(&looks, now, standing);
+        let parting = parting(&looks, standing);
+        Ok(Some((looks, parting)))
     }
 
     /// Those that were looked for once are looked for again, unless nothing of them has to end.
@@ -150,7 +127,12 @@ impl Ended {
     ) -> BTreeSet<(u32, u32)> {
         let mut by_netns: BTreeMap<Option<PathBuf>, BTreeMap<u64, Destination>> = BTreeMap::new();
         let mut pairs: BTreeMap<Option<PathBuf>, BTreeSet<(u32, u32)>> = BTreeMap::new();
-        for socket in sockets {
+        let is_back = |socket: &&ServiceSocket| {
+            let standing = lock(&node.services).compiler().standing(socket.service_id, socket.backend_id);
+            !is_ended(standing, socket.proto != PROTO_TCP)
+        };
+        // The walk takes its time.
+        for socket in sockets.iter().filter(|socket| !is_back(socket)) {
             let Some(destination) = destination(looks, socket) else { continue };
             for place in places(node, socket) {
                 pairs.entry(place.clone()).or_default().insert((socket.service_id, socket.backend_id));
@@ -214,24 +196,29 @@ pub(super) fn remembered(datapath: &Datapath) -> Result<BTreeSet<(u32, u32)>> {
     Ok(sockets.chain(flows).collect())
 }
 
-fn find(services: &ServiceSync, datapath: &Datapath, looks: &Looks) -> Result<Found> {
-    let compiler = services.compiler();
-    let pairs: BTreeSet<(u32, u32)> = looks.keys().copied().collect();
-    let sockets = datapath.sockets_to(&pairs)?;
-    let sockets = sockets.into_iter().filter(|socket| {
-        is_ended(compiler.standing(socket.service_id, socket.backend_id), socket.proto != PROTO_TCP)
-    });
-    let datagrams: BTreeSet<(u32, u32)> =
-        pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), true)).collect();
-    let connections =
-        pairs.iter().copied().filter(|pair| is_ended(standing(compiler, *pair), false)).collect();
-    let (over, datagrams) =
-        datagrams.into_iter().partition(|pair| looks.get(pair).is_some_and(|look| look.looks > 0));
-    Ok(Found { sockets: sockets.collect(), connections, datagrams, over })
+/// What has to end.
+fn parting(looks: &Looks, standing: impl Fn((u32, u32)) -> Standing) -> Parting {
+    let mut parting = Parting::default();
+    for (pair, look) in looks {
+        let standing = standing(*pair);
+        if is_ended(standing, false) {
+            parting.connections.insert(*pair);
+        }
+        if is_ended(standing, true) {
+            // Nobody waits for answers any more when it is looked for again.
+            let of = if look.looks > 0 { &mut parting.answered } else { &mut parting.datagrams };
+            of.insert(*pair);
+        }
+    }
+    parting
 }
 
-fn standing(compiler: &Compiler, (service_id, backend_id): (u32, u32)) -> Standing {
-    compiler.standing(service_id, backend_id)
+/// The lock is free between the steps.
+fn walk(node: &Node, search: &mut Search) -> Result<()> {
+    while !lock(&node.datapath).search(search)? {
+        std::thread::sleep(STEP_REST);
+    }
+    Ok(())
 }
 
 /// A connection may finish on a backend that terminates or is not ready, and after its service is gone. Datagrams are no
@@ -313,6 +300,25 @@ mod tests {
         }
         ended.done(&looks, 60 + GRACE_MS, |_| Standing::Removed);
         assert_eq!(ended.due_ms(), None, "twice is enough");
+    }
+
+    #[test]
+    fn what_ends_goes_by_what_became_of_the_backend() {
+        let pairs = [(1, 1), (1, 2), (1, 3)];
+        let look = |looks| Look { at: 0, peer: None, looks };
+        let standing = |pair| match pair {
+            (1, 1) => Standing::Removed,
+            (1, 2) => Standing::Draining,
+            _ => Standing::Current,
+        };
+        let looks: Looks = pairs.into_iter().map(|pair| (pair, look(0))).collect();
+        let first = parting(&looks, standing);
+        assert_eq!(first.connections, [(1, 1)].into());
+        assert_eq!((first.datagrams, first.answered), ([(1, 1), (1, 2)].into(), [].into()));
+        let looks: Looks = pairs.into_iter().map(|pair| (pair, look(1))).collect();
+        let second = parting(&looks, standing);
+        assert_eq!((second.datagrams, second.answered), ([].into(), [(1, 1), (1, 2)].into()));
+        assert!(parting(&looks, |_| Standing::Current).is_empty());
     }
 
     #[test]

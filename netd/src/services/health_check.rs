@@ -95,12 +95,10 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
 
 fn wanted(node: &Node) -> BTreeMap<u16, ServiceName> {
     let view = node.view.load();
-    let ports = view.table.services.iter();
-    let ports = ports.filter_map(|(name, entry)| Some((entry.health_check_node_port?, name.clone())));
     let mut first = BTreeMap::new();
-    for (port, name) in ports {
+    for (name, port) in view.health_checked.iter() {
         // Two services cannot have one port; where somebody wrote it past the claims, the first by name has it.
-        first.entry(port).or_insert(name);
+        first.entry(*port).or_insert(name.clone());
     }
     first
 }

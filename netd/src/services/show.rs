@@ -8,6 +8,7 @@ use lb::{Algorithm, Forwarding, IpMode, ServiceEntry, ServiceName, TrafficPolicy
 use netd_api::{
     ApiError, BackendInfo, BackendShare, FrontendInfo, FrontendVerdict, PortInfo, ServiceDetail, ServiceInfo,
 };
+use netd_store::Keys;
 
 use crate::node::{Node, lock};
 
@@ -26,13 +27,10 @@ pub(crate) fn one(node: &Node, namespace: &str, name: &str) -> Result<ServiceDet
         .services
         .get(&name)
         .ok_or_else(|| ApiError::not_found(format!("no Service {name}; `weft service ls` lists them")))?;
-    let stored = view.services.iter().find(|service| ServiceName::of(service) == name);
-    let object = format!("Service {name}");
+    let stored = view.services.values().find(|service| ServiceName::of(service) == name);
     let progress = node.progress.load();
-    let is_about = |key: &str| {
-        key == object || key.strip_prefix(&name.to_string()).is_some_and(|rest| rest.starts_with(':'))
-    };
-    let problems = view.bad_values.iter().chain(&progress.problems).filter(|b| is_about(&b.key));
+    let problems =
+        view.bad_values.iter().chain(&progress.problems).filter(|bad| is_about(&node.keys, &name, &bad.key));
     let problems = problems.map(|b| b.reason.clone()).collect();
     let (frontends, verdicts) = tokio::task::block_in_place(|| {
         let services = lock(&node.services);
@@ -61,6 +59,16 @@ pub(crate) fn one(node: &Node, namespace: &str, name: &str) -> Result<ServiceDet
         backends: backends(entry),
         problems,
     })
+}
+
+/// Whether what is wrong with the object, the store's key or the frontend of this name concerns a Service.
+fn is_about(keys: &Keys, name: &ServiceName, bad: &str) -> bool {
+    let (namespace, service) = (&name.namespace, &name.name);
+    let frontend = bad.strip_prefix(&name.to_string());
+    bad == format!("Service {name}")
+        || frontend.is_some_and(|rest| rest.starts_with(':') || rest.starts_with(" at "))
+        || bad == keys.service(namespace, service)
+        || bad.starts_with(&keys.service_endpoints(namespace, service))
 }
 
 fn info(node: &Node, name: &ServiceName, entry: &ServiceEntry) -> ServiceInfo {
@@ -119,6 +127,7 @@ fn settings(entry: &ServiceEntry) -> BTreeMap<String, String> {
     let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     set("loadBalancerSourceRanges", (!ranges.is_empty()).then(|| ranges.join(",")));
     set("weft.dev/algorithm", algorithm.map(str::to_owned));
+    set("weft.dev/fault", extras.fault.as_ref().map(ToString::to_string));
     set("weft.dev/forwarding", (extras.forwarding == Forwarding::Dsr).then(|| "dsr".to_owned()));
     set("weft.dev/slow-start", extras.slow_start.map(|time| format!("{}s", time.as_secs())));
     set("weft.dev/weights", (!weights.is_empty()).then(|| weights.join(",")));
@@ -187,4 +196,29 @@ fn backends(entry: &ServiceEntry) -> Vec<BackendInfo> {
         backend.ports.iter().map(one).collect::<Vec<_>>()
     };
     entry.backends.iter().flat_map(of_backend).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_concerns_a_service_is_shown_with_it() {
+        let (keys, name) = (Keys::new("weft").unwrap(), ServiceName::new("default", "web"));
+        for (bad, concerns) in [
+            ("Service default/web", true),
+            ("default/web:80/tcp", true),
+            ("default/web:*", true),
+            // Source ranges that do not fit: nobody is let in.
+            ("default/web at 203.0.113.7:80/tcp external", true),
+            (&keys.service("default", "web"), true),
+            (&keys.endpoint("default", "web", "web-1"), true),
+            ("Service default/web2", false),
+            ("default/web2:80/tcp", false),
+            (&keys.service("default", "web2"), false),
+            (&keys.endpoint("default", "web2", "web-1"), false),
+        ] {
+            assert_eq!(is_about(&keys, &name, bad), concerns, "{bad}");
+        }
+    }
 }

@@ -110,6 +110,11 @@ impl ServiceSync {
         std::mem::take(&mut self.left)
     }
 
+    /// There are connections to look for.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.all || !self.left.pairs.is_empty()
+    }
+
     /// It could not be looked at all of them.
     pub(crate) fn give_back(&mut self, left: Left) {
         self.left.all |= left.all;

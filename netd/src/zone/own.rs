@@ -199,10 +199,10 @@ mod tests {
         let item = |(key, value): &(&str, &str)| {
             let value = Bytes::copy_from_slice(value.as_bytes());
             let item = KeyValue { key: (*key).to_owned(), value, create_revision: 1, mod_revision: 1 };
-            ((*key).to_owned(), item)
+            ((*key).to_owned(), Arc::new(item))
         };
         let mut mirror = Mirror::new();
-        mirror.items = Arc::new(items.iter().map(item).collect());
+        mirror.items = items.iter().map(item).collect();
         mirror
     }
 

@@ -268,9 +268,21 @@ impl Keys {
         self.key(format_args!("endpoints/{namespace}/{name}/{source}"))
     }
 
-    /// The sources of the two slices, one of a family, that a node may have for each service.
-    pub fn node_sources(node: Uuid) -> [String; 2] {
-        [node.to_string(), format!("{node}-v6")]
+    /// The source of a slice of a node's own pods: its UUID, with `-v6` for IPv6, and for the slice of this `number` above 1, of
+    /// those that a node needs where its pods differ in their ports, with the number: `…-v6-2`.
+    pub fn node_source(node: Uuid, ipv6: bool, number: usize) -> String {
+        let family = if ipv6 { "-v6" } else { "" };
+        if number > 1 { format!("{node}{family}-{number}") } else { format!("{node}{family}") }
+    }
+
+    /// Whose own slice this is; `None`: no node's.
+    pub fn node_of_source(source: &str) -> Option<Uuid> {
+        let node = source.get(..uuid::fmt::Hyphenated::LENGTH)?;
+        let rest = source.get(node.len()..)?;
+        let rest = rest.strip_prefix("-v6").unwrap_or(rest);
+        let is_number = |number: &str| number.parse::<u32>().is_ok_and(|n| n > 1 && n.to_string() == number);
+        let is_own = rest.is_empty() || rest.strip_prefix('-').is_some_and(is_number);
+        is_own.then(|| parse_uuid(node)).flatten()
     }
 
     /// What a key stands for; `None` for keys of other clusters, of newer versions, and for misspelled ones.

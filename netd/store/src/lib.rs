@@ -31,7 +31,7 @@ pub use etcd::{DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdConfig};
 pub use file::FileStore;
 pub use keys::{Key, Keys, KeysError};
 pub use memory::{Faults, Memory};
-pub use mirror::{Applied, Mirror};
+pub use mirror::{Applied, Items, Mirror};
 pub use store::{Event, KeyValue, Lease, LeaseId, Listing, Store, WatchBatch};
 pub use tail::{MirrorState, Tail};
 pub use transaction::{

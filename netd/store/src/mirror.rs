@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A prefix of the store as a value, kept by listings and watch batches.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lb::ChunkMap;
+
 use crate::{Event, KeyValue, Listing, WatchBatch};
+
+/// Items by key. A copy costs nothing, and two copies tell their differences without a look at what they share.
+pub type Items = ChunkMap<String, KeyValue>;
 
 /// The keys of a prefix at a revision. Pure: no clock, no I/O.
 ///
@@ -15,8 +19,8 @@ pub struct Mirror {
     pub in_sync: bool,
     /// Everything up to here is in `items`.
     pub revision: u64,
-    /// Shared with whoever took a snapshot; copied on the next change only while somebody still holds one.
-    pub items: Arc<BTreeMap<String, KeyValue>>,
+    /// Shared with whoever took a snapshot; a change copies a small part of it.
+    pub items: Items,
     /// The newest listing or event seen. Progress notifications do not raise it, so a store that sends one too early
     /// cannot make us drop an event that is still to come.
     applied: u64,
@@ -42,10 +46,10 @@ impl Mirror {
     /// Takes over a listing: keys that it lacks are gone.
     pub fn apply_listing(&mut self, listing: Listing) -> Applied {
         let regressed = self.in_sync && listing.revision < self.applied;
-        let items: BTreeMap<_, _> = listing.items.into_iter().map(|item| (item.key.clone(), item)).collect();
-        let changed = !self.in_sync || *self.items != items;
+        let items: Items = listing.items.into_iter().map(|item| (item.key.clone(), Arc::new(item))).collect();
+        let changed = !self.in_sync || self.items != items;
         if changed {
-            self.items = Arc::new(items);
+            self.items = items;
         }
         self.in_sync = true;
         self.applied = listing.revision;
@@ -70,15 +74,14 @@ impl Mirror {
                 continue;
             }
             self.applied = self.applied.max(revision);
-            let items = Arc::make_mut(&mut self.items);
             match event {
                 Event::Delete { key, .. } => {
-                    if items.remove(&key).is_some() {
+                    if self.items.remove(&key).is_some() {
                         applied = Applied::Changed;
                     }
                 }
                 Event::Put(item) => {
-                    items.insert(item.key.clone(), item);
+                    self.items.insert(item.key.clone(), Arc::new(item));
                     applied = Applied::Changed;
                 }
             }
@@ -89,15 +92,9 @@ impl Mirror {
 
     /// The keys that start with `prefix`, in order.
     pub fn range<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a KeyValue> + 'a {
-        range(&self.items, prefix)
+        let from = self.items.range_from(prefix);
+        from.take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, item)| item.as_ref())
     }
-}
-
-pub(crate) fn range<'a>(
-    items: &'a BTreeMap<String, KeyValue>,
-    prefix: &'a str,
-) -> impl Iterator<Item = &'a KeyValue> + 'a {
-    items.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, item)| item)
 }
 
 #[cfg(test)]

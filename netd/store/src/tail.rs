@@ -77,9 +77,6 @@ enum Ended {
 
 impl Tail {
     /// A tail and the receiver of its states; nothing happens before [`Tail::run`].
-    ///
-    /// Hold a state no longer than needed: a state in somebody's hands makes the next change copy the map (not the
-    /// values).
     pub fn new(
         store: Arc<dyn Store>,
         prefix: impl Into<String>,

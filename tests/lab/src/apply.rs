@@ -3,6 +3,7 @@
 
 use crate::interrupt::wait_until;
 use crate::node;
+use crate::patience::slow;
 use crate::place::in_netns;
 use crate::run::{output, sibling};
 use crate::state::State;
@@ -32,7 +33,7 @@ pub(crate) fn apply(lab: &str, file: &Path, wait: Option<Duration>) -> Result<Ap
         in_netns(&node.netns, || output(&mut command, b"", wait.unwrap_or(WRITE_LIMIT).max(WRITE_LIMIT)))?;
     let reply: ApplyReply = answer.json(&format!("apply on {}", node.name))?;
     if let Some(limit) = wait {
-        wait_programmed(lab, reply.revision, limit.saturating_sub(started.elapsed()))?;
+        wait_programmed(lab, reply.revision, limit.saturating_sub(started.elapsed() / slow()))?;
     }
     Ok(reply)
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Control groups of a lab: `<v2 mount>/weft/<lab>/<member>[/<pod>]`. Whoever is in one can be ended at once.
 
+use crate::patience::patient;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -41,7 +42,7 @@ pub(crate) fn kill_all(group: &Path) -> Result<()> {
     if !group.exists() {
         return Ok(());
     }
-    let end = Instant::now() + EMPTY_LIMIT;
+    let end = Instant::now() + patient(EMPTY_LIMIT);
     loop {
         kill_once(group)?;
         if !populated(group)? {
@@ -57,7 +58,7 @@ pub(crate) fn kill_all(group: &Path) -> Result<()> {
 /// Ends every process in a group, then removes it with all below. An absent group is fine.
 pub(crate) fn remove(group: &Path) -> Result<()> {
     kill_all(group)?;
-    let end = Instant::now() + EMPTY_LIMIT;
+    let end = Instant::now() + patient(EMPTY_LIMIT);
     while let Err(error) = remove_tree(group) {
         if Instant::now() >= end {
             return Err(error).with_context(|| format!("removing cgroup {}", group.display()));

@@ -3,6 +3,7 @@
 
 use crate::interrupt::wait_until;
 use crate::members::EtcdMember;
+use crate::patience::patient;
 use crate::place::{Place, in_netns};
 use crate::process::{self, Process, log_tail};
 use crate::state::{self, State};
@@ -100,8 +101,8 @@ fn start_member(state: &State, member: &EtcdMember) -> Result<Process> {
 fn healthy(lab: &str, member: &EtcdMember) -> bool {
     let ask = || {
         let address = SocketAddr::from((member.ip, 2379));
-        let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        let mut stream = TcpStream::connect_timeout(&address, patient(ANSWER_LIMIT))?;
+        stream.set_read_timeout(Some(patient(ANSWER_LIMIT)))?;
         stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

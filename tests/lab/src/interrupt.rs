@@ -3,6 +3,7 @@
 //!
 //! One thread with its own small runtime listens; nothing else runs there.
 
+use crate::patience::patient;
 use anyhow::{Result, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -58,11 +59,11 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Looks again and again until `done` says so; false when the time is over.
+/// Looks again and again until `done` says so; false when the time is over (longer on a slow machine: [`patient`]).
 ///
 /// Errors: those of `done`, and "interrupted" once a signal came.
 pub fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + patient(limit);
     loop {
         if done()? {
             return Ok(true);

@@ -39,6 +39,7 @@ mod node;
 mod node_config;
 mod outside;
 mod overlay;
+mod patience;
 mod place;
 mod pod;
 mod process;
@@ -70,6 +71,7 @@ pub use names::{
 };
 pub use netd_api::{ApplyReply, ApplyResult, FlowInfo, KeyRotateReply, KeyRotateRequest, ServiceDetail};
 pub use overlay::{DEFAULT_OVERLAY, Overlay};
+pub use patience::{patient, slow};
 pub use place::{Place, in_netns};
 pub use pod::{Bandwidth, NETWORK, PodSpec, PortMapping, cni, network_config, pod_cgroup};
 pub use process::Process;

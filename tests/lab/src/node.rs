@@ -3,6 +3,7 @@
 
 use crate::interrupt::wait_until;
 use crate::members::Node;
+use crate::patience::patient;
 use crate::place::Place;
 use crate::process::{self, Process, log_tail};
 use crate::run::{on_path, sibling, tool};
@@ -151,7 +152,7 @@ pub(crate) fn ask<T: Send>(
     socket: &Path,
     request: impl AsyncFnOnce(Client) -> Result<T, ClientError> + Send,
 ) -> Result<T> {
-    let client = Client::new(socket.to_owned(), ANSWER_LIMIT);
+    let client = Client::new(socket.to_owned(), patient(ANSWER_LIMIT));
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

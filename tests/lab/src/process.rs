@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Background processes of a lab: known by pid and start time, so that a recycled pid is never hit.
 
+use crate::patience::patient;
 use crate::place::Place;
 use crate::run::sibling;
 use anyhow::{Context, Result};
@@ -54,7 +55,7 @@ impl Process {
 
     /// Waits for its end; false when it outlives the limit. Reaps it when it is our child.
     pub fn wait_gone(&self, limit: Duration) -> bool {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + patient(limit);
         while self.alive() {
             if Instant::now() >= end {
                 return false;

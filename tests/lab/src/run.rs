@@ -2,6 +2,7 @@
 //! Programs that are run to their end, with a time limit and their whole output.
 
 use crate::interrupt;
+use crate::patience::patient;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -125,6 +126,7 @@ fn bounded(command: &mut Command, stdin: &[u8], limit: Duration, interruptible: 
     }
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
+    let limit = patient(limit);
     let end = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -134,15 +136,15 @@ fn bounded(command: &mut Command, stdin: &[u8], limit: Duration, interruptible: 
         if interrupted || Instant::now() >= end {
             end_group(&mut child);
             let why = if interrupted { "interrupted".into() } else { format!("no end after {limit:?}") };
-            bail!("{what}: {why}: {}", stderr.recv_timeout(TRAIL_LIMIT).unwrap_or_default().trim());
+            bail!("{what}: {why}: {}", stderr.recv_timeout(patient(TRAIL_LIMIT)).unwrap_or_default().trim());
         }
         thread::sleep(POLL);
     };
     Ok(Output {
         code: status.code(),
         signal: status.signal(),
-        stdout: stdout.recv_timeout(TRAIL_LIMIT).unwrap_or_default(),
-        stderr: stderr.recv_timeout(TRAIL_LIMIT).unwrap_or_default(),
+        stdout: stdout.recv_timeout(patient(TRAIL_LIMIT)).unwrap_or_default(),
+        stderr: stderr.recv_timeout(patient(TRAIL_LIMIT)).unwrap_or_default(),
     })
 }
 

@@ -2,6 +2,7 @@
 //! Programs that run beside a test and end with it.
 
 use crate::interrupt::{self, wait_until};
+use crate::patience::patient;
 use crate::run::{end_group, tool};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -48,6 +49,7 @@ impl Running {
 
     /// The next line of standard output.
     pub fn wait_line(&self, limit: Duration) -> Result<String> {
+        let limit = patient(limit);
         let end = Instant::now() + limit;
         loop {
             match self.lines.recv_timeout(Duration::from_millis(20)) {

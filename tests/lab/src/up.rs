@@ -4,6 +4,7 @@
 use crate::families::{Families, StoreKind};
 use crate::members::{EtcdMember, Node, Outside};
 use crate::overlay::{DEFAULT_OVERLAY, needs_tunnel};
+use crate::patience::slow;
 use crate::process::Process;
 use crate::run::{on_path, sibling};
 use crate::state::{self, State};
@@ -241,10 +242,10 @@ fn build(options: &UpOptions) -> Result<()> {
         node::start(lab, &node.name)?;
     }
     for node in &state.nodes {
-        node::wait_ready(lab, &node.name, node::READY_LIMIT.saturating_sub(started.elapsed()))?;
+        node::wait_ready(lab, &node.name, node::READY_LIMIT.saturating_sub(started.elapsed() / slow()))?;
     }
     for node in &state.nodes {
-        node::wait_known(&state, node, node::READY_LIMIT.saturating_sub(started.elapsed()))?;
+        node::wait_known(&state, node, node::READY_LIMIT.saturating_sub(started.elapsed() / slow()))?;
     }
     state::edit(lab, |state| {
         state.complete = true;

@@ -3,6 +3,7 @@
 
 use crate::cli::{Args, EtcdVerb, NodeVerb, PodVerb, ProbeArgs, RushArgs, TalkArgs, UpArgs, Verb};
 use crate::families::StoreKind;
+use crate::patience::patient;
 use crate::place::{Failure, Place};
 use crate::run::sibling;
 use crate::say::{complain, say};
@@ -59,7 +60,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Verb::Talk(args) => talk(&args.into())?,
         Verb::Rush(args) => rush(&args.into())?,
         Verb::Query { question, kind, server, timeout } => {
-            say(serde_json::to_string(&query::query(&question, &kind, server, timeout)?)?);
+            say(serde_json::to_string(&query::query(&question, &kind, server, patient(timeout))?)?);
         }
         Verb::ServeOutside { v6 } => outside::serve_outside(v6)?,
     }
@@ -181,7 +182,7 @@ impl From<ProbeArgs> for ProbeOptions {
             count: args.count,
             udp: args.udp,
             connected: args.connected,
-            limit: args.timeout,
+            limit: patient(args.timeout),
             interval: args.interval,
         }
     }
@@ -193,9 +194,9 @@ impl From<TalkArgs> for TalkOptions {
             to: args.to,
             udp: args.udp,
             connected: args.connected,
-            limit: args.timeout,
+            limit: patient(args.timeout),
             interval: args.interval,
-            duration: args.duration,
+            duration: patient(args.duration),
         }
     }
 }
@@ -206,10 +207,10 @@ impl From<RushArgs> for RushOptions {
             to: args.to,
             udp: args.udp,
             count: args.count,
-            duration: args.duration,
+            duration: patient(args.duration),
             rate: args.rate,
             threads: args.threads,
-            limit: args.timeout,
+            limit: patient(args.timeout),
             each: args.each,
         }
     }

@@ -5,8 +5,8 @@ use std::fs;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use ebpf_abi::{
-    CtKey, CtState, CtValue, DatapathConfig, FlowKey, FlowValue, PROTO_TCP, address::mapped, names,
-    node::CONFIG_MIGRATING,
+    CtKey, CtState, CtValue, DatapathConfig, FlowKey, FlowValue, PROTO_TCP, SocketValue, address::mapped,
+    names, node::CONFIG_MIGRATING,
 };
 use ebpf_loader::{AttachMode, Datapath, MapSizes, OpenOptions};
 
@@ -77,9 +77,37 @@ fn maps_of_another_size_keep_what_is_in_them_and_connections_go_on_throughout() 
         assert_eq!(known.len(), 2, "before and between: {known:?}");
         assert_eq!(datapath.backend_loads().unwrap().values().sum::<u64>(), 2, "none counted twice or lost");
         assert_eq!(agent.tcp("after", AT), answer(AT, "one"));
+        // One ends after that, and so does this process: it is not brought back from the old map.
+        assert_eq!(agent.tcp("short", AT), answer(AT, "one"));
+        agent.close("short");
+        agent.close("between");
+        drop(datapath);
+        let mut datapath = Datapath::open(sized(lab, larger())).unwrap();
+        assert!(datapath.is_migrating());
+        datapath.attach_cgroup().unwrap();
+        assert_eq!(datapath.socket_count().unwrap(), 2, "before and after");
         datapath.finish_migration().unwrap();
+        assert_eq!(datapath.socket_count().unwrap(), 2);
         assert!(!datapath.is_migrating() && old(lab).is_empty());
-        for name in ["before", "between", "after"] {
+        // What closed unseen is forgotten, and counts are put right.
+        let known = datapath.sockets_where(|_, _| true).unwrap();
+        let id = known[0].backend_id;
+        let data = MapData::from_pin(lab.pin_dir("node").join(names::BACKEND_LOAD)).unwrap();
+        let mut loads: Array<MapData, u64> = Array::try_from(Map::Array(data)).unwrap();
+        loads.set(id, 9, 0).unwrap();
+        loads.set(id + 1, u64::MAX, 0).unwrap();
+        assert_eq!(datapath.settle_sockets(&[u64::MAX].into()).unwrap(), (0, 2));
+        assert_eq!(datapath.backend_loads().unwrap(), [(id, 2)].into());
+        let mut sockets: HashMap<MapData, u64, SocketValue> = {
+            let data = MapData::from_pin(lab.pin_dir("node").join(names::SOCKETS)).unwrap();
+            HashMap::try_from(Map::HashMap(data)).unwrap()
+        };
+        let gone = sockets.get(&known[0].cookie, 0).unwrap();
+        sockets.insert(77, gone, 0).unwrap();
+        loads.set(id, 3, 0).unwrap();
+        assert_eq!(datapath.settle_sockets(&[77].into()).unwrap(), (1, 1));
+        assert_eq!(datapath.settle_sockets(&[].into()).unwrap(), (0, 0));
+        for name in ["before", "after"] {
             agent.close(name);
         }
         assert_eq!(datapath.sockets_where(|_, _| true).unwrap(), []);

@@ -91,7 +91,7 @@ fn services_flows_and_pods_of_version_1_are_carried_over() {
         assert_eq!((image.backends[&5], image.slots[&30]), (one, 5));
         let pod = &datapath.pods().unwrap()[&12];
         assert_eq!(pod.addresses, [v4(9)].into());
-        let known = datapath.sockets_to(&[(7, 5)].into()).unwrap();
+        let known = datapath.sockets_where(|service, backend| (service, backend) == (7, 5)).unwrap();
         assert_eq!((known.len(), known[0].cookie, known[0].netns), (1, 99, None));
         assert_eq!(known[0].frontend.to_string(), AT);
         assert_eq!(known[0].backend, Some(backend(1).into()));
@@ -191,5 +191,20 @@ fn a_pod_that_another_version_had_attached_is_let_go() {
             datapath.attach_pod(&pod.attachment).unwrap(),
             if was { Attached::Created } else { Attached::Updated }
         );
+    });
+}
+
+#[test]
+fn pins_that_only_a_newer_version_knows_go_with_the_others() {
+    in_lab(|lab| {
+        drop(open_as(lab, UNKNOWN, AttachMode::Auto));
+        let other = dir_of(lab, UNKNOWN);
+        let pin = |path: PathBuf| HashMap::<MapData, u32, u32>::create(8, 0).unwrap().pin(path).unwrap();
+        pin(other.join("NEWER"));
+        fs::create_dir_all(other.join("newer/inner")).unwrap();
+        pin(other.join("newer/inner/NEWER"));
+        let mut datapath = lab.open(AttachMode::Auto);
+        datapath.finish_migration().unwrap();
+        assert!(!other.exists() && !datapath.is_migrating());
     });
 }

@@ -20,8 +20,8 @@ use ebpf_abi::{
 
 pub(crate) use pod::{may_send_from, overlay, pod, pod_link, pod6};
 pub(crate) use service::{
-    Backend, affinity, backend, begin_affinity, client_may_ask, count_connection, count_refusal, is_affine,
-    is_backend, load, service, slot,
+    Backend, affinity, backend, begin_affinity, count_connection, count_refusal, is_affine, is_backend,
+    is_in_ranges, load, service, slot,
 };
 pub(crate) use socket::{connection, flow, forget_connection, netns, remember_connection, remember_flow};
 

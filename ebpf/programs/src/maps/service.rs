@@ -138,9 +138,9 @@ pub(crate) fn is_backend(endpoint: &EndpointKey) -> bool {
     BACKEND_ENDPOINTS.get_ptr(endpoint).is_some()
 }
 
-/// Whether the client is in one of the frontend's source ranges.
+/// Whether the client is in one of the frontend's ranges.
 #[inline(always)]
-pub(crate) fn client_may_ask(service_id: u32, client: &Address) -> bool {
+pub(crate) fn is_in_ranges(service_id: u32, client: &Address) -> bool {
     let key = SourceRangeKey::client(service_id, *client);
     // SAFETY: both are their bytes in this order, without padding; aya has a type of its own for a trie's key.
     let key: lpm_trie::Key<RangeBits> = unsafe { core::mem::transmute(key) };

@@ -51,7 +51,7 @@ pub(super) fn wishes(
 ) -> Wishes {
     let mut wishes = Wishes { unread: unread(view, keys), ..Wishes::default() };
     let mut names = BTreeSet::new();
-    for service in &view.services {
+    for service in view.services.values() {
         let Some(text) = service.metadata.annotations.get(ANNOTATION) else { continue };
         let name = ServiceName::of(service);
         let Some(entry) = view.table.services.get(&name) else { continue };
@@ -216,7 +216,8 @@ mod tests {
         let (table, problems) = ServiceTable::build(7, services.iter().map(|service| &**service), slices);
         assert_eq!(problems, []);
         let nodes = [(1, "192.0.2.1"), (2, "192.0.2.2"), (3, "2001:db8::3")].map(node);
-        View { table, services: services.to_vec(), nodes: nodes.into(), ..View::default() }
+        let services = services.iter().map(|one| (one.display_name(), one.clone())).collect();
+        View { table, services, nodes: nodes.into(), ..View::default() }
     }
 
     fn look(view: &View, external_ips: bool) -> Wishes {

@@ -264,9 +264,8 @@ async fn settle_loans(store: &dyn Store, keys: &Keys, node: Uuid) -> Result<(), 
 async fn delete_all(store: &dyn Store, keys: &Keys, node: Uuid) -> Result<(), ChangeError> {
     let mut doomed: Vec<String> =
         store.list(&keys.node_pods(node)).await?.items.into_iter().map(|item| item.key).collect();
-    let sources = Keys::node_sources(node);
     doomed.extend(store.list(&keys.endpoints()).await?.items.into_iter().map(|item| item.key).filter(
-        |key| matches!(keys.parse(key), Some(Key::Endpoint { source, .. }) if sources.contains(&source)),
+        |key| matches!(keys.parse(key), Some(Key::Endpoint { source, .. }) if Keys::node_of_source(&source) == Some(node)),
     ));
     doomed.extend([keys.alive(node), keys.node(node)]);
     for keys in doomed.chunks(MAX_TRANSACTION_OPERATIONS) {

@@ -9,7 +9,7 @@ mod delete;
 mod fields;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
+use std::mem::take;
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ pub use claims::ServiceClaims;
 pub use delete::delete_service;
 
 use crate::records::{BadRecord, Extra, NodePortRecord, SCHEMA, ServiceIpRecord, encode};
-use crate::{Class, Keys, Store, StoreError, Transaction};
+use crate::{Class, Keys, MAX_TRANSACTION_OPERATIONS, Store, StoreError, Transaction};
 
 /// Each round that fails means that another service took the address first; picks start far apart, so few are needed.
 const ROUNDS: usize = 16;
@@ -109,7 +109,8 @@ pub fn node_ports_of(service: &Service) -> BTreeSet<u16> {
 }
 
 /// Writes a service with all that it holds in one transaction: what it asks for, else what it held, else what is free. What it
-/// holds and no longer has (another type, or fewer ports) is given back in the same transaction.
+/// holds and no longer has (another type, or fewer ports) is given back in the same transaction, or right after it where both
+/// do not fit into one (more than 60 node ports change their numbers).
 ///
 /// `before` is the service as the caller saw it, with its last write; `None` when it must not exist yet.
 ///
@@ -155,22 +156,29 @@ pub async fn claim_service_among(
         let addresses: BTreeSet<IpAddr> = given.addresses.iter().copied().collect();
         let ports = service::ports_of(&given);
         let value = encode(&key, &service)?;
-        let mut write = Transaction::new().unchanged(&key, mod_revision).put(&key, value.clone());
-        write = exchange(write, &own.addresses, &addresses, |ip| {
+        let write = Transaction::new().unchanged(&key, mod_revision).put(&key, value.clone());
+        let mut exchange = Exchange { write, release: Transaction::new() };
+        exchange.claims(&own.addresses, &addresses, |ip| {
             let key = keys.service_ip(*ip);
             let (namespace, name) = (namespace.clone(), name.clone());
             let record = ServiceIpRecord { schema: SCHEMA, namespace, name, extra: Extra::new() };
             encode(&key, &record).map(|value| (key, value))
         })?;
-        write = exchange(write, &own.ports, &ports, |port| {
+        exchange.claims(&own.ports, &ports, |port| {
             let key = keys.node_port(*port);
             let (namespace, name) = (namespace.clone(), name.clone());
             let record = NodePortRecord { schema: SCHEMA, namespace, name, extra: Extra::new() };
             encode(&key, &record).map(|value| (key, value))
         })?;
+        let (write, release) = exchange.split();
         match store.transact(write).await {
             Ok(done) if done.succeeded => {
                 claims.wrote(&namespace, &name, &addresses, &ports, done.revision);
+                if let Some(release) = release {
+                    // The service is written. What is not given back here is found as drift: claims that no service names.
+                    let _ = store.transact(release).await;
+                    *claims = ServiceClaims::read(store, keys).await?;
+                }
                 return Ok(StoredService { service, revision: done.revision });
             }
             Ok(_) => {
@@ -197,23 +205,46 @@ pub async fn claim_service_among(
     Err(ServiceClaimError::Contended(ROUNDS))
 }
 
-/// Claims of what is wanted and not held yet; those that are held must not have changed, and go where they are not wanted.
-fn exchange<T: Ord + Display>(
-    mut write: Transaction,
-    own: &BTreeMap<T, u64>,
-    wanted: &BTreeSet<T>,
-    record: impl Fn(&T) -> Result<(String, Bytes), BadRecord>,
-) -> Result<Transaction, BadRecord> {
-    for what in wanted.iter().filter(|what| !own.contains_key(*what)) {
-        let (key, value) = record(what)?;
-        write = write.absent(&key).put(&key, value);
-    }
-    for (what, revision) in own {
-        let (key, _) = record(what)?;
-        write = write.unchanged(&key, *revision);
-        if !wanted.contains(what) {
-            write = write.delete(key);
+/// How what a service holds becomes what it is given.
+struct Exchange {
+    /// The service, with the claims of what is wanted and not held yet; those that are held must not have changed.
+    write: Transaction,
+    /// What is held and not wanted any more.
+    release: Transaction,
+}
+
+impl Exchange {
+    fn claims<T: Ord>(
+        &mut self,
+        own: &BTreeMap<T, u64>,
+        wanted: &BTreeSet<T>,
+        record: impl Fn(&T) -> Result<(String, Bytes), BadRecord>,
+    ) -> Result<(), BadRecord> {
+        for what in wanted.iter().filter(|what| !own.contains_key(*what)) {
+            let (key, value) = record(what)?;
+            self.write = take(&mut self.write).absent(&key).put(&key, value);
         }
+        for (what, revision) in own {
+            let (key, _) = record(what)?;
+            if wanted.contains(what) {
+                self.write = take(&mut self.write).unchanged(&key, *revision);
+            } else {
+                self.release = take(&mut self.release).unchanged(&key, *revision).delete(key);
+            }
+        }
+        Ok(())
     }
-    Ok(write)
+
+    /// One transaction, or two where one would be too large.
+    fn split(self) -> (Transaction, Option<Transaction>) {
+        let Self { mut write, mut release } = self;
+        let compares = write.compares.len() + release.compares.len();
+        let changes = write.puts.len() + release.deletes.len();
+        if compares.max(changes) > MAX_TRANSACTION_OPERATIONS {
+            return (write, Some(release));
+        }
+        write.compares.append(&mut release.compares);
+        write.deletes.append(&mut release.deletes);
+        (write, None)
+    }
 }

@@ -245,6 +245,24 @@ async fn node_ports_and_families_come_and_go_with_their_service() {
     assert_eq!(holders(&memory).await.len(), 1);
 }
 
+#[tokio::test]
+async fn all_of_very_many_node_ports_change_at_once() {
+    let (memory, keys, ranges) = (Memory::new(), keys(), ranges());
+    let claim = |service, before| claim_service(&memory, &keys, &ranges, service, before);
+    let from = |first: u16| {
+        let port =
+            |n: u16| serde_json::json!({"name": format!("p{n}"), "port": 1000 + n, "nodePort": first + n});
+        let ports: Vec<serde_json::Value> = (0..100).map(port).collect();
+        object("web", serde_json::json!({"type": "NodePort", "ports": ports}))
+    };
+    let first = claim(from(30_000), None).await.unwrap();
+    assert_eq!(holders(&memory).await.len(), 101);
+    let second = claim(from(31_000), Some((&first.service, first.revision))).await.unwrap();
+    assert_eq!(holders(&memory).await.len(), 101, "none of the old ones is left");
+    claim(from(30_050), Some((&second.service, second.revision))).await.unwrap();
+    assert_eq!(holders(&memory).await.len(), 101);
+}
+
 /// What the nodes believe to own; a block that two believe in is the end of the test.
 #[derive(Default)]
 struct Ledger {

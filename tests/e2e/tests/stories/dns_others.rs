@@ -36,6 +36,11 @@ fn other_nodes_answer_while_netd_is_dead() -> Result<()> {
         Ok(answer.took)
     };
     checked("each node knows who answers for it", others_known(&stage))?;
+    checked("doctor says who answers while netd is away", {
+        let said = stage.lab.weft("n1", &["doctor"])?.stdout;
+        ensure!(said.contains("while netd is away"), "{said}");
+        Ok(())
+    })?;
     checked("while netd lives, its own server answers, at either address", {
         clients.iter().try_for_each(|client| right(client, How::default(), PATIENT).map(drop))
     })?;
@@ -121,6 +126,33 @@ fn other_nodes_answer_while_netd_is_dead() -> Result<()> {
         })
     })?;
     stage.lab.down()
+}
+
+#[test]
+fn other_nodes_answer_over_every_overlay() -> Result<()> {
+    for overlay in ["native", "wireguard"] {
+        let Some(mut stage) = Stage::of("dnsover", 2, overlay, &[])? else { return Ok(()) };
+        stage.backend("n2", "b1", "web")?;
+        stage.client("n1", "c1")?;
+        let web = stage.service(&service("web", spec(json!({"selector": {"app": "web"}}))))?;
+        let vip = format!("A {}", web.vip(false)?.ip());
+        others_known(&stage)?;
+        stage.lab.node_kill("n1")?;
+        checked(&format!("{overlay}: at the node's address and the cluster's"), {
+            let killed = Instant::now();
+            NODE_DNS.iter().chain(&VIP_DNS).try_for_each(|at| {
+                let client = Client::pod(&stage.lab, "c1", at)?;
+                let answered = wait_until(TAKEOVER, || {
+                    let answer = client.ask_within(&svc("web"), "A", How::default(), PATIENT / 5);
+                    Ok(answer.is_ok_and(|answer| answer.data == [vip.clone()]))
+                })?;
+                ensure!(answered, "{at} is not answered after {:?}", killed.elapsed());
+                Ok(())
+            })
+        })?;
+        stage.lab.down()?;
+    }
+    Ok(())
 }
 
 /// The service of the cluster's DNS has servers of other nodes on n1.

@@ -57,6 +57,7 @@ mod same_key;
 mod secured_store;
 mod service_choice;
 mod service_churn;
+mod service_fault;
 mod service_packets;
 mod service_policies;
 mod service_removal;

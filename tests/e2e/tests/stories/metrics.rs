@@ -134,12 +134,12 @@ fn curl_socket(lab: &Lab, who: &[&str], path: &str, options: &[&str]) -> Result<
 type Labels = BTreeMap<String, String>;
 
 /// One scrape, checked against the OpenMetrics text form.
-struct Scrape {
+pub(crate) struct Scrape {
     samples: BTreeMap<(String, Labels), f64>,
 }
 
 impl Scrape {
-    fn value(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let found = self.samples.get(&(name.to_owned(), labels)).copied();
         found.with_context(|| {
@@ -149,7 +149,7 @@ impl Scrape {
     }
 }
 
-fn scrape(lab: &Lab) -> Result<Scrape> {
+pub(crate) fn scrape(lab: &Lab) -> Result<Scrape> {
     let url = "http://127.0.0.1:9157/metrics";
     let text = lab.exec("n1", &["curl", "-sSf", "-w", "|%{content_type}", url])?.text("curl")?;
     let (text, kind) = text.rsplit_once('|').context("no content type")?;

@@ -85,7 +85,13 @@ fn an_address_that_cannot_be_had_is_refused_with_the_reason() -> Result<()> {
 
     // The pod is named, as far as anybody knows it.
     refused(ask("n1", "x", c1.ips[0]))?.says(101, &["pod default/c1"])?;
-    refused(ask("n3", "x", lent))?.says(101, &["pod default/lent"])?;
+    let named = || {
+        Ok(refused(ask("n3", "x", lent))?
+            .says(101, &["pod default/lent"])
+            .err()
+            .map(|error| error.to_string()))
+    };
+    soon("n3 knows whose it is", named, Option::is_none)?;
     // A range in no pool can never be had; one in another node's block can, but not here.
     let within = |range: &str| {
         let wish = serde_json::json!({ "runtimeConfig": { "ipRanges": [[{ "subnet": range }]] } });

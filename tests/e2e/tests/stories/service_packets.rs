@@ -2,7 +2,7 @@
 //! The packet path: clients whose sockets nobody sees. The same story with each way to attach programs, and over each overlay.
 
 use crate::service_stage::{
-    Given, PORT, Stage, TCP, UDP, annotated, balanced, checked, documented, service, spec,
+    Given, PORT, SOON, Stage, TCP, UDP, annotated, balanced, checked, documented, service, spec,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -10,10 +10,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
-use weft_lab::{Offloads, in_netns, wait_until};
+use weft_lab::{Offloads, in_netns, patient, wait_until};
 
 const BOTH: &[&str] = &["b1", "b2"];
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(10);
 /// More than any MTU here, so in fragments; less than a datagram may have.
 const LONG: usize = 4_000;
 /// Source ports: one that programs give out themselves, and one that they do not.
@@ -124,8 +124,8 @@ fn socket(stage: &Stage, from: &str, port: u16, to: SocketAddr, kind: Type) -> R
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.bind(&SocketAddr::new(any, port).into())?;
-        socket.set_read_timeout(Some(LIMIT))?;
-        socket.connect_timeout(&to.into(), LIMIT).with_context(|| format!("{port} to {to}"))?;
+        socket.set_read_timeout(Some(patient(LIMIT)))?;
+        socket.connect_timeout(&to.into(), patient(LIMIT)).with_context(|| format!("{port} to {to}"))?;
         // No TIME_WAIT: the next one has the same ports.
         if kind == Type::STREAM {
             socket.set_linger(Some(Duration::ZERO))?;
@@ -200,7 +200,7 @@ fn icmp(stage: &Stage) -> Result<()> {
                 let how = ["--udp", "--connected", "--timeout", "700ms"];
                 // Kernels send a few ICMP errors a second to one host.
                 let mut failures = String::new();
-                let told = wait_until(LIMIT, || {
+                let told = wait_until(SOON, || {
                     let report = stage.ask(from, to, 1, &how)?;
                     failures = report.failures();
                     Ok(report.errors.contains_key("refused"))
@@ -242,7 +242,7 @@ fn fragments(stage: &Stage) -> Result<()> {
 fn echo(to: SocketAddr, sent: &[u8]) -> Result<Vec<u8>> {
     let any = if to.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    socket.set_read_timeout(Some(patient(LIMIT)))?;
     socket.connect(to)?;
     socket.send(sent)?;
     let mut buffer = vec![0; 2 * LONG];
@@ -270,7 +270,7 @@ fn bulk(stage: &Stage) -> Result<()> {
 /// A transfer of blocks that come back as they went.
 fn streams(stage: &Stage, from: &str, to: SocketAddr) -> Result<()> {
     let mut stream = stage.lab.stream(from, &to.to_string(), Duration::from_millis(250))?;
-    let ended = stream.wait(Duration::from_secs(15))?;
+    let ended = stream.wait(Duration::from_secs(60))?;
     ensure!(ended, "{from} to {to}: {}", stream.errors().join(" "));
     Ok(())
 }

@@ -175,22 +175,34 @@ fn source_ranges(stage: &Stage) -> Result<()> {
     for ip in ips {
         stage.route(ip, "n1")?;
     }
-    stage.service(&ranged(json!([format!("{}/32", hosts[0]), format!("{}/128", hosts[1])])))?;
+    let given = stage.service(&ranged(json!([format!("{}/32", hosts[0]), format!("{}/128", hosts[1])])))?;
     for ip in ips {
         stage.reaches("outside", SocketAddr::new(ip, PORT), &[], BOTH)?;
         stage.reaches("outside", SocketAddr::new(ip, PORT), &["--udp"], BOTH)?;
+        // Pods and nodes are clients like others there, and everywhere else they may ask.
+        for from in ["c1", "g1"] {
+            stage.dropped(from, SocketAddr::new(ip, PORT))?;
+            stage.reaches(from, given.vip(ip.is_ipv6())?, &[], BOTH)?;
+        }
+    }
+    for (one, other) in [("c1", "g1"), ("g1", "c1")] {
+        let own = [format!("{}/32", stage.ip(one, false)?), format!("{}/128", stage.ip(one, true)?)];
+        stage.service(&ranged(json!(own)))?;
+        for ip in ips {
+            stage.reaches(one, SocketAddr::new(ip, PORT), &[], BOTH)?;
+            stage.dropped(other, SocketAddr::new(ip, PORT))?;
+        }
     }
     // Changed in place.
     stage.service(&ranged(json!(["198.51.100.0/24", "2001:db8:99::/48"])))?;
     for ip in ips {
         stage.dropped("outside", SocketAddr::new(ip, PORT))?;
-        for from in ["c1", "g1"] {
-            stage.reaches(from, SocketAddr::new(ip, PORT), &[], BOTH)?;
-        }
     }
     stage.service(&ranged(json!([])))?;
     for ip in ips {
-        stage.reaches("outside", SocketAddr::new(ip, PORT), &[], BOTH)?;
+        for from in ["outside", "c1", "g1"] {
+            stage.reaches(from, SocketAddr::new(ip, PORT), &[], BOTH)?;
+        }
     }
     Ok(())
 }

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Backends and services that go, under clients that keep their sockets. One node, both families, both paths.
 
-use crate::service_stage::{Given, Stage, UDP, checked, conditions, service, spec};
+use crate::service_stage::{ENDLESS, Given, LINE, Stage, UDP, checked, conditions, service, spec};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-use weft_lab::{Running, Said, monotonic_us};
+use std::time::Duration;
+use weft_lab::{Running, Said, monotonic_us, patient};
 
-/// A client's socket is told within this of its backend's end, or its datagrams go elsewhere.
-const AT_ONCE: Duration = Duration::from_secs(3);
-/// A line of a client that asks fifty times a second.
-const LINE: Duration = Duration::from_secs(5);
+/// A client's socket is told within this of its backend's end, or its datagrams go elsewhere. Longer than an answer may take,
+/// so that a question to a backend that is dead is followed by another in time.
+const AT_ONCE: Duration = Duration::from_secs(8);
+/// Time enough for what must not happen.
+const LATER: Duration = Duration::from_millis(1_500);
+/// How long an answer may take.
+const ANSWER: &str = "3s";
 const CLIENTS: [&str; 3] = ["c1", "g1", "n1"];
 const OLD: &str = "b1";
 const NEW: &str = "b2";
@@ -60,7 +63,7 @@ struct Talk {
 impl Talk {
     fn start(stage: &Stage, from: &str, to: SocketAddr, how: &[&str]) -> Result<Talk> {
         let address = to.to_string();
-        let args = [&["talk", "--to", &address, "--timeout", "300ms"], how].concat();
+        let args = [&["talk", "--to", &address, "--timeout", ANSWER, "--for", ENDLESS], how].concat();
         let talk =
             Talk { what: format!("{from} to {to} {how:?}"), running: stage.lab.worker_start(from, &args)? };
         let first = talk.next()?;
@@ -95,7 +98,7 @@ impl Talk {
 
     /// Soon all answers are this one's.
     fn moves_to(&self, since: u64, server: &str) -> Result<()> {
-        let until = since + AT_ONCE.as_micros() as u64;
+        let until = since + micros(AT_ONCE);
         loop {
             let said = self.after(since)?;
             if said.server.as_deref() == Some(server) {
@@ -105,18 +108,35 @@ impl Talk {
         }
     }
 
+    /// Soon a question has no answer.
+    fn hears(&self, since: u64) -> Result<()> {
+        let until = since + micros(AT_ONCE);
+        loop {
+            let said = self.next()?;
+            if said.error.is_some() {
+                return Ok(());
+            }
+            ensure!(said.at_us < until, "{}: {said:?} {AT_ONCE:?} after the change", self.what);
+        }
+    }
+
     /// Soon the socket has an error of this kind.
     fn breaks(&self, since: u64, kinds: &[&str]) -> Result<()> {
-        let until = since + AT_ONCE.as_micros() as u64;
+        let until = since + micros(AT_ONCE);
         loop {
             let said = self.next()?;
             match said.error {
                 Some(error) if kinds.contains(&error.as_str()) => return Ok(()),
                 Some(error) => bail!("{}: {error} instead of {kinds:?}", self.what),
-                None => ensure!(said.at_us < until, "{}: lives on", self.what),
+                None => ensure!(said.at_us < until, "{}: lives on {AT_ONCE:?} after the change", self.what),
             }
         }
     }
+}
+
+/// A limit in the clock of what clients said.
+fn micros(limit: Duration) -> u64 {
+    patient(limit).as_micros() as u64
 }
 
 fn terminating(stage: &Stage) -> Result<()> {
@@ -133,7 +153,7 @@ fn terminating(stage: &Stage) -> Result<()> {
         talk.moves_to(since, NEW)?;
     }
     for talk in &connections {
-        talk.stays_with(since + 500_000, OLD)?;
+        talk.stays_with(since + micros(LATER / 3), OLD)?;
     }
     for (from, to) in ways_in(stage, &given, "TCP")? {
         stage.reaches(from, to, &[], &[NEW])?;
@@ -159,7 +179,7 @@ fn removed(stage: &Stage) -> Result<()> {
         talk.breaks(since, &["aborted", "reset", "refused", "closed"])?;
     }
     for talk in &direct {
-        talk.stays_with(since + 1_500_000, OLD)?;
+        talk.stays_with(since + micros(LATER), OLD)?;
     }
     Ok(())
 }
@@ -181,10 +201,7 @@ fn datagrams(stage: &mut Stage) -> Result<()> {
         talk.moves_to(since, NEW)?;
     }
     for talk in &of_host {
-        let told = Instant::now();
-        while talk.next()?.error.is_none() {
-            ensure!(told.elapsed() < AT_ONCE, "{}: is not told", talk.what);
-        }
+        talk.hears(since)?;
     }
     stage.serve(OLD, &[crate::service_stage::TCP], &[UDP])
 }
@@ -206,10 +223,7 @@ fn deleted(stage: &Stage) -> Result<()> {
     stage.delete("Service", "del")?;
     let since = monotonic_us();
     for talk in &talks {
-        let until = since + AT_ONCE.as_micros() as u64;
-        while talk.after(since)?.error.is_none() {
-            ensure!(monotonic_us() < until, "{}: answers from a service that is gone", talk.what);
-        }
+        talk.hears(since).context("a service that is gone answers")?;
     }
     // A connection may finish: its backend is there.
     for talk in &connections {

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use weft_lab::{
     ApplyReply, ApplyResult, Families, Lab, Pod, PodSpec, ProbeOptions, ProbeReport, Running, ServiceDetail,
-    UpOptions, in_netns, probe,
+    UpOptions, in_netns, patient, probe,
 };
 
 /// Where backends listen.
@@ -23,9 +23,15 @@ pub(crate) const PORT: u16 = 80;
 /// The ways to ask, as arguments of a probe.
 pub(crate) const WAYS: [&[&str]; 3] = [&[], &["--udp"], &["--udp", "--connected"]];
 /// What a node that is told of a change by somebody else's objects needs at most.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
-/// Long enough for an answer on a busy machine, short enough to wait for none.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// How long an answer may take: no promise, only that a busy machine is none of the product's faults.
+const PATIENCE: &str = "10s";
+/// For how long nobody is to answer.
 const SILENCE: &str = "400ms";
+/// A client that keeps its socket runs until the story ends it.
+pub(crate) const ENDLESS: &str = "3600s";
+/// A client that asks many times a second prints a line within this.
+pub(crate) const LINE: Duration = Duration::from_secs(20);
 
 /// A lab and what runs in it.
 pub(crate) struct Stage {
@@ -172,7 +178,7 @@ impl Stage {
             count,
             udp: how.contains(&"--udp"),
             connected: how.contains(&"--connected"),
-            limit: Duration::from_secs(2),
+            limit: patient(Duration::from_secs(10)),
             interval: Duration::ZERO,
         };
         in_netns(&self.lab.pod(from)?.netns, || Ok(probe(&options)))
@@ -181,7 +187,8 @@ impl Stage {
     /// Probes from a pod, a node or `outside`.
     pub(crate) fn ask(&self, from: &str, to: SocketAddr, count: u32, how: &[&str]) -> Result<ProbeReport> {
         let (to, count) = (to.to_string(), count.to_string());
-        self.lab.probe(from, &[&["--to", &to, "--count", &count], how].concat())
+        let limit: &[&str] = if how.contains(&"--timeout") { &[] } else { &["--timeout", PATIENCE] };
+        self.lab.probe(from, &[&["--to", &to, "--count", &count], limit, how].concat())
     }
 
     /// Each of `wanted` answers, and nobody else. As many attempts as make a mistake about that rarer than one in a million.
@@ -209,7 +216,7 @@ impl Stage {
     /// Nobody answers, and the client hears so at once.
     pub(crate) fn refused(&self, from: &str, to: SocketAddr) -> Result<()> {
         for how in [&[][..], &["--udp", "--connected"]] {
-            self.fails(from, to, how, &["refused"])?;
+            self.fails(from, to, how, PATIENCE, &["refused"])?;
         }
         Ok(())
     }
@@ -217,13 +224,13 @@ impl Stage {
     /// Nobody answers, and nobody says so: a packet is dropped, a socket has no route.
     pub(crate) fn dropped(&self, from: &str, to: SocketAddr) -> Result<()> {
         for how in [&[][..], &["--udp", "--connected"]] {
-            self.fails(from, to, how, &["timeout", "unreachable"])?;
+            self.fails(from, to, how, SILENCE, &["timeout", "unreachable"])?;
         }
         Ok(())
     }
 
-    fn fails(&self, from: &str, to: SocketAddr, how: &[&str], kinds: &[&str]) -> Result<()> {
-        let report = self.ask(from, to, 2, &[how, &["--timeout", SILENCE]].concat())?;
+    fn fails(&self, from: &str, to: SocketAddr, how: &[&str], limit: &str, kinds: &[&str]) -> Result<()> {
+        let report = self.ask(from, to, 2, &[how, &["--timeout", limit]].concat())?;
         let as_wanted = report.errors.keys().all(|kind| kinds.contains(&kind.as_str()));
         ensure!(
             report.ok == 0 && as_wanted,

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services while the agent dies, starts again, or has no room: connections and new ones go on.
 
-use crate::service_stage::{Given, PORT, Stage, checked, service, slice, spec};
+use crate::service_stage::{ENDLESS, Given, LINE, PORT, Stage, checked, service, slice, spec};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::time::Duration;
 use weft_lab::{PodSpec, Running, Said};
 
 const BOTH: &[&str] = &["b1", "b2"];
-const LINE: Duration = Duration::from_secs(5);
 /// The least number of frontends that fit; a service with two families and two ports has six with its wildcards.
 const FRONTENDS: usize = 1_024;
 
@@ -96,7 +95,7 @@ fn a_full_map_is_said_and_never_a_wrong_translation() -> Result<()> {
         let detail = stage.detail("n1", &format!("x{number}"))?;
         for ip in detail.info.cluster_ips {
             for from in ["c1", "g1"] {
-                let report = stage.ask(from, SocketAddr::new(ip, PORT), 2, &["--timeout", "200ms"])?;
+                let report = stage.ask(from, SocketAddr::new(ip, PORT), 2, &["--timeout", "400ms"])?;
                 ensure!(report.ok == 0, "x{number}: {} answers", report.spread());
             }
         }
@@ -133,8 +132,16 @@ fn web_of(name: &str, app: &str) -> Value {
     service(name, spec)
 }
 
+/// A client that keeps its socket.
+struct Talk {
+    what: String,
+    running: Running,
+    /// Who answered first.
+    server: RefCell<Option<String>>,
+}
+
 /// Connections and datagram sockets of each path and family, one each.
-fn talks(stage: &Stage, given: &Given) -> Result<Vec<(String, Running)>> {
+fn talks(stage: &Stage, given: &Given) -> Result<Vec<Talk>> {
     let mut talks = Vec::new();
     for v6 in [false, true] {
         let node = stage.node_ip("n1", v6)?;
@@ -144,8 +151,10 @@ fn talks(stage: &Stage, given: &Given) -> Result<Vec<(String, Running)>> {
                 [("c1", given.vip(v6)?), ("g1", given.vip(v6)?), ("outside", SocketAddr::new(node, port))]
             {
                 let address = to.to_string();
-                let args = [&["talk", "--to", &address, "--timeout", "2s", "--for", "200s"], how].concat();
-                talks.push((format!("{from} to {to} {how:?}"), stage.lab.worker_start(from, &args)?));
+                let args = [&["talk", "--to", &address, "--timeout", "10s", "--for", ENDLESS], how].concat();
+                let (what, running) =
+                    (format!("{from} to {to} {how:?}"), stage.lab.worker_start(from, &args)?);
+                talks.push(Talk { what, running, server: RefCell::default() });
             }
         }
     }
@@ -154,13 +163,17 @@ fn talks(stage: &Stage, given: &Given) -> Result<Vec<(String, Running)>> {
 }
 
 /// Every question so far was answered, each by the one that answered the first; and one more is.
-fn unharmed((what, running): &(String, Running)) -> Result<()> {
-    let mut lines = running.lines();
-    lines.push(running.wait_line(LINE).with_context(|| what.clone())?);
-    let said: Vec<Said> = lines.iter().map(|line| Ok(serde_json::from_str(line)?)).collect::<Result<_>>()?;
-    let server = said.first().and_then(|said| said.server.clone());
-    for said in &said {
-        ensure!(said.error.is_none() && said.server == server, "{what}: {said:?}, before {server:?}");
+fn unharmed(talk: &Talk) -> Result<()> {
+    let what = &talk.what;
+    let mut lines = talk.running.lines();
+    lines.push(talk.running.wait_line(LINE).with_context(|| what.clone())?);
+    for line in lines {
+        let said: Said = serde_json::from_str(&line)?;
+        let mut server = talk.server.borrow_mut();
+        if server.is_none() {
+            server.clone_from(&said.server);
+        }
+        ensure!(said.error.is_none() && said.server == *server, "{what}: {said:?}, before {server:?}");
     }
     Ok(())
 }

@@ -23,6 +23,12 @@ fn types_ports_families_allocation_reachability_and_refusals() -> Result<()> {
         stage.lab.pod_add(&pod.label("port.weft.dev/web", &number.to_string()))?;
         stage.serve(name, &[TCP, NAMED], &[UDP])?;
     }
+    // Also on one node.
+    for (name, number) in [("t1", TCP), ("t2", NAMED)] {
+        let pod = PodSpec::new("n1", name).label("app", "twin");
+        stage.lab.pod_add(&pod.label("port.weft.dev/web", &number.to_string()))?;
+        stage.serve(name, &[number], &[])?;
+    }
     stage.client("n1", "c1")?;
     stage.guest("n1", "g1")?;
     checked("reachable from pods, from the host, from the node's own address", reachable(&stage))?;
@@ -36,7 +42,7 @@ fn types_ports_families_allocation_reachability_and_refusals() -> Result<()> {
     checked("undefined ports are rejected", undefined(&stage))?;
     checked("no endpoints: reject; policy Local and none local: drop", nobody(&stage))?;
     checked("other proxies' services and headless ones are left alone", foreign(&stage))?;
-    checked("fault injection is refused or named as ignored", fault(&stage))?;
+    checked("fault injection is off by default, and named", fault(&stage))?;
     stage.lab.down()
 }
 
@@ -168,6 +174,13 @@ fn ports(stage: &Stage) -> Result<()> {
     // No sockets for SCTP here: the maps have it, in both families, with both backends.
     let sctp: Vec<_> = detail.frontends.iter().filter(|frontend| frontend.protocol == "SCTP").collect();
     ensure!(sctp.len() == 2 && sctp.iter().all(|f| f.slot_count == 2 && f.port == 8000), "{sctp:?}");
+    let mut twin = service("twin", spec(json!({"ports": [{"port": 8000, "targetPort": "web"}]})));
+    twin["spec"]["selector"] = json!({"app": "twin"});
+    for ip in stage.service(&twin)?.0.cluster_ips {
+        for from in ["c1", "g1", "n2"] {
+            stage.reaches(from, SocketAddr::new(ip, 8000), &[], &["t1", "t2"])?;
+        }
+    }
     let mut unnamed = web("unnamed", json!({}));
     unnamed["spec"]["ports"] = json!([{"port": 1}, {"port": 2}]);
     refused_with(stage.put(&[unnamed]), &["name"])
@@ -293,7 +306,12 @@ fn fault(stage: &Stage) -> Result<()> {
     let given = stage.service(&annotated(web("fault", json!({})), key, "drop"))?;
     ensure!(given.0.ignored.iter().any(|field| field.contains(key)), "{:?}", given.0);
     for vip in given.vips() {
-        stage.reaches("c1", vip, &[], BOTH)?;
+        for from in ["c1", "g1"] {
+            stage.reaches(from, vip, &[], BOTH)?;
+        }
     }
+    let problems = stage.detail("n1", "fault")?.problems;
+    let named = problems.iter().any(|problem| problem.contains(key) && problem.contains("fault-injection"));
+    ensure!(named, "{problems:?}");
     refused_with(stage.put(&[annotated(web("fault2", json!({})), key, "explode")]), &[key])
 }

@@ -2,6 +2,7 @@
 //! One long transfer: blocks go out, come back from the backend's echo, and are compared.
 
 use super::resolve;
+use crate::patience::patient;
 use crate::say::say;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -32,9 +33,10 @@ pub struct Progress {
 ///
 /// Errors: the connection fails, stalls, or returns other bytes than were sent.
 pub(crate) fn stream(to: &str, duration: Duration) -> Result<()> {
-    let connection = TcpStream::connect_timeout(&resolve(to)?, STALL_LIMIT).with_context(|| to.to_owned())?;
-    connection.set_read_timeout(Some(STALL_LIMIT))?;
-    connection.set_write_timeout(Some(STALL_LIMIT))?;
+    let connection =
+        TcpStream::connect_timeout(&resolve(to)?, patient(STALL_LIMIT)).with_context(|| to.to_owned())?;
+    connection.set_read_timeout(Some(patient(STALL_LIMIT)))?;
+    connection.set_write_timeout(Some(patient(STALL_LIMIT)))?;
     connection.set_nodelay(true)?;
     let mut sender = connection.try_clone()?;
     let mut receiver = BufReader::new(connection);

@@ -39,6 +39,7 @@ pub(super) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 8, 2];
 pub(super) const FIN: u8 = 1;
 pub(super) const SYN: u8 = 2;
 pub(super) const RST: u8 = 4;
+pub(super) const PSH: u8 = 8;
 pub(super) const ACK: u8 = 16;
 /// TC_ACT_SHOT.
 pub(super) const DROP: u32 = 2;
@@ -89,7 +90,7 @@ impl Bench {
             ));
         }
         let mut ebpf = EbpfLoader::new().load(OBJECT).unwrap();
-        for name in [names::UPLINK_INGRESS, names::POD_INGRESS] {
+        for name in [names::UPLINK_INGRESS, names::UPLINK_EGRESS, names::POD_INGRESS, names::POD_EGRESS] {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
@@ -168,6 +169,16 @@ impl Bench {
 
     pub(super) fn arrives_at_uplink(&self, packet: &[u8]) -> (u32, Vec<u8>) {
         let (verdict, packet, _) = self.run(names::UPLINK_INGRESS, self.uplink, packet, 0);
+        (verdict, packet)
+    }
+
+    pub(super) fn leaves_by_uplink(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+        let (verdict, packet, _) = self.run(names::UPLINK_EGRESS, self.uplink, packet, 0);
+        (verdict, packet)
+    }
+
+    pub(super) fn comes_to_pod(&self, packet: &[u8]) -> (u32, Vec<u8>) {
+        let (verdict, packet, _) = self.run(names::POD_EGRESS, self.pod, packet, 0);
         (verdict, packet)
     }
 

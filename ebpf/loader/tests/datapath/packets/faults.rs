@@ -3,10 +3,12 @@
 
 use std::net::SocketAddr;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use ebpf_abi::{
-    DatapathConfig, EndpointKey, FrontendKey, Protocol, SCOPE_EXTERNAL, ServiceValue, address, names,
+    DatapathConfig, EndpointKey, FrontendKey, Protocol, SCOPE_EXTERNAL, ServiceValue, SourceRangeKey,
+    address, names,
     node::CONFIG_MIGRATING,
-    service::{SERVICE_FAULT_DROP, SERVICE_FAULT_RESET},
+    service::{SERVICE_FAULT_CLIENTS, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET},
 };
 
 use super::{
@@ -71,6 +73,28 @@ fn a_fault_befalls_what_begins_and_nothing_that_goes_on() {
 }
 
 #[test]
+fn a_fault_of_some_clients_spares_the_others() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        inject(&mut bench, SERVICE_FAULT_DROP | SERVICE_FAULT_CLIENTS, 100);
+        // As `inject` numbers them: TCP of IPv4, TCP of IPv6.
+        for (like, id) in [(v4(0), 1), (v6(0), 3)] {
+            let of = |port| of_world(SocketAddr::new(client(like).ip(), port), node(like), Some(SYN));
+            assert_eq!(outcome(&bench, &of(41_000)).0, REDIRECT, "{like}: it befalls nobody");
+            let SourceRangeKey { prefix_len, service_id, addr } =
+                SourceRangeKey::new(id, client(like).ip(), 128);
+            let mut data = [0; 20];
+            data[..4].copy_from_slice(&service_id);
+            data[4..].copy_from_slice(&addr);
+            let ranges = bench.ebpf.map_mut(names::SOURCE_RANGES).unwrap();
+            let mut ranges: LpmTrie<_, [u8; 20], u32> = LpmTrie::try_from(ranges).unwrap();
+            ranges.insert(&Key::new(prefix_len, data), 0, 0).unwrap();
+            assert_eq!(outcome(&bench, &of(41_001)), (DROP, 0), "{like}");
+        }
+    });
+}
+
+#[test]
 fn a_fault_befalls_its_share_and_the_same_flow_each_time() {
     in_lab(|_| {
         let mut bench = Bench::new();
@@ -116,12 +140,24 @@ fn what_is_not_known_yet_is_dropped_while_maps_are_made_anew() {
             );
             assert_ne!(bench.leaves_pod(&answer(40_001).bytes()).0, DROP, "{like}: to another one");
             assert_eq!(outcome(&bench, &asked(SYN)).0, REDIRECT, "{like}: what begins is known");
+            // Out of the stack, and of a backend that is no pod.
+            let late = answer(2_000).bytes();
+            assert_eq!(bench.comes_to_pod(&late).0, DROP, "{like}");
+            assert_eq!(bench.leaves_by_uplink(&late).0, DROP, "{like}");
+            let outside = of_world(backend(like), SocketAddr::new(node(like).ip(), 2_000), Some(ACK));
+            assert_eq!(bench.arrives_at_uplink(&outside.bytes()).0, DROP, "{like}");
+            assert_eq!(outcome(&bench, &asked(SYN)).0, REDIRECT, "{like}: what begins is known");
             assert_eq!(outcome(&bench, &asked(ACK)).0, REDIRECT, "{like}");
 
             bench.set(names::CONFIG, 0, with(0));
             let other = |flags| of_world(SocketAddr::new(client(like).ip(), 40_002), node(like), Some(flags));
             assert_eq!(outcome(&bench, &other(ACK)), (NEXT, REFUSED), "{like}");
-            assert_ne!(bench.leaves_pod(&answer(2_000).bytes()).0, DROP, "{like}");
+            for (verdict, _) in
+                [bench.leaves_pod(&late), bench.comes_to_pod(&late), bench.leaves_by_uplink(&late)]
+            {
+                assert_ne!(verdict, DROP, "{like}");
+            }
+            assert_ne!(bench.arrives_at_uplink(&outside.bytes()).0, DROP, "{like}");
         }
     });
 }

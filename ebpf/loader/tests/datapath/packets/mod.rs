@@ -3,6 +3,7 @@
 
 mod bytes;
 pub(crate) mod client;
+mod direct;
 mod faults;
 mod node_ports;
 mod pod_clients;

@@ -15,8 +15,8 @@ use ebpf_loader::monotonic_secs;
 
 use super::{
     bytes::{
-        ACK, Bench, FIN, HOST_MAC, NEXT, POD_MAC, Packet, REDIRECT, RST, SYN, backend, client, complement,
-        node, of_world,
+        ACK, Bench, FIN, HOST_MAC, NEXT, POD_MAC, PSH, Packet, REDIRECT, RST, SYN, backend, client,
+        complement, node, of_world,
     },
     service::config,
 };
@@ -79,12 +79,204 @@ impl Connection {
     fn states(&self, bench: &Bench) -> [Option<CtState>; 2] {
         self.keys().map(|key| state(bench, names::CT_LIVE, &key))
     }
+
+    /// The last packet came so many seconds ago.
+    fn was_seen(&self, bench: &mut Bench, secs: u32) {
+        let seen_secs = monotonic_secs().unwrap() - secs;
+        for key in self.keys() {
+            let known = entry(bench, names::CT_LIVE, &key).unwrap();
+            bench.put(names::CT_LIVE, key, CtValue { seen_secs, ..known });
+        }
+    }
+}
+
+#[test]
+fn an_ack_that_an_rst_overtook_does_not_bring_its_connection_back() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            // Within one second; the clock may turn while it is tried.
+            let stays = (0..5).any(|_| {
+                let began = monotonic_secs().unwrap();
+                one.asks(&bench, SYN);
+                one.answers(&bench, SYN | ACK);
+                one.asks(&bench, ACK);
+                one.asks(&bench, RST);
+                assert_eq!(one.asks(&bench, ACK), REDIRECT);
+                let states = one.states(&bench);
+                if monotonic_secs().unwrap() != began {
+                    return false;
+                }
+                assert_eq!(states, [Some(CtState::Doubtful); 2], "{like}");
+                true
+            });
+            assert!(stays, "{like}: each time more than a second passed");
+            // The port's next connection is none of the old one's: it goes to whoever is a backend now.
+            let other = SocketAddr::new(backend(like).ip(), 9_999);
+            let (slot, id) = if like.is_ipv4() { (1, 40) } else { (3, 41) };
+            let value = BackendValue::new(other.ip(), other.port(), Protocol::Tcp).on_node(1, true);
+            bench.set(names::BACKENDS, id, value);
+            bench.set(names::SLOTS, slot, id);
+            one.asks(&bench, SYN);
+            let begun = entry(&bench, names::CT_NEW, &one.keys()[0]);
+            assert_eq!(begun.map(|entry| entry.backend_id), Some(id), "{like}");
+        }
+    });
+}
+
+#[test]
+fn a_syn_after_an_rst_ends_no_connection_that_goes_on_either() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            one.is_established(&bench);
+            // Both may be anybody's. The backend is the one that would be chosen again.
+            for flags in [RST, SYN] {
+                assert_eq!(one.asks(&bench, flags), REDIRECT, "{like}");
+            }
+            assert_eq!(one.states(&bench), [Some(CtState::Established); 2], "{like}");
+            assert_eq!(entry(&bench, names::CT_NEW, &one.keys()[0]), None, "{like}: nothing began");
+            assert_eq!(one.answers(&bench, ACK), REDIRECT, "{like}");
+
+            // After a while without a word the port is the next connection's.
+            one.asks(&bench, RST);
+            one.was_seen(&mut bench, TCP_RESET_SECS + 2);
+            one.asks(&bench, SYN);
+            assert_eq!(one.states(&bench), [None; 2], "{like}");
+            assert_eq!(state(&bench, names::CT_NEW, &one.keys()[0]), Some(CtState::New), "{like}");
+        }
+    });
+}
+
+#[test]
+fn what_is_no_syn_alone_begins_nothing_where_a_connection_is_over() {
+    in_lab(|_| {
+        let bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            one.is_established(&bench);
+            one.asks(&bench, FIN | ACK);
+            one.answers(&bench, FIN | ACK);
+            for flags in [SYN | FIN, SYN | RST] {
+                one.asks(&bench, flags);
+                assert_eq!(one.states(&bench), [Some(CtState::Closed); 2], "{like} {flags}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_another_cpu_saw_end_does_not_go_on() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            one.is_established(&bench);
+            one.was_seen(&mut bench, 2);
+            // As if it had been written after this packet's entry was read.
+            let [_, answers] = one.keys();
+            let known = entry(&bench, names::CT_LIVE, &answers).unwrap();
+            bench.put(names::CT_LIVE, answers, CtValue { state: CtState::Closed.number(), ..known });
+            for flags in [ACK, FIN | ACK] {
+                one.asks(&bench, flags);
+                assert_eq!(one.states(&bench)[1], Some(CtState::Closed), "{like} {flags}");
+            }
+        }
+    });
+}
+
+#[test]
+fn who_has_not_heard_the_backend_establishes_nothing() {
+    in_lab(|_| {
+        let bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            one.asks(&bench, SYN);
+            one.answers(&bench, SYN | ACK);
+            let at = if like.is_ipv4() { 42 } else { 62 };
+            let acknowledges = |number: u32| {
+                let mut bytes = of_world(one.from, one.to, Some(ACK)).bytes();
+                bytes[at..at + 4].copy_from_slice(&number.to_be_bytes());
+                assert_eq!(bench.arrives_at_uplink(&bytes).0, REDIRECT, "{like}: the backend will say so");
+                one.states(&bench)
+            };
+            // The SYN-ACK was number 1.
+            for number in [0, 1, 2 + (1 << 16), 1 << 31] {
+                assert_eq!(acknowledges(number), [None; 2], "{like} {number}");
+            }
+            assert_eq!(one.answers(&bench, ACK), REDIRECT);
+            assert_eq!(one.states(&bench), [None; 2], "{like}: of a segment that it does not like");
+            assert_eq!(
+                acknowledges(2 + 1_000),
+                [Some(CtState::Established); 2],
+                "{like}: its first one was lost"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_backend_that_says_something_has_heard_its_client() {
+    in_lab(|_| {
+        let bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            one.asks(&bench, SYN);
+            one.answers(&bench, SYN | ACK | PSH);
+            assert_eq!(one.states(&bench), [None; 2], "{like}: data of its SYN-ACK");
+            one.answers(&bench, ACK | PSH);
+            assert_eq!(one.states(&bench), [Some(CtState::Established); 2], "{like}");
+        }
+    });
+}
+
+#[test]
+fn an_answer_does_not_bring_back_what_was_taken_away_from_the_client() {
+    in_lab(|_| {
+        let mut bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let (from, to) = (client(like), node(like));
+            let asks = |bench: &Bench| bench.arrives_at_uplink(&of_world(from, to, None).bytes()).0;
+            let answers = |bench: &Bench| {
+                let answer = of_world(backend(like), from, None);
+                bench.leaves_pod(&Packet { macs: (HOST_MAC, POD_MAC), ..answer }.bytes()).0
+            };
+            let keys = [key(from, to, 17), key(backend(like), from, 17)];
+            let take_away = |bench: &mut Bench, map: &str| {
+                let mut known =
+                    HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map_mut(map).unwrap()).unwrap();
+                known.remove(&keys[0]).unwrap();
+                // An answer a while later, in a flow that goes on.
+                let now = monotonic_secs().unwrap();
+                let value = known.get(&keys[1], 0).unwrap();
+                known
+                    .insert(keys[1], CtValue { seen_secs: now - 5, began_secs: now - 20, ..value }, 0)
+                    .unwrap();
+            };
+            let is_forgotten = |bench: &Bench| {
+                [names::CT_LIVE, names::CT_NEW].iter().all(|map| entry(bench, map, &keys[0]).is_none())
+            };
+            // Of one question, and of a conversation.
+            for (questions, map) in [(1, names::CT_NEW), (2, names::CT_LIVE)] {
+                for _ in 0..questions {
+                    assert_eq!([asks(&bench), answers(&bench)], [REDIRECT; 2], "{like}");
+                }
+                take_away(&mut bench, map);
+                for _ in 0..2 {
+                    assert_eq!(answers(&bench), REDIRECT, "{like}: those on their way still arrive");
+                    assert!(is_forgotten(&bench), "{like} {map}");
+                }
+            }
+        }
+    });
 }
 
 #[test]
 fn an_rst_ends_no_connection_that_goes_on() {
     in_lab(|_| {
-        let bench = Bench::new();
+        let mut bench = Bench::new();
         for like in [v4(0), v6(0)] {
             let one = Connection::new(like);
             one.is_established(&bench);
@@ -92,11 +284,13 @@ fn an_rst_ends_no_connection_that_goes_on() {
             assert_eq!(one.states(&bench), all(CtState::Established));
             assert_eq!(one.asks(&bench, RST), REDIRECT, "its end may be");
             assert_eq!(one.states(&bench), all(CtState::Doubtful));
+            one.was_seen(&mut bench, 1);
             assert_eq!(one.answers(&bench, ACK), REDIRECT);
-            assert_eq!(one.states(&bench), all(CtState::Established), "in the same second, too");
+            assert_eq!(one.states(&bench), all(CtState::Established));
             one.answers(&bench, FIN | ACK);
             one.answers(&bench, RST);
             assert_eq!(one.states(&bench), all(CtState::Doubtful));
+            one.was_seen(&mut bench, 1);
             one.asks(&bench, ACK);
             assert_eq!(one.states(&bench), all(CtState::Closing), "as before");
             one.asks(&bench, FIN | ACK);
@@ -107,10 +301,11 @@ fn an_rst_ends_no_connection_that_goes_on() {
 }
 
 #[test]
-fn the_ports_of_a_reset_flow_go_to_another_after_a_while() {
+fn the_ports_of_a_flow_that_ends_go_to_another_after_a_while() {
     in_lab(|_| {
         let mut bench = Bench::new();
-        for (id, like) in [(20, v4(0)), (21, v6(0))] {
+        let ends = [(20, v4(0), RST), (21, v6(0), RST), (22, v4(0), FIN), (23, v6(0), FIN)];
+        for (id, like, end) in ends {
             // A second frontend of the same backend.
             let second = SocketAddr::new(node(like).ip(), 8_443);
             let frontend = FrontendKey::new(second.ip(), second.port(), Protocol::Tcp, SCOPE_EXTERNAL);
@@ -119,9 +314,11 @@ fn the_ports_of_a_reset_flow_go_to_another_after_a_while() {
                 ServiceValue { service_id: id, slot_offset, slot_count: 1, ..ServiceValue::default() };
             bench.put(names::SERVICES, frontend, service);
 
-            let one = Connection::new(like);
+            let from = SocketAddr::new(client(like).ip(), 40_000 + id as u16);
+            let one = Connection { from, ..Connection::new(like) };
             one.is_established(&bench);
-            one.answers(&bench, RST);
+            one.asks(&bench, end | ACK);
+            one.answers(&bench, end | ACK);
             let asked = of_world(one.from, second, Some(SYN));
             let source = |packet: &[u8]| {
                 let at = if like.is_ipv4() { 34 } else { 54 };
@@ -130,11 +327,7 @@ fn the_ports_of_a_reset_flow_go_to_another_after_a_while() {
             let (_, out) = bench.arrives_at_uplink(&asked.bytes());
             assert_ne!(source(&out), one.from.port(), "{like}: still its own");
 
-            let now = monotonic_secs().unwrap();
-            for key in one.keys() {
-                let known = entry(&bench, names::CT_LIVE, &key).unwrap();
-                bench.put(names::CT_LIVE, key, CtValue { seen_secs: now - TCP_RESET_SECS - 2, ..known });
-            }
+            one.was_seen(&mut bench, TCP_RESET_SECS + 2);
             let ports = HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map_mut(names::CT_NEW).unwrap());
             ports.unwrap().remove(&key(one.from, second, 6)).unwrap();
             let (_, out) = bench.arrives_at_uplink(&asked.bytes());
@@ -185,28 +378,31 @@ fn a_flow_that_is_wrapped_stays_where_a_flood_may_take_it() {
             let to = if like.is_ipv4() { v4(9) } else { v6(9) };
             bench.set(names::BACKENDS, id, BackendValue::new(to, 8_080, Protocol::Tcp).on_node(2, false));
 
-            let after = |port: u16, flags: &[u8]| {
+            let after = |bench: &Bench, port: u16, flags: &[u8]| {
                 let from = SocketAddr::new(client(like).ip(), port);
                 for flags in flags {
                     let packet = of_world(from, at, Some(*flags)).bytes();
                     assert_eq!(bench.arrives_at_uplink(&packet).0, REDIRECT, "{like} {port} {flags}");
                 }
                 let key = key(from, at, 6);
-                assert_eq!(entry(&bench, names::CT_LIVE, &key), None, "{like} {port}");
-                state(&bench, names::CT_NEW, &key)
+                assert_eq!(entry(bench, names::CT_LIVE, &key), None, "{like} {port}");
+                state(bench, names::CT_NEW, &key)
             };
-            assert_eq!(after(1, &[SYN, SYN]), Some(CtState::New), "{like}");
-            assert_eq!(after(2, &[SYN, ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(&bench, 1, &[SYN, SYN]), Some(CtState::New), "{like}");
+            assert_eq!(after(&bench, 2, &[SYN, ACK]), Some(CtState::Established), "{like}");
             assert_eq!(
-                after(3, &[ACK, ACK, ACK]),
+                after(&bench, 3, &[ACK, ACK, ACK]),
                 Some(CtState::Joined),
                 "{like}: another node has seen its SYN"
             );
-            assert_eq!(after(4, &[ACK, SYN, ACK]), Some(CtState::Established), "{like}");
-            assert_eq!(after(5, &[SYN, ACK, RST]), Some(CtState::Doubtful), "{like}");
-            assert_eq!(after(6, &[SYN, ACK, RST, ACK]), Some(CtState::Established), "{like}");
-            assert_eq!(after(7, &[SYN, ACK, FIN | ACK, ACK]), Some(CtState::Closed), "{like}");
-            assert_eq!(after(8, &[SYN, RST]), Some(CtState::Reset), "{like}");
+            assert_eq!(after(&bench, 4, &[ACK, SYN, ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(&bench, 5, &[SYN, ACK, RST]), Some(CtState::Doubtful), "{like}");
+            let key = key(SocketAddr::new(client(like).ip(), 5), at, 6);
+            let known = entry(&bench, names::CT_NEW, &key).unwrap();
+            bench.put(names::CT_NEW, key, CtValue { seen_secs: known.seen_secs - 1, ..known });
+            assert_eq!(after(&bench, 5, &[ACK]), Some(CtState::Established), "{like}");
+            assert_eq!(after(&bench, 7, &[SYN, ACK, FIN | ACK, ACK]), Some(CtState::Closed), "{like}");
+            assert_eq!(after(&bench, 6, &[SYN, RST]), Some(CtState::Reset), "{like}");
         }
     });
 }

@@ -13,7 +13,7 @@ use ebpf_abi::{
     DropReason, FlowKey, FlowValue, NetnsValue, PROTO_UDP, Protocol, ServiceValue,
     address::address,
     names,
-    service::{SERVICE_FAULT_DROP, SERVICE_FAULT_RESET},
+    service::{SERVICE_FAULT_CLIENTS, SERVICE_FAULT_DROP, SERVICE_FAULT_RESET},
 };
 use ebpf_loader::AttachMode;
 
@@ -62,6 +62,34 @@ fn a_fault_refuses_or_lets_time_out_what_begins() {
             assert_eq!(ask(), answer(VIP, "one"));
             assert_eq!((world.known_sockets().len(), world.load(backends[0])), (0, 0), "{protocol:?}");
             assert_eq!(world.counters(&service), (2, 2), "{protocol:?}");
+        }
+    });
+}
+
+#[test]
+fn a_fault_of_some_clients_spares_the_others() {
+    in_lab(|lab| {
+        serve(BACKEND, "one");
+        let world = World::new(lab);
+        let mut agent = Agent::start(&lab.cgroup);
+        for (protocol, client) in [(Protocol::Tcp, v4(1)), (Protocol::Udp, v4(2))] {
+            world.set_netns(netns_cookie(), NetnsValue::pod(Some(client), None, 7, false));
+            let (service, backends) = world.serves(VIP, protocol, &[BACKEND]);
+            let flags = SERVICE_FAULT_RESET | SERVICE_FAULT_CLIENTS;
+            world.change(
+                key(VIP, protocol),
+                ServiceValue { flags, fault_percent: 100, ..service },
+                &backends,
+            );
+            let mut ask = || match protocol {
+                Protocol::Tcp => agent.tcp_once(VIP),
+                _ => agent.send("datagrams", VIP),
+            };
+            assert_eq!(ask(), answer(VIP, "one"), "{protocol:?}: it befalls nobody");
+            world.allow_source(service.service_id, &v4(9).to_string(), 32);
+            assert_eq!(ask(), answer(VIP, "one"), "{protocol:?}: it befalls somebody else");
+            world.allow_source(service.service_id, &client.to_string(), 32);
+            assert_eq!(ask(), REFUSED, "{protocol:?}");
         }
     });
 }
