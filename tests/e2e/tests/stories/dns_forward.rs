@@ -348,9 +348,13 @@ fn who_may_ask() -> Result<()> {
     stage.client("n1", "c1")?;
     let outside = stage.lab.state()?.outside.netns;
     // Where other nodes' pods ask, too.
-    let nodes = stage.lab.ask("n1", async |client| client.nodes().await)?;
-    let own = nodes.first().and_then(|node| node.overlay).context("no overlay address")?;
-    let overlay = format!("{own}:53");
+    let mut own = None;
+    wait_until(PATIENCE, || {
+        let nodes = stage.lab.ask("n1", async |client| client.nodes().await)?;
+        own = nodes.first().and_then(|node| node.overlay);
+        Ok(own.is_some())
+    })?;
+    let overlay = format!("{}:53", own.context("no overlay address")?);
     for server in NODE_DNS.into_iter().chain([overlay.as_str()]) {
         stage.route(server.parse::<std::net::SocketAddr>()?.ip(), "n1")?;
         let limit = Duration::from_millis(500);
