@@ -25,7 +25,7 @@ use crate::psk;
 pub(crate) use dns::{DnsOptions, UpstreamOption, ZoneOptions};
 #[cfg(test)]
 pub(crate) use external::TsigKey;
-pub(crate) use external::{Algorithm, DnsTable, ExternalOptions};
+pub(crate) use external::{Algorithm, DnsTable, ExternalOptions, owner_of};
 pub(crate) use services::ServicesConfig;
 
 /// Read when it exists and no other is named.

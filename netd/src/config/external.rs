@@ -11,6 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use dns_zone::Name;
 use dns_zone::external::{Domain, DomainError};
 use serde::Deserialize;
+use uuid::Uuid;
 
 use super::{ConfigError, bad};
 
@@ -59,7 +60,9 @@ pub(crate) enum Algorithm {
 pub(crate) struct ExternalOptions {
     /// Name or address of the zone's primary server, and its port.
     pub server: (String, u16),
+    /// Owned by the cluster's name alone unless [`Self::owner_given`].
     pub domain: Domain,
+    pub owner_given: bool,
     pub key: TsigKey,
 }
 
@@ -88,7 +91,7 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Checks what the file says; `cluster` owns what is published unless it says otherwise.
+/// Checks what the file says; the cluster of this name owns what is published unless it says otherwise.
 pub(super) fn check(table: Option<DnsTable>, cluster: &str) -> Result<Option<ExternalOptions>, ConfigError> {
     let Some(table) = table.and_then(|table| table.external) else { return Ok(None) };
     let name = |option, text: &str| match Name::parse(text) {
@@ -106,16 +109,27 @@ pub(super) fn check(table: Option<DnsTable>, cluster: &str) -> Result<Option<Ext
         return Err(bad("dns.external.ttl-secs", format!("{ttl_secs}: 1 to {TTL_SECS_MAX} is needed")));
     }
     let owner = table.owner.as_deref().unwrap_or(cluster);
-    let domain = Domain::new(zone, within, owner, ttl_secs).map_err(|error| match &error {
+    let refused = |error: DomainError| match &error {
         DomainError::Owner(_) => bad("dns.external.owner", error.to_string()),
         _ => bad("dns.external.domain", error.to_string()),
-    })?;
+    };
+    let domain = Domain::new(zone, within, owner, ttl_secs).map_err(refused)?;
+    if table.owner.is_none() {
+        domain.owned_by(&owner_of(cluster, Uuid::nil())).map_err(refused)?;
+    }
     let key = TsigKey {
         name: name("dns.external.key", &table.key)?.to_lower(),
         algorithm: table.algorithm,
         secret: secret(&table.secret_file)?,
     };
-    Ok(Some(ExternalOptions { server: server(&table.server)?, domain, key }))
+    let owner_given = table.owner.is_some();
+    Ok(Some(ExternalOptions { server: server(&table.server)?, domain, owner_given, key }))
+}
+
+/// Who owns what this cluster publishes, where nobody says otherwise: two clusters of one name, as of the default's, must not take
+/// each other's names for stale ones of their own.
+pub(crate) fn owner_of(cluster: &str, id: Uuid) -> String {
+    format!("{cluster}.{:08x}", id.as_fields().0)
 }
 
 /// `HOST`, `HOST:PORT`, an address, `[IPv6]:PORT`.
@@ -200,6 +214,8 @@ mod tests {
         assert_eq!((options.key.secret.len(), options.key.name.to_string().as_str()), (32, "weft."));
         assert!(!format!("{options:?}").contains("31, "), "the secret is shown: {options:?}");
         assert_eq!(check(None, "prod").unwrap(), None);
+        assert!(!options.owner_given && said("owner", "prod-eu").unwrap().owner_given);
+        assert_eq!(owner_of("prod", Uuid::from_u128(0x1a2b_3c4d << 96)), "prod.1a2b3c4d");
     }
 
     #[test]

@@ -153,6 +153,11 @@ impl Keys {
         self.key(format_args!("alive/{node}"))
     }
 
+    /// What tells this cluster from others of its name.
+    pub fn cluster_id(&self) -> String {
+        self.key("id")
+    }
+
     /// Who does what one node does for all (leased); what for is a word of ours.
     pub fn leader(&self, task: &str) -> String {
         self.key(format_args!("leader/{task}"))
@@ -361,6 +366,7 @@ mod tests {
         let node = Uuid::from_u128(7);
         assert_eq!(keys.config(), "/weft/v1/weft/config");
         assert_eq!(keys.node(node), "/weft/v1/weft/nodes/00000000-0000-0000-0000-000000000007");
+        assert_eq!(keys.cluster_id(), "/weft/v1/weft/id");
         assert_eq!(keys.leader("dns-external"), "/weft/v1/weft/leader/dns-external");
         assert_eq!(keys.block("10.244.0.64/26".parse().unwrap()), "/weft/v1/weft/ipam/blocks/10.244.0.64-26");
         assert_eq!(keys.block("fd00::/122".parse().unwrap()), "/weft/v1/weft/ipam/blocks/fd00::-122");

@@ -14,8 +14,8 @@ const LABEL: &str = "_weft";
 pub const INDEX_SHARDS: usize = 64;
 /// Names of one cluster: more of them might not fit into a part of the index.
 pub const NAMES_MAX: usize = 4_000;
-/// Octets of an owner's name: those of a cluster's.
-const OWNER_MAX: usize = 63;
+/// Octets of an owner's name: a cluster's, and something that tells it from others of that name. A mark fits into 255 with it.
+const OWNER_MAX: usize = 80;
 
 /// A part of a zone that names of services are published in. Displays as its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub enum DomainError {
         domain: String,
     },
     /// The owner's name does not fit into names and marks.
-    #[error("owner {0:?}: use 1 to 63 of a-z, 0-9, '-' and '.', beginning and ending with a letter or digit")]
+    #[error("owner {0:?}: use 1 to 80 of a-z, 0-9, '-' and '.', beginning and ending with a letter or digit")]
     Owner(String),
 }
 
@@ -74,6 +74,14 @@ impl Domain {
         let shard = |number: usize| owned.child(&format!("{number:02x}"));
         let index = (0..INDEX_SHARDS).map(shard).collect::<Result<_, _>>()?;
         Ok(Self { zone: zone.to_lower(), name: domain.to_lower(), owner: owner.to_owned(), ttl_secs, index })
+    }
+
+    /// The same for another owner.
+    ///
+    /// # Errors
+    /// The owner's name does not fit.
+    pub fn owned_by(&self, owner: &str) -> Result<Self, DomainError> {
+        Self::new(self.zone.clone(), self.name.clone(), owner, self.ttl_secs)
     }
 
     /// The zone's own name.

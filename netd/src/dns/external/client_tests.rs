@@ -71,6 +71,7 @@ fn options(port: u16) -> ExternalOptions {
     ExternalOptions {
         server: ("127.0.0.1".into(), port),
         domain: Domain::new(name("example.org"), name("example.org"), "prod", 60).unwrap(),
+        owner_given: true,
         key: TsigKey { name: name("weft"), algorithm: Algorithm::HmacSha256, secret: SECRET.to_vec() },
     }
 }

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Names of chosen Services in a zone of others (`[dns.external]`, RFC 2136). One node does it, the one that has
-//! `leader/dns-external`; what is to be done follows from the view and from the zone itself (`dns_zone::external`), so the next
-//! leader, or the next netd, goes on where the last one was.
+//! `leader/dns-external`; what is to be done follows from the view and from the zone itself (`dns_zone::external`), so the
+//! next leader, or the next netd, goes on where the last one was.
 //!
-//! `wishes.rs`: which Services want which names, and the addresses they have; `presence.rs`: nodes that are away for a moment;
-//! `publisher.rs`: one pass after the other; `client.rs`: the zone's server; `wire.rs`: messages; `error.rs`: what to say.
+//! `wishes.rs`: which Services want which names, and the addresses they have; `presence.rs`: nodes that are away for a
+//! moment; `owner.rs`: whose names these are; `publisher.rs`: one pass after the other; `client.rs`: the zone's server;
+//! `wire.rs`: messages; `error.rs`: what to say.
 
 mod client;
 #[cfg(test)]
 mod client_tests;
 mod error;
+mod owner;
 mod presence;
 mod publisher;
 mod wire;

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use anyhow::Result;
 use dns_zone::external::{Change, Contested, Domain, Found, HostName, Mark, Update, Wish, choose, plan};
 use dns_zone::{Name, RecordData, RecordType};
 use netd_api::{BadValue, PendingItem};
@@ -14,9 +15,10 @@ use uuid::Uuid;
 use super::Shown;
 use super::client::{Client, Outcome};
 use super::error::ServerError;
+use super::owner::cluster_id;
 use super::presence::Presence;
 use super::wishes::{Wishes, wishes};
-use crate::config::ExternalOptions;
+use crate::config::{ExternalOptions, owner_of};
 use crate::leader::{self, EXTERNAL_DNS, Seat};
 use crate::node::{Node, monotonic_ms};
 use crate::view::View;
@@ -45,6 +47,8 @@ pub(super) struct Publisher {
     /// What the zone has; `None` before it was read.
     found: Option<BTreeMap<HostName, Found>>,
     read_ms: u64,
+    /// Names of ours there, and their records, as they were read last.
+    counts: (usize, usize),
     /// Names that the server refused to change, and the server itself (`None`).
     again: Backoff<Option<HostName>>,
     /// Since when the server fails.
@@ -68,6 +72,7 @@ impl Publisher {
             wishes: Wishes::default(),
             found: None,
             read_ms: 0,
+            counts: (0, 0),
             again: Backoff::new(AGAIN_MS_MIN, AGAIN_MS_MAX),
             failing_ms: None,
             rest_until_ms: 0,
@@ -99,6 +104,10 @@ impl Publisher {
                 tracing::debug!(%error, "who publishes names is not settled");
                 return;
             }
+        }
+        if let Err(error) = self.own(node).await {
+            tracing::debug!("names are not published yet: {error:#}");
+            return;
         }
         if !self.leads {
             self.leads = true;
@@ -135,6 +144,17 @@ impl Publisher {
         node.external.show(self.shown());
     }
 
+    /// Learns whose names these are.
+    async fn own(&mut self, node: &Node) -> Result<()> {
+        if !self.options.owner_given {
+            let id = cluster_id(node.store.as_ref(), &node.keys).await?;
+            let owner = owner_of(&node.config.cluster, id);
+            self.options.domain = self.options.domain.owned_by(&owner)?;
+            self.options.owner_given = true;
+        }
+        Ok(())
+    }
+
     /// What keeps us from publishing stays to be seen, until another node publishes.
     async fn hand_over(&mut self, node: &Node, now: u64) {
         leader::hand_over(node, EXTERNAL_DNS).await;
@@ -153,9 +173,14 @@ impl Publisher {
         let external_ips = node.config.services.external_ips;
         self.wishes = wishes(self.domain(), &view, &node.keys, external_ips, &present);
         self.seen = Some((view, present));
+        self.is_done = false;
     }
 
     async fn reconcile(&mut self, node: &Node, now: u64) -> Result<(), ServerError> {
+        let is_known = self.found.is_some() && now.saturating_sub(self.read_ms) < REREAD_MS;
+        if self.is_done && is_known {
+            return Ok(());
+        }
         let mut client = None;
         self.read(&mut client, now).await?;
         let Some(mut found) = self.found.take() else { return Ok(()) };
@@ -168,7 +193,7 @@ impl Publisher {
         self.again.retain(is_concerned);
         self.said.retain(|key, _| is_concerned(key));
 
-        let mut left = 0;
+        let (mut left, mut in_doubt) = (0, false);
         let mut outcome = Ok(());
         for update in &planned.updates {
             let key = Some(update.host.clone());
@@ -194,20 +219,18 @@ impl Publisher {
                     self.said.remove(&key);
                 }
                 Ok(Outcome::Conflict(rcode)) => {
-                    // Next time it is looked at first.
+                    // Next time it is looked at first: alone where it is wished, else with all that stands in the index.
                     found.remove(&update.host);
+                    in_doubt |= !chosen.contains_key(&update.host);
                     self.conflicted(node, update, rcode, now);
                 }
                 Err(error) if error.concerns_one_name() => self.failed(node, key, &error, now),
-                Err(error) => {
-                    // What became of it is not known.
-                    found.remove(&update.host);
-                    outcome = Err(error);
-                }
+                // What became of it is not known.
+                Err(error) => (in_doubt, outcome) = (true, Err(error)),
             }
         }
         self.is_done = left == 0 && self.taken.is_empty();
-        self.found = Some(found);
+        self.found = (!in_doubt).then_some(found);
         outcome
     }
 
@@ -313,10 +336,12 @@ impl Publisher {
         self.is_done = false;
     }
 
-    fn shown(&self) -> Shown {
+    fn shown(&mut self) -> Shown {
+        if let Some(found) = &self.found {
+            let ours = found.values().filter(|found| found.service(self.domain()).is_some());
+            self.counts = (ours.clone().count(), ours.map(|found| found.records.len()).sum());
+        }
         let domain = self.domain();
-        let ours =
-            self.found.iter().flat_map(BTreeMap::values).filter(|found| found.service(domain).is_some());
         let waiting = self.again.waiting().map(|(key, waiting)| PendingItem {
             object: match key {
                 Some(host) => format!("name {host}"),
@@ -338,8 +363,8 @@ impl Publisher {
         });
         Shown {
             leads: self.leads,
-            names: ours.clone().count(),
-            records: ours.map(|found| found.records.len()).sum(),
+            names: self.counts.0,
+            records: self.counts.1,
             is_done: self.is_done,
             pending: waiting.collect(),
             problems: self.wishes.problems.iter().cloned().chain(refused).chain(taken).collect(),

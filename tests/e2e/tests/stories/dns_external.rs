@@ -44,8 +44,10 @@ fn names_of_services_are_published_changed_and_removed_in_a_zone_of_others() -> 
             is(name, "AAAA", &[&v6])?;
         }
         let cluster = stage.lab.state()?.cluster;
-        let mark = format!("heritage=weft,owner={cluster},service=default/shop");
-        client.says("_weft.shop.example.org", "TXT", "NOERROR", &[&mark])?;
+        let mark = client.data("_weft.shop.example.org", "TXT")?.concat();
+        let owner =
+            mark.strip_prefix(&format!("TXT heritage=weft,owner={cluster}.")).context(mark.clone())?;
+        ensure!(owner.len() == 29 && owner.ends_with(",service=default/shop"), "{mark}");
         ensure!(
             client.ask("shop.example.org", "A")?.message.answers[0].ttl == 60,
             "not the TTL of the default"
@@ -76,11 +78,16 @@ fn names_of_services_are_published_changed_and_removed_in_a_zone_of_others() -> 
         is("named.example.org", "CNAME", &["lb.example.net."])
     })?;
     checked("what is somebody else's stays, and it is said whose Service cannot have it", {
-        let mut thief = shop("www.example.org, www.example.net, fine.example.org", &documented(3));
+        let theirs = "heritage=weft,owner=other.12345678,service=default/shop";
+        let lines = "other.example.org. 60 A 198.51.100.2\nupdate add _weft.other.example.org. 60 TXT";
+        bind.update(&stage.lab, &format!("update add {lines} {theirs:?}"))?;
+        let names = "www.example.org, www.example.net, other.example.org, fine.example.org";
+        let mut thief = shop(names, &documented(3));
         thief["metadata"]["name"] = "thief".into();
         stage.service(&thief)?;
         is("fine.example.org", "A", &[&documented(3)[0].to_string()])?;
         client.says("www.example.org", "A", "NOERROR", &["198.51.100.80"])?;
+        client.says("other.example.org", "A", "NOERROR", &["198.51.100.2"])?;
         let leader = leader(&stage)?;
         let said = wait_until(SOON, || {
             let status = stage.lab.status(&leader)?;
@@ -92,29 +99,39 @@ fn names_of_services_are_published_changed_and_removed_in_a_zone_of_others() -> 
                 bad.key == "Service default/thief"
                     && bad.reason.contains("www.example.net is not at or below example.org")
             });
-            Ok(pending && bad)
+            let taken = status.bad_values.iter().any(|bad| {
+                bad.key == "name other.example.org" && bad.reason.contains("of cluster other.12345678 has it")
+            });
+            Ok(pending && bad && taken)
         })?;
         ensure!(said, "{:?}", stage.lab.status(&leader)?);
         let wrong = annotated(service("wrong", spec(json!({}))), NAMES, "a_b.example.org");
         refused_with(stage.put(&[wrong]), &["Service default/wrong", NAMES, "a_b.example.org"])?;
         stage.delete("Service", "thief")?;
+        client.says("other.example.org", "A", "NOERROR", &["198.51.100.2"])?;
+        let both = "update delete other.example.org.\nupdate delete _weft.other.example.org.";
+        bind.update(&stage.lab, both)?;
         client_becomes_nothing(&client, "fine.example.org")
     })?;
     checked("metrics", {
         if have("curl", "dnsext") {
             let leader = leader(&stage)?;
             let url = ["curl", "-s", "http://127.0.0.1:9157/metrics"];
-            let text = stage.lab.exec(&leader, &url)?.text("metrics")?;
-            for wanted in [
+            let wanted = [
                 "weft_dns_external_leader 1",
                 "weft_dns_external_done 1",
                 "weft_dns_external_names 3",
                 "weft_dns_external_problems 0",
                 "weft_dns_external_updates_total{change=\"claim\"}",
                 "weft_dns_external_errors_total{reason=\"conflict\"}",
-            ] {
-                ensure!(text.contains(wanted), "no {wanted} in:\n{text}");
-            }
+            ];
+            let mut text = String::new();
+            // The zone has it a moment before the metrics do.
+            let counted = wait_until(SOON, || {
+                text = stage.lab.exec(&leader, &url)?.text("metrics")?;
+                Ok(wanted.iter().all(|line| text.contains(line)))
+            })?;
+            ensure!(counted, "{wanted:?} expected in:\n{text}");
         }
         Ok(())
     })?;
