@@ -75,6 +75,8 @@ pub(crate) struct Node {
     /// Checksums inside VXLAN were found to be spoilt: the kernel computes them.
     pub vxlan_checksum_off: AtomicBool,
     pub zone: Arc<ArcSwapOption<Zone>>,
+    /// The store's revision that the zone was made from.
+    pub named_revision: AtomicU64,
     pub dns_stats: Arc<DnsStats>,
     pub counters: Counters,
     /// One ADD or DEL at a time for each attachment.
@@ -185,6 +187,7 @@ impl Node {
             probed: ArcSwap::default(),
             vxlan_checksum_off: AtomicBool::new(checksum_off),
             zone: Arc::default(),
+            named_revision: AtomicU64::new(0),
             dns_stats: Arc::default(),
             counters: Counters::default(),
             key_locks: KeyLocks::default(),
