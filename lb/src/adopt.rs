@@ -264,9 +264,15 @@ impl Compiler {
 impl Adopted {
     /// Takes out of this what may belong to a Service of which nothing is known.
     fn take_kept(&mut self, unread: &Unread, is_known: impl Fn(u32) -> bool) -> Self {
-        // One without an identifier of its own would be mixed up with another.
-        let is_kept =
-            |key: &FrontendKey, found: &mut AdoptedService| found.service_id != 0 && unread.may_have(key);
+        // One without an identifier of its own would be mixed up with another. One whose slots or affinity a Service has claimed
+        // that is known was that Service's: what it points at is not ours to hold, and means something else before long.
+        let is_kept = |key: &FrontendKey, found: &mut AdoptedService| {
+            let ServiceValue { slot_offset, slot_count, affinity_id, .. } = found.value;
+            found.service_id != 0
+                && unread.may_have(key)
+                && (slot_count == 0 || self.ranges.contains_key(&(slot_offset, slot_count)))
+                && (affinity_id == 0 || self.affinity_ids.contains(&affinity_id))
+        };
         let services: BTreeMap<FrontendKey, AdoptedService> = self.services.extract_if(.., is_kept).collect();
         if services.is_empty() {
             return Self::default();

@@ -193,6 +193,12 @@ impl Compiler {
         self.holdings.written(now_ms);
     }
 
+    /// What was retired at `since_ms` or later ([`Self::written`]'s clock) is not given out again, however long ago that is:
+    /// somebody looks for the connections that go by it yet. `None`: nobody does. The next [`Self::update`] acts on it.
+    pub fn keep_since(&mut self, since_ms: Option<u64>) {
+        self.holdings.kept_since_ms = since_ms;
+    }
+
     /// When there is something to do without any change: a grace period ends, or a backend warms up. Then
     /// [`Self::update`] with no changed Service does it.
     #[must_use]

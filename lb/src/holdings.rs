@@ -47,6 +47,8 @@ pub(crate) struct Holdings {
     pub(crate) freed: bool,
     /// Not everything that was found in the kernel has been claimed or given up yet.
     adopting: bool,
+    /// What was retired then or later goes on resting.
+    pub(crate) kept_since_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +98,7 @@ impl Holdings {
             writes: Arc::default(),
             freed: false,
             adopting: false,
+            kept_since_ms: None,
         }
     }
 
@@ -267,7 +270,7 @@ impl Holdings {
     }
 
     pub(crate) fn next_due(&self) -> Option<u64> {
-        self.due.front().map(|(due, _)| *due)
+        self.due.front().map(|(due, _)| *due).filter(|due| !self.is_kept(*due))
     }
 
     /// Slots, backends and services that rest, all together.
@@ -278,7 +281,7 @@ impl Holdings {
 
     pub(crate) fn release_due(&mut self, now_ms: u64) {
         while let Some((due, batch)) = self.due.pop_front() {
-            if due > now_ms {
+            if due > now_ms || self.is_kept(due) {
                 self.due.push_front((due, batch));
                 return;
             }
@@ -287,6 +290,11 @@ impl Holdings {
                 self.release(resting);
             }
         }
+    }
+
+    /// Whether what is due then goes on resting.
+    fn is_kept(&self, due: u64) -> bool {
+        self.kept_since_ms.is_some_and(|since| due >= since.saturating_add(GRACE_MS))
     }
 
     fn release(&mut self, resting: Resting) {
@@ -348,5 +356,36 @@ impl Holdings {
             self.resting[1] += 1;
             self.fresh.push(Resting::Backend { id, ticket });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebpf_abi::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_looks_for_yet_is_not_given_out_again() {
+        let mut holdings = Holdings::new(Limits::default());
+        let backend = |port| BackendValue::new([10, 244, 0, 2].into(), port, Protocol::Tcp);
+        let mut retire = |port, now_ms| {
+            let id = holdings.hold_backend(backend(port)).unwrap();
+            holdings.let_go(id);
+            holdings.written(now_ms);
+            id
+        };
+        let (before, since) = (retire(80, 99), retire(81, 100));
+        holdings.kept_since_ms = Some(100);
+        assert_eq!(holdings.next_due(), Some(99 + GRACE_MS));
+        holdings.release_due(10 * GRACE_MS);
+        assert_eq!(holdings.backend(before), None, "that is known to be over");
+        assert_eq!(holdings.backend(since), Some(backend(81)));
+        assert_eq!(holdings.next_due(), None, "no time: the end of the search");
+        assert_ne!(holdings.hold_backend(backend(82)), Some(since));
+        holdings.kept_since_ms = None;
+        assert_eq!(holdings.next_due(), Some(100 + GRACE_MS));
+        holdings.release_due(10 * GRACE_MS);
+        assert_eq!(holdings.backend(since), None);
     }
 }

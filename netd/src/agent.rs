@@ -63,6 +63,8 @@ pub(crate) struct Agent {
     settings: Settings,
     around: Around,
     ending: Ending,
+    /// How long this pass waited for work beside it.
+    waited: Duration,
     /// When services or their connections are due again by themselves (monotonic milliseconds).
     services_due: Option<u64>,
     /// What an earlier ABI's pins held was taken over and is gone.
@@ -103,6 +105,7 @@ impl Agent {
             settings,
             around: Around::default(),
             ending: Ending::default(),
+            waited: Duration::ZERO,
             services_due: None,
             migrated: false,
             paths: OverlayPaths::new(underlay_mtu),
@@ -171,12 +174,14 @@ impl Agent {
             }
             retry = self.pass(&state, doubt, laps).await;
             let took = start.elapsed();
+            // Who waits leaves the CPU to others.
+            let worked = took.saturating_sub(std::mem::take(&mut self.waited));
             if doubt.host {
-                rested = start + (took * OBSERVE_REST).clamp(OBSERVE_EVERY, OBSERVE_REST_MAX);
+                rested = start + (worked * OBSERVE_REST).clamp(OBSERVE_EVERY, OBSERVE_REST_MAX);
             }
             look_at = look_at.into_iter().chain(self.underlay.due()).min();
             doubt = Doubt::default();
-            pace.ran(took);
+            pace.ran(worked);
             self.node.counters.passed(took);
         }
     }

@@ -53,6 +53,7 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
         parsed.push(one);
     }
     let mut claims = None;
+    let mut slices = slices::Names::new();
     let mut reply = ApplyReply { results: Vec::with_capacity(parsed.len()), revision: 0 };
     for (object, ignored) in parsed {
         let (name, fault) = match &object {
@@ -61,7 +62,13 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
         };
         let fault = fault.filter(|_| !node.config.services.fault_injection);
         let (action, revision, given) = match object {
-            Object::EndpointSlice(slice) => put_slice(node, &slice).await?,
+            Object::EndpointSlice(slice) => {
+                let written = put_slice(node, &slice).await?;
+                if written.0 != ApplyAction::Unchanged {
+                    slices.insert((slice.metadata.namespace, slice.metadata.name));
+                }
+                written
+            }
             Object::Service(service) => put_service(node, service, &mut claims).await?,
         };
         reply.revision = reply.revision.max(revision);
@@ -69,7 +76,21 @@ pub(crate) async fn apply(node: &Node, request: ApplyRequest) -> Result<ApplyRep
         reply.results.push(result(name, action, ignored, given.as_ref()));
     }
     node.wait_seen(reply.revision, SEEN_WAIT).await;
+    if !slices.is_empty() {
+        settle_slices(node, &slices, reply.revision).await;
+    }
     Ok(reply)
+}
+
+/// After the writes up to `revision`: they stand, whatever becomes of this.
+async fn settle_slices(node: &Node, slices: &slices::Names, revision: u64) {
+    let mirror = current(node).filter(|mirror| mirror.revision >= revision);
+    if let Err(error) = slices::settle(node.store.as_ref(), &node.keys, mirror.as_deref(), slices).await {
+        tracing::warn!(
+            %error,
+            "EndpointSlices were applied, but one that was of another Service before may still be there: apply them again"
+        );
+    }
 }
 
 /// With what a Service was given.
@@ -188,7 +209,7 @@ fn is_built_in(entry: &lb::ServiceEntry) -> bool {
 
 async fn delete_slice(node: &Node, namespace: &str, name: &str) -> Result<DeleteReply, ApiError> {
     let store = node.store.as_ref();
-    let gone = slices::delete(store, &node.keys, current(node).as_deref(), namespace, name).await?;
+    let gone = slices::delete(store, &node.keys, namespace, name).await?;
     node.wait_seen(gone.unwrap_or(0), SEEN_WAIT).await;
     Ok(DeleteReply { revision: gone.unwrap_or(0), existed: gone.is_some() })
 }

@@ -75,7 +75,6 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("publish", publish::keep(node.clone()).boxed()),
         spawn("blocks", spare::keep(node.clone()).boxed()),
         spawn("sweep", sweep::keep(node.clone()).boxed()),
-        spawn("snapshot", snapshot::keep(node.clone()).boxed()),
         spawn("lease", lease::keep(node.clone()).boxed()),
         spawn("deferred DELs", deferred::keep(node.clone()).boxed()),
         spawn("conntrack", services::keep_flows(node.clone()).boxed()),
@@ -91,6 +90,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let draining = [
         spawn("api", api::serve(node.clone(), listener, stop.clone().cancelled_owned()).boxed()),
         spawn("dns", answer.boxed()),
+        spawn("snapshot", snapshot::keep(node.clone(), stop.clone()).boxed()),
     ];
     let outcome = tokio::select! {
         outcome = wait_for_end() => outcome,

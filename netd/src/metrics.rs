@@ -7,6 +7,7 @@ mod external;
 mod overlay;
 mod services;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -115,6 +116,12 @@ fn progress(node: &Node, registry: &mut Registry) {
         "programmed_revision",
         "Newest revision that the kernel matches",
         signed(progress.programmed_revision),
+    );
+    gauge(
+        registry,
+        "named_revision",
+        "Newest revision whose names DNS answers",
+        signed(node.named_revision.load(Ordering::Acquire)),
     );
     gauge(
         registry,

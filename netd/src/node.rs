@@ -85,6 +85,8 @@ pub(crate) struct Node {
     /// Where other nodes' pods may ask this node's DNS, and where they can.
     pub dns_wanted: watch::Sender<Vec<SocketAddr>>,
     pub dns_bound: watch::Sender<Vec<SocketAddr>>,
+    /// The store's revision that the zone was made from.
+    pub named_revision: AtomicU64,
     pub dns_stats: Arc<DnsStats>,
     /// Names in a zone of others.
     pub external: External,
@@ -206,6 +208,7 @@ impl Node {
             zoned: watch::Sender::new(false),
             dns_wanted: watch::Sender::default(),
             dns_bound: watch::Sender::default(),
+            named_revision: AtomicU64::new(0),
             dns_stats: Arc::default(),
             external: External::default(),
             lease: ArcSwapOption::default(),

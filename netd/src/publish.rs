@@ -117,7 +117,7 @@ async fn round(node: &Arc<Node>, state: &MirrorState, made: &mut Made, pace: &mu
         node.published.send_replace(Published { change, revision: state.revision });
         return Ok(true);
     }
-    for batch in batches(&writes) {
+    for batch in batches(&writes, &node.keys) {
         // A node that was removed meanwhile writes nothing: its blocks may be another's.
         let mut transaction = Transaction::new().absent(node.keys.tombstone(node.uuid));
         for write in batch {
@@ -138,19 +138,33 @@ async fn round(node: &Arc<Node>, state: &MirrorState, made: &mut Made, pace: &mu
 }
 
 /// What fits into one transaction, by number and by size; a value that fits into none goes alone and fails alone.
-fn batches(writes: &[Write]) -> Vec<&[Write]> {
+///
+/// Slices of one Service are written at once: pods move between them when others with other ports come or go, and a pod that is
+/// in none for a moment loses its connections. Only where they do not fit into one transaction are they cut.
+fn batches<'a>(writes: &'a [Write], keys: &Keys) -> Vec<&'a [Write]> {
+    let size = |write: &Write| write.key.len() * 2 + write.value.as_ref().map_or(0, Bytes::len);
+    let fits = |writes: &[Write]| {
+        writes.len() <= WRITES_PER_TRANSACTION
+            && writes.iter().map(size).sum::<usize>() <= BYTES_PER_TRANSACTION
+    };
+    let endpoints = keys.endpoints();
+    let service =
+        |key: &str| -> Option<usize> { key.starts_with(&endpoints).then(|| key.rfind('/')).flatten() };
+    let of_one_service = writes.chunk_by(|a, b| {
+        service(&a.key).is_some_and(|end| service(&b.key) == Some(end) && a.key[..end] == b.key[..end])
+    });
     let mut batches = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (end, write) in writes.iter().enumerate() {
-        let size = write.key.len() * 2 + write.value.as_ref().map_or(0, Bytes::len);
-        if end > start && (end - start >= WRITES_PER_TRANSACTION || bytes + size > BYTES_PER_TRANSACTION) {
+    let (mut start, mut end) = (0, 0);
+    for group in of_one_service.flat_map(|group| group.chunks(if fits(group) { group.len() } else { 1 })) {
+        let next = end + group.len();
+        if end > start && !fits(&writes[start..next]) {
             batches.push(&writes[start..end]);
-            (start, bytes) = (end, 0);
+            start = end;
         }
-        bytes += size;
+        end = next;
     }
-    if start < writes.len() {
-        batches.push(&writes[start..]);
+    if start < end {
+        batches.push(&writes[start..end]);
     }
     batches
 }
@@ -398,5 +412,42 @@ mod tests {
         unread.services.insert(ServiceName::new("default", "web"));
         assert!(is_of_unread(&key, &unread, &keys));
         assert!(!is_of_unread(&key.replace("/web/", "/api/"), &unread, &keys));
+    }
+
+    #[test]
+    fn slices_of_one_service_are_written_at_once() {
+        let keys = Keys::new("weft").unwrap();
+        let node = uuid::Uuid::from_u128(7);
+        let write = |key: String, size: usize| Write { key, value: Some(vec![0; size].into()), seen: 0 };
+        let slices = |service: &str, count: usize, size: usize| -> Vec<Write> {
+            let key = |number| keys.endpoint("default", service, &Keys::node_source(node, false, number));
+            (1..=count).map(|number| write(key(number), size)).collect()
+        };
+        let large = BYTES_PER_TRANSACTION / 4;
+        for before in 0..2 * WRITES_PER_TRANSACTION {
+            for size in [10, large] {
+                let mut writes: Vec<Write> = (0..before)
+                    .map(|number| write(keys.endpoint("default", &format!("a{number}"), "x"), 10))
+                    .collect();
+                writes.extend(slices("api", 3, size));
+                writes.extend(slices("web", 3, size));
+                let batches = batches(&writes, &keys);
+                assert!(batches.iter().copied().flatten().eq(&writes));
+                assert!(batches.iter().all(|batch| batch.len() <= WRITES_PER_TRANSACTION));
+                for service in ["api", "web"] {
+                    let prefix = keys.service_endpoints("default", service);
+                    let of_it = |batch: &&&[Write]| batch.iter().any(|write| write.key.starts_with(&prefix));
+                    assert_eq!(batches.iter().filter(of_it).count(), 1, "{service} behind {before}");
+                }
+            }
+        }
+        // More than a transaction takes.
+        for (writes, least) in
+            [(slices("web", WRITES_PER_TRANSACTION + 1, 10), 2), (slices("web", 2, BYTES_PER_TRANSACTION), 2)]
+        {
+            let batches = batches(&writes, &keys);
+            assert_eq!(batches.len(), least);
+            assert!(batches.iter().copied().flatten().eq(&writes));
+        }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The last-known-good snapshot: the store's content on disk, for a start while the store does not answer. From it netd
-//! only adds and repairs; nothing is removed until the store is in sync.
+//! only adds and repairs; nothing is removed until the store is in sync. In a large cluster that keeps changing it is up to half a
+//! minute old where netd is killed; an orderly stop writes it once more.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use netd_store::{Items, KeyValue, MirrorState};
 use serde::{Deserialize, Serialize, Serializer};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::files::write_atomically;
 use crate::node::Node;
@@ -44,23 +47,53 @@ struct Written<'a> {
     items: &'a Items,
 }
 
-/// Writes a snapshot after changes of an in-sync mirror, now and then.
-pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
+/// Writes a snapshot after changes of an in-sync mirror, now and then, and a last one at the stop.
+pub(crate) async fn keep(node: Arc<Node>, stop: CancellationToken) -> Result<()> {
     let path = path(&node.config.state_dir);
-    let mut mirror = node.mirror.clone();
+    follow(node.mirror.clone(), &stop, |state| {
+        let (path, cluster) = (path.clone(), node.config.cluster.clone());
+        let work = tokio::task::spawn_blocking(move || write(&path, &cluster, &state));
+        async move {
+            let written = work.await?;
+            if let Err(error) = &written {
+                tracing::warn!("the last-known-good snapshot was not written: {error:#}");
+            }
+            Ok(written.is_ok())
+        }
+    })
+    .await
+}
+
+/// Calls `write` with what is to be written, again where it says that it was not; until the mirror ends, or once more after
+/// `stop`.
+async fn follow<W: Future<Output = Result<bool>>>(
+    mut mirror: watch::Receiver<Arc<MirrorState>>,
+    stop: &CancellationToken,
+    write: impl Fn(Arc<MirrorState>) -> W,
+) -> Result<()> {
     let mut written = 0;
     loop {
+        let is_last = stop.is_cancelled();
         let state = mirror.borrow_and_update().clone();
         let start = Instant::now();
-        if state.in_sync && state.revision != written {
-            let (path, cluster, revision) = (path.clone(), node.config.cluster.clone(), state.revision);
-            match tokio::task::spawn_blocking(move || write(&path, &cluster, &state)).await? {
-                Ok(()) => written = revision,
-                Err(error) => tracing::warn!("the last-known-good snapshot was not written: {error:#}"),
-            }
+        let is_news = state.in_sync && state.revision != written;
+        let revision = state.revision;
+        let failed = is_news && !write(state).await?;
+        if is_news && !failed {
+            written = revision;
         }
-        tokio::time::sleep(rest(start.elapsed())).await;
-        if mirror.changed().await.is_err() {
+        if is_last {
+            return Ok(());
+        }
+        let next = async {
+            tokio::time::sleep(rest(start.elapsed())).await;
+            failed || mirror.changed().await.is_ok()
+        };
+        let goes_on = tokio::select! {
+            goes_on = next => goes_on,
+            () = stop.cancelled() => true,
+        };
+        if !goes_on {
             return Ok(());
         }
     }
@@ -126,6 +159,10 @@ fn path(state_dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use tokio::sync::mpsc;
+
     use super::*;
 
     #[test]
@@ -144,6 +181,33 @@ mod tests {
         let item = items.get("/weft/v1/weft/config").unwrap();
         assert_eq!((item.mod_revision, &item.value[..]), (5, &b"{}"[..]));
         assert!(load(dir.path(), "other").is_err());
+    }
+
+    fn state(revision: u64) -> Arc<MirrorState> {
+        let mut state = MirrorState::default();
+        (state.mirror.revision, state.mirror.in_sync) = (revision, true);
+        Arc::new(state)
+    }
+
+    #[tokio::test]
+    async fn a_stop_writes_what_is_known_and_a_failed_write_is_tried_again() {
+        let (to, mirror) = watch::channel(state(1));
+        let (stop, (told, mut seen)) = (CancellationToken::new(), mpsc::unbounded_channel());
+        let fails = Cell::new(true);
+        let work = follow(mirror, &stop, |state| {
+            told.send(state.revision).unwrap();
+            std::future::ready(Ok(!fails.replace(false)))
+        });
+        let story = async {
+            assert_eq!(seen.recv().await, Some(1));
+            assert_eq!(seen.recv().await, Some(1), "though nothing has changed");
+            // In the rest after that.
+            to.send_replace(state(2));
+            stop.cancel();
+            assert_eq!(seen.recv().await, Some(2));
+        };
+        let both = async { tokio::join!(work, story).0 };
+        tokio::time::timeout(Duration::from_secs(30), both).await.unwrap().unwrap();
     }
 
     #[test]

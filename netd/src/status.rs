@@ -2,6 +2,7 @@
 //! What netd tells about itself: the agent's progress, readiness with its reasons, and the answers of the API's GETs.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use netd_api::{
     BadValue, NodeInfo, OverlayStatus, PeerInfo, PeerTunnel, PendingItem, PodInfo, Status, StoreStatus,
@@ -143,6 +144,7 @@ pub(crate) fn status(node: &Node) -> Status {
             last_error: mirror.last_error.clone(),
         },
         programmed_revision: progress.programmed_revision,
+        named_revision: node.named_revision.load(Ordering::Acquire),
         published_revision: node.published.borrow().revision,
         overlay: overlay_status(node, &view),
         pods: lock(&node.attachments).len(),

@@ -277,6 +277,7 @@ async fn status(State(book): State<Shared>) -> Reply<Status> {
         limited_connectivity: book.limited,
         store: StoreStatus::default(),
         programmed_revision: 0,
+        named_revision: 0,
         published_revision: 0,
         overlay: OverlayStatus::default(),
         pods: book.attachments.len(),

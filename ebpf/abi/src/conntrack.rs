@@ -113,8 +113,9 @@ pub const TCP_OPENING_SECS: u32 = 60;
 /// An idle connection: well above the two hours after which keepalives begin (RFC 9293, section 3.8.4; RFC 5382 asks for more
 /// than 2 h 4 min). Room is made earlier only where CT_LIVE is full.
 pub const TCP_IDLE_SECS: u32 = 86_400;
-/// Half closed, or reset by one who may have been anybody: the other side may still have much to say.
-pub const TCP_CLOSING_SECS: u32 = 3_600;
+/// Half closed, or reset, by one who may have been anybody: the other side may still have much to say, and of an idle one the
+/// keepalive comes after two hours and must find it (RFC 5382, as above).
+pub const TCP_CLOSING_SECS: u32 = 7_500;
 /// Both closed: twice the segment lifetime that Linux assumes.
 pub const TCP_CLOSED_SECS: u32 = 120;
 /// Reset: time for what is under way. After that others may have the flow's ports.
@@ -165,8 +166,8 @@ pub struct CtValue {
     pub service_id: u32,
     /// The backend; 0 of a flow that is [`CT_DIRECT`].
     pub backend_id: u32,
-    /// The backend's node, an index into NODES, where [`CT_WRAPPED`]; the sequence number of the backend's SYN-ACK where
-    /// [`CT_REPLY`] in CT_NEW; else 0.
+    /// The backend's node, an index into NODES, where [`CT_WRAPPED`]; the sequence number of the backend's SYN-ACK, or
+    /// the one before that of its last segment, where [`CT_REPLY`] in CT_NEW; else 0.
     pub node: u32,
     /// When it began: seconds of CLOCK_MONOTONIC.
     pub began_secs: u32,
@@ -362,6 +363,14 @@ mod tests {
             assert!(!value.is_expired(proto, 99), "seen by another CPU a moment later");
         }
         assert_eq!(CtState::from_number(0), None);
+    }
+
+    #[test]
+    fn what_anybody_may_have_sent_leaves_a_connection_until_its_keepalive() {
+        for state in [CtState::Closing, CtState::Doubtful] {
+            let value = CtValue { state: state.number(), ..BACKEND };
+            assert!(!value.is_expired(PROTO_TCP, 100 + 7_200 + 240), "{state:?}");
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub const CONFIG_SILENT_LOOPBACK6: u32 = 2;
 /// Flag of [`DatapathConfig`], which the loader sets and clears: flows are on their way from maps of another size or version. A
 /// segment of a connection that is not known is dropped, to come again, instead of refused.
 pub const CONFIG_MIGRATING: u32 = 4;
+/// Flag of [`DatapathConfig`], which the loader sets and clears: an uplink has no program at its egress.
+pub const CONFIG_BLIND_UPLINK: u32 = 8;
 
 /// VXLAN network identifier of packets for direct server return; the overlay's own is 4242.
 pub const DSR_VNI: u32 = 4243;

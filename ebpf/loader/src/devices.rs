@@ -60,6 +60,7 @@ impl Datapath {
         devices: &[&str],
     ) -> Result<BTreeMap<u32, Attached>, AttachError> {
         let mut outcomes = BTreeMap::new();
+        let mut is_blind = false;
         for device in devices {
             let changed = || AttachError::InterfaceChanged { interface: (*device).to_owned(), index: 0 };
             let index = nix::net::if_::if_nametoindex(*device).map_err(|_| changed())?;
@@ -78,6 +79,8 @@ impl Datapath {
                 if let Err(error) = self.attach_tc(names::UPLINK_EGRESS, back) {
                     // An ingress qdisc of others excludes clsact, and so any filter at egress.
                     tracing::warn!(device, %error, "node ports do not lead to processes of the host here");
+                    is_blind = true;
+                    self.say_blind_uplink(true)?;
                 }
             }
             let outcome = self.attach_tc(hook.program(has_ethernet), place)?;
@@ -90,6 +93,9 @@ impl Datapath {
             if !outcomes.contains_key(&index) {
                 self.detach_device(hook, index)?;
             }
+        }
+        if hook == Hook::Uplink {
+            self.say_blind_uplink(is_blind)?;
         }
         Ok(outcomes)
     }

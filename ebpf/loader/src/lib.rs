@@ -75,4 +75,4 @@ pub use probe::{Features, Missing, probe};
 pub use search::{Parting, Search};
 pub use services::WriteStats;
 pub use sizes::MapSizes;
-pub use sockets::{ServiceSocket, netns_cookie};
+pub use sockets::{LoadLook, ServiceSocket, netns_cookie};

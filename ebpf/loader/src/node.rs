@@ -6,12 +6,17 @@ use std::{
     net::IpAddr,
 };
 
-use ebpf_abi::{Address, DatapathConfig, NodeValue, address, node::CONFIG_MIGRATING};
+use ebpf_abi::{
+    Address, DatapathConfig, NodeValue, address,
+    node::{CONFIG_BLIND_UPLINK, CONFIG_MIGRATING},
+};
 
 use crate::{datapath::Datapath, error::MapAccessError};
 
 /// The only entry of CONFIG.
 const ENTRY: u32 = 0;
+/// Flags in it that say what this crate has done, not what the caller wants.
+const OURS: u32 = CONFIG_MIGRATING | CONFIG_BLIND_UPLINK;
 
 impl Datapath {
     /// Makes NODE_ADDRESSES hold exactly these, each with its flags (`ADDRESS_*` of ebpf-abi). Only differences are written;
@@ -51,30 +56,34 @@ impl Datapath {
         Ok(entries.filter(|(_, node)| *node != NodeValue::default()).collect())
     }
 
-    /// Writes CONFIG; `false` when it was so already. `CONFIG_MIGRATING` is not the caller's: it stays as it is.
+    /// Writes CONFIG; `false` when it was so already. `CONFIG_MIGRATING` and `CONFIG_BLIND_UPLINK` are not the caller's: they stay
+    /// as they are.
     pub fn write_config(&mut self, config: &DatapathConfig) -> Result<bool, MapAccessError> {
         let present = self.maps.config.get(&ENTRY)?.unwrap_or_default();
-        let kept = present.flags & CONFIG_MIGRATING;
-        self.change_config(
-            present,
-            DatapathConfig { flags: config.flags & !CONFIG_MIGRATING | kept, ..*config },
-        )
+        let flags = config.flags & !OURS | present.flags & OURS;
+        self.change_config(present, DatapathConfig { flags, ..*config })
     }
 
-    /// CONFIG as it is, without `CONFIG_MIGRATING`.
+    /// CONFIG as it is, without `CONFIG_MIGRATING` and `CONFIG_BLIND_UPLINK`.
     pub fn config(&self) -> Result<DatapathConfig, MapAccessError> {
         let present = self.maps.config.get(&ENTRY)?.unwrap_or_default();
-        Ok(DatapathConfig { flags: present.flags & !CONFIG_MIGRATING, ..present })
+        Ok(DatapathConfig { flags: present.flags & !OURS, ..present })
     }
 
     /// Tells the programs whether flows are on their way from other maps.
     pub(crate) fn say_migrating(&mut self, is_migrating: bool) -> Result<bool, MapAccessError> {
+        self.say(CONFIG_MIGRATING, is_migrating)
+    }
+
+    /// Tells the programs whether an uplink has none at its egress.
+    pub(crate) fn say_blind_uplink(&mut self, is_blind: bool) -> Result<bool, MapAccessError> {
+        self.say(CONFIG_BLIND_UPLINK, is_blind)
+    }
+
+    fn say(&mut self, flag: u32, is_so: bool) -> Result<bool, MapAccessError> {
         let present = self.maps.config.get(&ENTRY)?.unwrap_or_default();
-        let flag = if is_migrating { CONFIG_MIGRATING } else { 0 };
-        self.change_config(
-            present,
-            DatapathConfig { flags: present.flags & !CONFIG_MIGRATING | flag, ..present },
-        )
+        let flags = present.flags & !flag | if is_so { flag } else { 0 };
+        self.change_config(present, DatapathConfig { flags, ..present })
     }
 
     fn change_config(&self, from: DatapathConfig, to: DatapathConfig) -> Result<bool, MapAccessError> {

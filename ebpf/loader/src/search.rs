@@ -48,6 +48,15 @@ impl Parting {
         self.connections.is_empty() && self.datagrams.is_empty() && self.answered.is_empty()
     }
 
+    /// Leaves out the pairs of which nothing has to end any more, as `is_ended` says of a pair's connections (`false`) and its
+    /// datagrams (`true`).
+    fn retain(&mut self, mut is_ended: impl FnMut((u32, u32), bool) -> bool) {
+        self.connections.retain(|pair| is_ended(*pair, false));
+        for datagrams in [&mut self.datagrams, &mut self.answered] {
+            datagrams.retain(|pair| is_ended(*pair, true));
+        }
+    }
+
     fn has_socket(&self, proto: u8, pair: (u32, u32)) -> bool {
         match proto {
             PROTO_TCP => self.connections.contains(&pair),
@@ -76,6 +85,15 @@ impl Search {
     pub fn new(parting: Parting) -> Self {
         let part = if parting.is_empty() { Part::Over } else { Part::Sockets };
         Self { parting, part, walk: Walk::default(), sockets: Vec::new(), forgotten: 0 }
+    }
+
+    /// Goes on without the pairs of which nothing has to end any more: who is back has new connections that live. `is_ended` says
+    /// of a pair's connections (`false`) and of its datagrams (`true`) whether they have to. What was found of them stays.
+    pub fn retain(&mut self, is_ended: impl FnMut((u32, u32), bool) -> bool) {
+        self.parting.retain(is_ended);
+        if self.parting.is_empty() {
+            self.part = Part::Over;
+        }
     }
 
     /// The sockets that were found; those of an older version among them, of which some may be closed by now.

@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sockets that went through a service, and whose they are.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, io, net::SocketAddr};
 
 use ebpf_abi::{
     BackendValue, FlowKey, FlowValue, NetnsValue, PROTO_TCP, SocketValue, address, socket::SOCKET_COUNTED,
@@ -15,6 +11,16 @@ use crate::{datapath::Datapath, error::MapAccessError, map::Walk, sys};
 
 /// Entries per system call of a walk.
 const STEP: usize = 4_096;
+
+/// A look at how many open connections each backend has: by its count, and by SOCKETS.
+#[derive(Debug, Default)]
+pub struct LoadLook {
+    /// The counts when it began.
+    before: Option<BTreeMap<u32, u64>>,
+    /// By how much a backend's count is above what SOCKETS has of it, as far as it was read.
+    errors: BTreeMap<u32, u64>,
+    walk: Walk,
+}
 
 /// A socket that goes to a backend through a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,34 +96,51 @@ impl Datapath {
         Ok(count)
     }
 
-    /// Removes the entries of sockets that are closed without the programs' having seen it (while maps were replaced), and puts
-    /// the counts of open connections right where two looks in a row find them wrong by the same number. How many of both.
-    pub fn settle_sockets(&mut self, closed: &BTreeSet<u64>) -> Result<(usize, usize), MapAccessError> {
-        let forgotten = self.maps.sockets.remove_all(closed.iter())?;
-        let (first, second) = (self.load_errors()?, self.load_errors()?);
+    /// Removes the entries of sockets that are closed without the programs' having seen it (while maps were replaced). Each with
+    /// its [`ServiceSocket::since_secs`]: one that has connected again since it was listed is let be. How many.
+    pub fn forget_sockets(&mut self, closed: &BTreeMap<u64, u32>) -> Result<usize, MapAccessError> {
+        let mut forgotten = 0;
+        for (cookie, since_secs) in closed {
+            let known = self.maps.sockets.get(cookie)?;
+            if known.is_some_and(|socket| socket.since_secs == *since_secs) {
+                forgotten += usize::from(self.maps.sockets.remove(cookie)?);
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// One step of a look at the counts of open connections; `true` when it is at its end.
+    pub fn look_at_loads(&self, look: &mut LoadLook) -> Result<bool, MapAccessError> {
+        if look.before.is_none() {
+            let loads = self.backend_loads()?;
+            look.errors.clone_from(&loads);
+            look.before = Some(loads);
+        }
+        let Some(entries) = self.maps.sockets.step(&mut look.walk, STEP)? else {
+            let (before, after) = (look.before.take().unwrap_or_default(), self.backend_loads()?);
+            // Of a backend whose connections came or went meanwhile nobody knows which of them the walk has met.
+            look.errors.retain(|id, error| *error != 0 && before.get(id) == after.get(id));
+            return Ok(true);
+        };
+        for (_, socket) in entries.iter().filter(|(_, socket)| socket.flags & SOCKET_COUNTED != 0) {
+            let error = look.errors.entry(socket.backend_id).or_default();
+            *error = error.wrapping_sub(1);
+        }
+        Ok(false)
+    }
+
+    /// Puts the counts of open connections right where both looks, one after the other, have found them wrong by the same number.
+    /// How many.
+    pub fn correct_loads(&mut self, first: &LoadLook, second: &LoadLook) -> Result<usize, MapAccessError> {
         let mut corrected = 0;
-        for (id, error) in first.into_iter().filter(|(id, error)| second.get(id) == Some(error)) {
+        for (id, error) in first.errors.iter().filter(|(id, error)| second.errors.get(*id) == Some(*error)) {
             // A connection that begins or ends between these two is not counted: the next look finds that.
-            if let Some(load) = self.maps.backend_load.get(&id)? {
-                self.maps.backend_load.set(&id, &load.wrapping_sub(error))?;
+            if let Some(load) = self.maps.backend_load.get(id)? {
+                self.maps.backend_load.set(id, &load.wrapping_sub(*error))?;
                 corrected += 1;
             }
         }
-        Ok((forgotten, corrected))
-    }
-
-    /// By how much the count of a backend's open connections is above what SOCKETS has of it.
-    fn load_errors(&self) -> Result<BTreeMap<u32, u64>, MapAccessError> {
-        let mut errors = self.backend_loads()?;
-        let mut walk = Walk::default();
-        while let Some(entries) = self.maps.sockets.step(&mut walk, STEP)? {
-            for (_, socket) in entries.iter().filter(|(_, socket)| socket.flags & SOCKET_COUNTED != 0) {
-                let error = errors.entry(socket.backend_id).or_default();
-                *error = error.wrapping_sub(1);
-            }
-        }
-        errors.retain(|_, error| *error != 0);
-        Ok(errors)
+        Ok(corrected)
     }
 
     /// Open connections by backend identifier, those with none left out.

@@ -102,6 +102,14 @@ fn live(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     if let Some(found) = is_over(s, now_secs) {
         return found;
     }
+    // Past the services there is no backend to choose anew.
+    let is_again = s.value.state == CtState::Doubtful.number()
+        && s.value.flags & (CT_DIRECT | CT_REPLY) == CT_DIRECT
+        && s.key.proto == PROTO_TCP
+        && nat::may_begin(s);
+    if is_again && resume(s, entry) {
+        return kind(&s.value);
+    }
     let tick = s.value.seen_secs != now_secs;
     if !tick && !s.has_tcp(TCP_FIN | TCP_RST) {
         return kind(&s.value);
@@ -178,8 +186,10 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
         } else if s.value.state != CtState::Answered.number() {
             entry.set_state(CtState::Answered);
         }
-        if s.has_tcp(TCP_SYN) {
-            entry.set_node(u32::from_be_bytes(s.view.tcp_seq));
+        // Of each segment, for that of the SYN-ACK may not be known: it made two (SYN cookies), or this entry is younger.
+        if s.has_tcp(TCP_SYN | TCP_ACK) && !s.has_tcp(TCP_RST) {
+            let sequence = u32::from_be_bytes(s.view.tcp_seq);
+            entry.set_node(if s.has_tcp(TCP_SYN) { sequence } else { sequence.wrapping_sub(1) });
         }
         let goes_on = match s.key.proto {
             // Nobody is sent anything before the handshake's end.
@@ -221,8 +231,8 @@ fn fresh(s: &mut Scratch, entry: Entry, now_secs: u32) -> Found {
     if nat::claim(s, now_secs, true) == Inserted::Taken { disown(s) } else { kind(&s.value) }
 }
 
-/// Whether the client acknowledges the backend's SYN-ACK, which had this sequence number: who only says that it is the client has not
-/// heard it.
+/// Whether the client acknowledges the backend's SYN-ACK, which had this sequence number (or what it said last, which stands behind the
+/// number): who only says that it is the client has not heard it.
 #[inline(always)]
 fn has_heard(s: &Scratch, sequence: u32) -> bool {
     let acknowledged = u32::from_be_bytes(s.view.tcp_ack);
@@ -311,26 +321,39 @@ fn establish(s: &mut Scratch, now_secs: u32) -> Found {
 #[inline(never)]
 pub(crate) fn stays(s: &mut Scratch, backend_id: u32) -> bool {
     let Some(entry) = ct_maps::read_live(&s.key, &mut s.value) else { return false };
-    if s.value.state != CtState::Doubtful.number() || s.value.flags & CT_REPLY != 0 {
+    if s.value.flags & CT_REPLY != 0 {
         return false;
     }
-    mirror(s);
-    let is_same = s.value.backend_id == backend_id && s.value.service_id == s.service.service_id;
-    if let Some(peer) = ct_maps::live(&s.peer_key)
-        && peer.is_like(&s.peer)
-        && is_same
-        && holds(&s.value)
-    {
-        let now_secs = now_secs();
-        for entry in [entry, peer] {
-            entry.set_flags(entry.flags() & !CT_FIN);
-            entry.set_seen(now_secs);
-            entry.set_state(CtState::Established);
+    if holds(&s.value) {
+        // Another CPU has seen it go on meanwhile: one flow, not two.
+        if !s.value.is_over() {
+            return true;
         }
-        return true;
+        let is_same = s.value.backend_id == backend_id && s.value.service_id == s.service.service_id;
+        if is_same && s.value.state == CtState::Doubtful.number() && resume(s, entry) {
+            return true;
+        }
     }
     forget(s);
     false
+}
+
+/// A SYN in the doubtful flow in [`Scratch::value`]: it goes on as one that has just been established. `false` where it has lost its
+/// ports to another one.
+#[inline(never)]
+fn resume(s: &mut Scratch, entry: Entry) -> bool {
+    mirror(s);
+    let Some(peer) = ct_maps::live(&s.peer_key) else { return false };
+    if !peer.is_like(&s.peer) {
+        return false;
+    }
+    let now_secs = now_secs();
+    for entry in [entry, peer] {
+        entry.set_flags(entry.flags() & !CT_FIN);
+        entry.set_seen(now_secs);
+        entry.set_state(CtState::Established);
+    }
+    true
 }
 
 /// Whether the packet does not belong to the flow any more whose addresses and ports it has.
@@ -349,8 +372,8 @@ fn is_over(s: &mut Scratch, now_secs: u32) -> Option<Found> {
     let is_expired = s.value.is_expired(s.key.proto, now_secs);
     let begins_anew = is_tcp && begins && s.value.flags & CT_REPLY == 0;
     let is_doubtful = s.value.state == CtState::Doubtful.number() && s.value.flags & CT_ALONE == 0;
-    if begins_anew && is_doubtful && !s.value.is_free(s.key.proto, now_secs) {
-        // As the RST, the SYN may be anybody's: it ends nothing. See `stays`.
+    if begins_anew && is_doubtful && !is_expired {
+        // As the RST, the SYN may be anybody's: it ends nothing, however long nobody spoke. See `stays` and `live`.
         return if s.value.flags & CT_DIRECT != 0 { None } else { Some(Found::Nothing) };
     }
     if (begins_anew && (s.value.is_over() || is_expired)) || (!is_tcp && is_expired) {

@@ -128,18 +128,15 @@ impl Entry {
         unsafe { (&raw const (*self.0).seen_secs).cast::<u64>().read_volatile() }
     }
 
-    /// Says that a packet is seen now, and whether nobody else has said anything since `age`.
+    /// Says that a packet is seen now, if nobody else has said anything since `age`; `false` where somebody has.
     #[inline(always)]
     pub(crate) fn take(&self, age: u64, now_secs: u32) -> bool {
+        use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
         let now = age & !u64::from(u32::MAX) | u64::from(now_secs);
         // SAFETY: as above, and writable. The instruction is there since Linux 5.12.
-        let before = unsafe {
-            core::intrinsics::atomic_xchg::<u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
-                (&raw mut (*self.0).seen_secs).cast(),
-                now,
-            )
-        };
-        before == age
+        unsafe {
+            atomic_cxchg::<u64, { SeqCst }, { SeqCst }>((&raw mut (*self.0).seen_secs).cast(), age, now).1
+        }
     }
 
     #[inline(always)]

@@ -298,6 +298,8 @@ pub(crate) fn mark_direct(packet: &Packet, s: &mut Scratch, asker: Asker) -> Fou
             maps::count(Counter::CtFull);
             Found::Plain
         }
+        // As it is: moved, it would be answered by a port that its client does not know.
+        Inserted::Taken if asker != Asker::Pod && !uplink::sees_answers(packet, s) => Found::Plain,
         Inserted::Taken => {
             s.value.flags = CT_DIRECT | if asker == Asker::Pod { 0 } else { CT_WORLD };
             match enter(s, false, now) {
@@ -454,7 +456,7 @@ fn claim_port(s: &mut Scratch, keep_port: bool, now_secs: u32) -> Inserted {
     let ports = if first == 0 || last < first { 0 } else { u32::from(last - first) + 1 };
     // Without a range of ours nothing but the client's own port is left to try.
     if keep_port || ports == 0 {
-        let outcome = claim(s, now_secs, true);
+        let outcome = claim(s, now_secs, ports == 0);
         if outcome != Inserted::Taken || ports == 0 {
             return outcome;
         }

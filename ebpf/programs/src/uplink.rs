@@ -4,6 +4,7 @@
 use ebpf_abi::{
     Counter, DropReason,
     conntrack::{CT_REPLY, CT_SOURCE, CT_WORLD, CT_WRAPPED},
+    node::CONFIG_BLIND_UPLINK,
 };
 
 use crate::{
@@ -103,6 +104,14 @@ pub(crate) fn leads_back(packet: &Packet, s: &mut Scratch) -> bool {
             && s.way.hop.src != [0; 6]
             && maps::overlay() != Some(ifindex)
             && maps::pod_link(ifindex).is_none())
+}
+
+/// Whether answers that come out of the stack are translated where they leave, when [`leads_back`] has said by where: by this
+/// interface, and every uplink has its program at the egress.
+#[inline(always)]
+pub(crate) fn sees_answers(packet: &Packet, s: &Scratch) -> bool {
+    s.way.ifindex == packet.ifindex()
+        && maps::config().is_some_and(|config| config.flags() & CONFIG_BLIND_UPLINK == 0)
 }
 
 /// A fragment whose ports are not known, or a cut-off transport header: dropped where it is for a service.

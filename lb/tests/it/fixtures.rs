@@ -204,6 +204,13 @@ impl World {
         world
     }
 
+    /// The same, but that Services have fewer addresses outside of the cluster.
+    pub(crate) fn without_extra_addresses(&self) -> Self {
+        let mut world = self.clone();
+        world.services.values_mut().for_each(|spec| spec.extra_addresses = false);
+        world
+    }
+
     /// The same node, and no Service.
     pub(crate) fn without_services(&self) -> Self {
         Self { services: BTreeMap::new(), ..self.clone() }

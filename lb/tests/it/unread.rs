@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A compiler that starts anew while some object does not read: what the maps were found with stands for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ebpf_abi::{FrontendKey, Protocol, SCOPE_INTERNAL};
+use ebpf_abi::{BackendValue, FrontendKey, Protocol, SCOPE_INTERNAL, ServiceValue};
 use lb::{Catalogue, Changed, Compiler, Image, Limits, NodeView, ServiceName, ServiceTable, Standing};
+use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use crate::fixtures::{World, history};
+use crate::kernel::{Kernel, translations};
 
 /// The store, netd and the kernel.
 struct Stage {
@@ -242,4 +246,69 @@ fn the_good_value_that_is_known_stays_as_ever() {
     assert_eq!(stage.catalogue.table(1).unread, Arc::default());
     assert_eq!(stage.catalogue.doubted(), [web()].into());
     assert_eq!(stage.backends("10.96.0.1").unwrap(), ["10.244.0.2", "10.244.0.3"]);
+}
+
+/// A frontend with what it leads to: its entry, its slots, where they translate to, whom clients may stay with.
+type Entry = (ServiceValue, Vec<u32>, Vec<BackendValue>, BTreeSet<u32>);
+
+fn entry(image: &Image, key: &FrontendKey) -> Entry {
+    let value = image.services[key];
+    let slots = value.slot_offset..value.slot_offset + value.slot_count;
+    let members = image.affinity.iter().filter(|member| member.affinity_id == value.affinity_id);
+    let members = members.map(|member| member.backend_id).collect();
+    let backends = translations(image.resolve(key).expect("a frontend leads nowhere"));
+    (value, slots.map(|slot| image.slots[&slot]).collect(), backends, members)
+}
+
+/// Frontends that the compiler knows as some Service's, and those that it keeps for nobody that it knows.
+fn by_owner(image: &Image, compiler: &Compiler) -> (Vec<FrontendKey>, Vec<FrontendKey>) {
+    let is_known = |key: &FrontendKey| compiler.frontend(image.services[key].service_id).is_some();
+    image.services.keys().copied().partition(is_known)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 80, ..ProptestConfig::default() })]
+
+    /// What is kept for a Service that does not read shares nothing with those that do, and leads where it led before the restart,
+    /// however the others change.
+    #[test]
+    fn what_is_kept_is_nobody_else_s(worlds in history(8), restart in 0usize..4) {
+        let mut compiler = Compiler::new(Limits::default());
+        let (mut catalogue, mut kernel, mut now_ms) = (Catalogue::new(), Kernel::default(), 0);
+        let restart = restart.min(worlds.len() - 1);
+        // Addresses were taken away while nobody looked.
+        let mut steps: Vec<World> = worlds[..=restart].to_vec();
+        steps.push(worlds[restart].without_extra_addresses());
+        steps.extend_from_slice(&worlds[restart + 1..]);
+        let mut found: BTreeMap<FrontendKey, Entry> = BTreeMap::new();
+        for (number, world) in steps.iter().enumerate() {
+            now_ms += 2_000;
+            if number == restart + 1 {
+                compiler.adopt(&kernel.image);
+                found = kernel.image.services.keys().map(|key| (*key, entry(&kernel.image, key))).collect();
+            }
+            let changed = world.put(&mut catalogue, number.checked_sub(1).map(|last| &steps[last]));
+            let mut table = catalogue.table(1);
+            if number > restart {
+                let unread = Arc::make_mut(&mut table.unread);
+                unread.services.insert(web());
+                unread.cluster_ranges = ["10.96.0.0/16", "fd00:10:96::/112"].map(|range| range.parse().unwrap()).into();
+            }
+            let writes = compiler.update(&table, &world.node_view(), Some(&changed), now_ms);
+            kernel.write(&writes, usize::MAX, now_ms, now_ms)?;
+            compiler.written(now_ms);
+            let (known, kept) = by_owner(&kernel.image, &compiler);
+            for key in kept {
+                let value = kernel.image.services[&key];
+                prop_assert_eq!(Some(&entry(&kernel.image, &key)), found.get(&key), "{} leads elsewhere", key);
+                for other in known.iter().map(|other| kernel.image.services[other]) {
+                    let overlaps = value.slot_offset < other.slot_offset + other.slot_count
+                        && other.slot_offset < value.slot_offset + value.slot_count;
+                    prop_assert!(!overlaps, "{} has slots of another", key);
+                    let same = value.affinity_id != 0 && value.affinity_id == other.affinity_id;
+                    prop_assert!(!same, "{} has another's affinity", key);
+                }
+            }
+        }
+    }
 }

@@ -30,6 +30,9 @@ pub struct Status {
     pub store: StoreStatus,
     /// The store revision whose services are in the maps.
     pub programmed_revision: u64,
+    /// The store revision whose names DNS answers: a moment later than the maps.
+    #[serde(default)]
+    pub named_revision: u64,
     /// Highest store revision for which everything this node owes the store (its node, pods, endpoints, block
     /// mirrors) is written. When all nodes have published a revision, the endpoints that follow from it exist.
     #[serde(default)]

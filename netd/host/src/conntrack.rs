@@ -7,13 +7,16 @@
 //!
 //! The socket is of the netns of the calling thread. Cancel safe: what was not deleted yet stays.
 
-use std::{io, net::IpAddr};
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NlaBuffer, NlasIterator};
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use tokio::time;
+use netlink_sys::{AsyncSocket, TokioSocket};
 
-use crate::{HostError, REQUEST_TIMEOUT, socket::current_runtime};
+use crate::{
+    HostError,
+    exchange::{HEADER_LEN, exchange},
+    socket::current_runtime,
+};
 
 /// NETLINK_NETFILTER of include/uapi/linux/netlink.h.
 const NETLINK_NETFILTER: isize = 12;
@@ -21,11 +24,7 @@ const NETLINK_NETFILTER: isize = 12;
 const NEW: u16 = 0x100;
 const GET: u16 = 0x101;
 const DELETE: u16 = 0x102;
-/// NLMSG_ERROR and NLMSG_DONE.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-/// Length of `struct nlmsghdr` and of `struct nfgenmsg`.
-const HEADER_LEN: usize = 16;
+/// Length of `struct nfgenmsg`.
 const FAMILY_HEADER_LEN: usize = 4;
 /// NLA_F_NESTED.
 const NESTED: u16 = 0x8000;
@@ -139,31 +138,7 @@ impl Conntrack {
         family: i32,
         attributes: &[u8],
     ) -> Result<Vec<Vec<u8>>, HostError> {
-        let refused = |source| HostError::Netlink { what: what.to_owned(), source, detail: None };
-        let request = request(kind, NLM_F_REQUEST | flags, family, attributes);
-        let answer = async {
-            self.0.send_to(&request, &SocketAddr::new(0, 0)).await?;
-            let mut listed = Vec::new();
-            loop {
-                let (datagram, _) = self.0.recv_from_full().await?;
-                for (kind, payload) in messages(&datagram) {
-                    match kind {
-                        NEW => listed.push(payload.to_vec()),
-                        DONE | ERROR => {
-                            let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                            let error = io::Error::from_raw_os_error(code.saturating_abs());
-                            return if code < 0 { Err(error) } else { Ok(listed) };
-                        }
-                        _ => {}
-                    }
-                }
-            }
-        };
-        let seconds = REQUEST_TIMEOUT.as_secs();
-        time::timeout(REQUEST_TIMEOUT, answer)
-            .await
-            .map_err(|_| HostError::TimedOut { what: what.to_owned(), seconds })?
-            .map_err(refused)
+        exchange(&self.0, what, &request(kind, NLM_F_REQUEST | flags, family, attributes), NEW).await
     }
 }
 
@@ -278,21 +253,10 @@ fn request(kind: u16, flags: u16, family: i32, attributes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Type and payload of each message of a datagram; ends at the first that is cut off.
-pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*datagram.first_chunk()?);
-        let kind = u16::from_ne_bytes(*datagram.get(4..)?.first_chunk()?);
-        let length = usize::try_from(length).ok()?;
-        let payload = datagram.get(HEADER_LEN..length)?;
-        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exchange::messages;
 
     #[test]
     fn a_datagram_that_is_cut_off_ends_the_reading() {

@@ -16,6 +16,7 @@ mod bucket;
 pub mod conntrack;
 mod error;
 mod events;
+mod exchange;
 mod follow;
 pub mod forward;
 mod host;

@@ -14,18 +14,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use netlink_sys::{AsyncSocket, TokioSocket};
 use nix::errno::Errno;
-use tokio::time;
 
 use crate::{
-    HostError, Netns, REQUEST_TIMEOUT,
-    conntrack::messages,
+    HostError, Netns,
+    exchange::{HEADER_LEN, exchange},
     netns,
     socket::{current_runtime, setup_error},
 };
@@ -35,11 +34,7 @@ const NETLINK_SOCK_DIAG: isize = 4;
 /// SOCK_DIAG_BY_FAMILY and SOCK_DESTROY.
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
-/// NLMSG_ERROR and NLMSG_DONE.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-/// Length of `struct nlmsghdr`, `struct inet_diag_sockid` and `struct inet_diag_req_v2`.
-const HEADER_LEN: usize = 16;
+/// Length of `struct inet_diag_sockid` and `struct inet_diag_req_v2`.
 const ID_LEN: usize = 48;
 const REQUEST_LEN: usize = 8 + ID_LEN;
 /// TCP_ESTABLISHED (also a connected UDP socket), SYN_SENT, FIN_WAIT1, FIN_WAIT2 and CLOSE_WAIT of
@@ -130,7 +125,7 @@ impl SockDiag {
             }
             let request = request(BY_FAMILY, NLM_F_DUMP, family as u8, transport, &id);
             let what = format!("list {transport} sockets");
-            let listed = self.exchange(&what, &request).await.map_err(|error| match error.errno() {
+            let listed = exchange(&self.0, &what, &request, BY_FAMILY).await.map_err(|error| match error.errno() {
                 // No handler of the family, or none of the transport.
                 Some(Errno::ENOENT | Errno::EINVAL | Errno::EPROTONOSUPPORT) => HostError::NotSupported {
                     what,
@@ -152,7 +147,7 @@ impl SockDiag {
     pub async fn destroy(&self, socket: &ConnectedSocket) -> Result<bool, HostError> {
         let request = request(DESTROY, NLM_F_ACK, socket.family, socket.transport, &socket.id);
         let what = format!("destroy the {} socket to {}", socket.transport, socket.peer);
-        match self.exchange(&what, &request).await {
+        match exchange(&self.0, &what, &request, BY_FAMILY).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_absent() => Ok(false),
             Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => Err(HostError::NotSupported {
@@ -197,34 +192,6 @@ impl SockDiag {
             }
         }
         failed.map_or(Ok(destroyed), Err)
-    }
-
-    /// One request; the payloads of what the kernel tells, up to its acknowledgement.
-    async fn exchange(&self, what: &str, request: &[u8]) -> Result<Vec<Vec<u8>>, HostError> {
-        let refused = |source| HostError::Netlink { what: what.to_owned(), source, detail: None };
-        let answer = async {
-            self.0.send_to(request, &netlink_sys::SocketAddr::new(0, 0)).await?;
-            let mut listed = Vec::new();
-            loop {
-                let (datagram, _) = self.0.recv_from_full().await?;
-                for (kind, payload) in messages(&datagram) {
-                    match kind {
-                        BY_FAMILY => listed.push(payload.to_vec()),
-                        DONE | ERROR => {
-                            let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                            let error = io::Error::from_raw_os_error(code.saturating_abs());
-                            return if code < 0 { Err(error) } else { Ok(listed) };
-                        }
-                        _ => {}
-                    }
-                }
-            }
-        };
-        let seconds = REQUEST_TIMEOUT.as_secs();
-        time::timeout(REQUEST_TIMEOUT, answer)
-            .await
-            .map_err(|_| HostError::TimedOut { what: what.to_owned(), seconds })?
-            .map_err(refused)
     }
 }
 

@@ -3,6 +3,7 @@
 //! what changed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use netd_store::MirrorState;
 
@@ -38,6 +39,7 @@ impl Agent {
         match tokio::task::block_in_place(|| self.zone.update(view, servers)) {
             Ok(zone) => {
                 self.node.zone.store(Some(zone));
+                self.node.named_revision.store(view.revision, Ordering::Release);
                 self.zoned = Some(view.clone());
                 self.node.zoned.send_if_modified(|zoned| !std::mem::replace(zoned, true));
             }

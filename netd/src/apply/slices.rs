@@ -2,15 +2,17 @@
 //! EndpointSlices into the store. One name is one slice, as in Kubernetes, although the key carries the Service, too, which may
 //! change with a label.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use lb::EndpointSlice;
 use netd_api::{ApiError, ApplyAction};
 use netd_store::records::encode;
-use netd_store::{Key, KeyValue, Keys, MirrorState, Store, Transaction};
+use netd_store::{Key, KeyValue, Keys, MirrorState, Store, StoreError, Transaction};
 
 use super::{TRIES, Written, store_error};
 
 /// Writes a slice, and deletes it under any other Service. `mirror` is what the store held a moment ago, where that is known; a
-/// write that finds it behind asks the store.
+/// write that finds it behind asks the store. What it does not find is for [`settle`].
 pub(super) async fn put(
     store: &dyn Store,
     keys: &Keys,
@@ -60,19 +62,53 @@ pub(super) async fn put(
     Err(ApiError::retry(format!("{object} is being changed by somebody else; try again")))
 }
 
-/// Deletes a slice, under whatever Services it is; returns the revision at which it went, `None` where there was none.
-pub(super) async fn delete(
+/// Namespaces and names of slices.
+pub(super) type Names = BTreeSet<(String, String)>;
+
+/// Deletes what else there is of slices that were written a moment ago, under other Services, and that [`put`] could not see: its
+/// mirror was behind, or somebody else wrote the same name meanwhile. What was written last stays, whoever looks. `mirror` has
+/// all of these writes; without it the store is asked, once for all.
+pub(super) async fn settle(
     store: &dyn Store,
     keys: &Keys,
     mirror: Option<&MirrorState>,
+    written: &Names,
+) -> Result<(), StoreError> {
+    let names: BTreeSet<&str> = written.iter().map(|(_, name)| name.as_str()).collect();
+    let is_named = |item: &&KeyValue| names.contains(item.key.rsplit('/').next().unwrap_or_default());
+    let prefix = keys.endpoints();
+    let found: Vec<KeyValue> = match mirror {
+        Some(mirror) => mirror.range(&prefix).filter(is_named).cloned().collect(),
+        None => store.list(&prefix).await?.items.into_iter().filter(|item| is_named(&item)).collect(),
+    };
+    let mut alike: BTreeMap<(String, String), Vec<KeyValue>> = BTreeMap::new();
+    for item in found {
+        if let Some(Key::Endpoint { namespace, source, .. }) = keys.parse(&item.key) {
+            alike.entry((namespace, source)).or_default().push(item);
+        }
+    }
+    for (_, mut items) in alike.into_iter().filter(|(name, items)| written.contains(name) && items.len() > 1)
+    {
+        items.sort_by_key(|item| item.mod_revision);
+        items.pop();
+        // Who changed one meanwhile looks as well.
+        let delete = items.iter().fold(Transaction::new(), |delete, item| {
+            delete.unchanged(&item.key, item.mod_revision).delete(&item.key)
+        });
+        store.transact(delete).await?;
+    }
+    Ok(())
+}
+
+/// Deletes a slice, under whatever Services it is; returns the revision at which it went, `None` where there was none. The store
+/// is asked: what a mirror that is behind does not show would stay.
+pub(super) async fn delete(
+    store: &dyn Store,
+    keys: &Keys,
     namespace: &str,
     name: &str,
 ) -> Result<Option<u64>, ApiError> {
-    let mut found = mirror.map(|mirror| of_mirror(mirror, keys, namespace, name)).unwrap_or_default();
-    if found.is_empty() {
-        // Applied a moment ago, perhaps: the store knows.
-        found = of_store(store, keys, namespace, name).await?;
-    }
+    let found = of_store(store, keys, namespace, name).await?;
     if found.is_empty() {
         return Ok(None);
     }
@@ -154,8 +190,20 @@ mod tests {
         }
         let other = keys.endpoint("default", "web", "web-2");
         store.put(&other, bytes::Bytes::new(), None).await.unwrap();
-        assert!(delete(&store, &keys, Some(&behind), "default", "web-1").await.unwrap().is_some());
-        assert_eq!(present().await, [other]);
-        assert_eq!(delete(&store, &keys, None, "default", "web-1").await.unwrap(), None);
+        assert!(delete(&store, &keys, "default", "web-1").await.unwrap().is_some());
+        assert_eq!(present().await, std::slice::from_ref(&other));
+        assert_eq!(delete(&store, &keys, "default", "web-1").await.unwrap(), None);
+
+        // Written by a mirror that does not show the one that is there.
+        let written: Names = [("default".to_owned(), "web-1".to_owned())].into();
+        for service in ["web", "api"] {
+            assert_eq!(
+                put(&store, &keys, Some(&behind), &slice(service)).await.unwrap().0,
+                ApplyAction::Created
+            );
+        }
+        assert_eq!(present().await, [of("api"), of("web"), other.clone()]);
+        settle(&store, &keys, None, &written).await.unwrap();
+        assert_eq!(present().await, [of("api"), other], "the last one stays");
     }
 }

@@ -58,6 +58,12 @@ impl Ended {
 
     /// Ends what has to end. One walk through all connections for everything, in steps: nobody waits for the maps meanwhile.
     pub(crate) async fn pass(&mut self, node: &Node) -> Result<()> {
+        let outcome = self.end(node).await;
+        lock(&node.services).searched();
+        outcome
+    }
+
+    async fn end(&mut self, node: &Node) -> Result<()> {
         let now = monotonic_ms();
         let Some((looks, parting)) = tokio::task::block_in_place(|| self.look(node, now))? else {
             return Ok(());
@@ -213,12 +219,26 @@ fn parting(looks: &Looks, standing: impl Fn((u32, u32)) -> Standing) -> Parting 
     parting
 }
 
-/// The lock is free between the steps.
+/// The locks are free between the steps. Who is back meanwhile is not looked for any more: flows that began since are the same by
+/// what the maps say.
 fn walk(node: &Node, search: &mut Search) -> Result<()> {
-    while !lock(&node.datapath).search(search)? {
+    let mut seen = None;
+    loop {
+        {
+            // In this order, and held together: nothing comes back between the look and the step.
+            let services = lock(&node.services);
+            let mut datapath = lock(&node.datapath);
+            if seen.replace(services.passes()) != Some(services.passes()) {
+                search.retain(|pair, datagrams| {
+                    is_ended(services.compiler().standing(pair.0, pair.1), datagrams)
+                });
+            }
+            if datapath.search(search)? {
+                return Ok(());
+            }
+        }
         std::thread::sleep(STEP_REST);
     }
-    Ok(())
 }
 
 /// A connection may finish on a backend that terminates or is not ready, and after its service is gone. Datagrams are no
@@ -286,7 +306,7 @@ mod tests {
     #[test]
     fn the_second_look_knows_where_sockets_go_when_the_maps_do_not() {
         let peer: SocketAddr = "10.32.0.7:8080".parse().unwrap();
-        let left = Left { pairs: [((1, 2), Some(peer)), ((1, 3), None)].into(), all: false };
+        let left = Left { pairs: [((1, 2), Some(peer)), ((1, 3), None)].into(), ..Left::default() };
         let mut ended = Ended::default();
         let looks = due(&ended.again, &left, 50);
         ended.done(&looks, 50, |pair| if pair == (1, 2) { Standing::Removed } else { Standing::Current });
@@ -323,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_failed_is_tried_again_and_not_for_ever() {
-        let left = Left { pairs: [((1, 2), None)].into(), all: false };
+        let left = Left { pairs: [((1, 2), None)].into(), ..Left::default() };
         let mut ended = Ended::default();
         let (mut now, mut looks) = (0, due(&BTreeMap::new(), &left, 0));
         let mut tries = 0;

@@ -28,7 +28,7 @@ pub(crate) use netns::{Netnses, enter as enter_netns, leave as leave_netns, swee
 pub(crate) use objects::Objects;
 pub(crate) use settle::keep as keep_sockets;
 pub(crate) use show::{list, one};
-pub(crate) use sync::{ServiceSync, Synced};
+pub(crate) use sync::{Left, ServiceSync, Synced};
 
 use crate::view::View;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ebpf_abi::{PROTO_TCP, PROTO_UDP};
-use ebpf_loader::ServiceSocket;
+use ebpf_loader::{LoadLook, ServiceSocket};
 use netd_host::{HostError, Netns, SockDiag, Transport};
 
 use crate::node::{Node, lock};
@@ -44,7 +44,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
 async fn settle(node: &Node) -> Result<(usize, usize)> {
     let now = ebpf_loader::monotonic_secs()?;
     let known = tokio::task::block_in_place(|| lock(&node.datapath).sockets_where(|_, _| true))?;
-    let mut by_netns: BTreeMap<Option<PathBuf>, BTreeSet<u64>> = BTreeMap::new();
+    let mut by_netns: BTreeMap<Option<PathBuf>, BTreeMap<u64, u32>> = BTreeMap::new();
     let is_listed = |socket: &&ServiceSocket| {
         let age_secs = now.saturating_sub(socket.since_secs);
         age_secs > LISTED_AFTER_SECS && [PROTO_TCP, PROTO_UDP].contains(&socket.proto)
@@ -59,20 +59,31 @@ async fn settle(node: &Node) -> Result<(usize, usize)> {
             },
             None => continue,
         };
-        by_netns.entry(place).or_default().insert(socket.cookie);
+        by_netns.entry(place).or_default().insert(socket.cookie, socket.since_secs);
     }
-    let mut closed = BTreeSet::new();
+    let mut closed = BTreeMap::new();
     for (place, mut cookies) in by_netns {
         match open(place).await {
             Ok(open) => {
-                cookies.retain(|cookie| !open.contains(cookie));
+                cookies.retain(|cookie, _| !open.contains(cookie));
                 closed.append(&mut cookies);
             }
             // The next look finds them, or their netns is gone.
             Err(error) => tracing::debug!(%error, "sockets were not listed"),
         }
     }
-    Ok(tokio::task::block_in_place(|| lock(&node.datapath).settle_sockets(&closed))?)
+    tokio::task::block_in_place(|| {
+        let forgotten = lock(&node.datapath).forget_sockets(&closed)?;
+        let (first, second) = (look(node)?, look(node)?);
+        Ok((forgotten, lock(&node.datapath).correct_loads(&first, &second)?))
+    })
+}
+
+/// Step by step, for others wait for the maps.
+fn look(node: &Node) -> Result<LoadLook> {
+    let mut look = LoadLook::default();
+    while !lock(&node.datapath).look_at_loads(&mut look)? {}
+    Ok(look)
 }
 
 /// Cookies of the sockets in a netns on which a program may still wait for its peer.

@@ -13,6 +13,9 @@ use netd_api::BadValue;
 use super::ended::remembered;
 use crate::node::monotonic_ms;
 
+/// Where connections are looked for longer than that, identifiers are given out again all the same: they must not run out.
+const KEPT_MAX_MS: u64 = 30_000;
+
 /// Compiles and writes.
 pub(crate) struct ServiceSync {
     compiler: Compiler,
@@ -35,6 +38,10 @@ pub(crate) struct ServiceSync {
     problems: Vec<BadValue>,
     /// Connections to look for.
     left: Left,
+    /// Since when those had to be that are being looked for.
+    searched_since_ms: Option<u64>,
+    /// How often what the maps hold may have changed.
+    passes: u64,
 }
 
 /// Whose connections may have to end.
@@ -45,6 +52,8 @@ pub(crate) struct Left {
     pub pairs: BTreeMap<(u32, u32), Option<SocketAddr>>,
     /// Any may be so: what happened while netd was away is not known.
     pub all: bool,
+    /// Since when, at the earliest (monotonic milliseconds); `None` where that does not matter.
+    pub since_ms: Option<u64>,
 }
 
 /// What one pass found.
@@ -70,6 +79,8 @@ impl ServiceSync {
             view: NodeView::default(),
             problems: Vec::new(),
             left: Left::default(),
+            searched_since_ms: None,
+            passes: 0,
         }
     }
 
@@ -105,9 +116,28 @@ impl ServiceSync {
         }
     }
 
-    /// What connections are to be looked for; asked for once.
+    /// What connections are to be looked for; asked for once. Until [`Self::searched`], the identifiers that they go by are
+    /// nobody else's.
     pub(crate) fn take_left(&mut self) -> Left {
-        std::mem::take(&mut self.left)
+        let left = std::mem::take(&mut self.left);
+        self.searched_since_ms = left.since_ms;
+        left
+    }
+
+    /// All of what was taken was looked for.
+    pub(crate) fn searched(&mut self) {
+        self.searched_since_ms = None;
+    }
+
+    /// Changes whenever what became of a backend may have changed.
+    pub(crate) fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    /// What was retired since then is not given out again: a connection to who had it could not be told from others.
+    fn kept_since_ms(&self, now_ms: u64) -> Option<u64> {
+        let since = [self.left.since_ms, self.searched_since_ms].into_iter().flatten().min();
+        since.filter(|since| now_ms.saturating_sub(*since) < KEPT_MAX_MS)
     }
 
     /// There are connections to look for.
@@ -119,6 +149,7 @@ impl ServiceSync {
     pub(crate) fn give_back(&mut self, left: Left) {
         self.left.all |= left.all;
         self.left.pairs.extend(left.pairs);
+        self.left.since_ms = [self.left.since_ms, left.since_ms].into_iter().flatten().min();
     }
 
     /// Where connections to a backend go, while the maps have it.
@@ -152,6 +183,8 @@ impl ServiceSync {
         }
         let mut due_ms = None;
         if sweep || !self.filled {
+            self.passes += 1;
+            self.compiler.keep_since(self.kept_since_ms(now_ms));
             let writes = self.compiler.update(table, &view, self.changed.as_ref(), now_ms);
             self.view = view;
             // What is written in part is repeated by the next pass; the compiler keeps it.
@@ -163,10 +196,13 @@ impl ServiceSync {
                 let left = writes.left.iter().map(|pair| (*pair, destination(&self.compiler, pair.1)));
                 self.left.pairs.extend(left);
             }
+            self.left.all |= !std::mem::replace(&mut self.compared, true);
+            if self.has_left() {
+                self.left.since_ms.get_or_insert(now_ms);
+            }
             // As of now, not of when it was compiled: a program may have read the last of the old entries just before.
             self.compiler.written(monotonic_ms());
             self.written = true;
-            self.left.all |= !std::mem::replace(&mut self.compared, true);
             self.filled = true;
             due_ms = self.compiler.next_deadline();
         }
@@ -233,5 +269,22 @@ mod tests {
             services.recollect();
             assert_eq!(services.wished.is_some(), adopted && compared && written);
         }
+    }
+
+    #[test]
+    fn identifiers_are_kept_while_connections_are_looked_for() {
+        let mut services = ServiceSync::new(MapSizes::default());
+        let left = |since_ms| Left { pairs: [((1, 2), None)].into(), all: false, since_ms };
+        services.give_back(left(Some(50)));
+        assert_eq!(services.kept_since_ms(60), Some(50), "they wait for an earlier search");
+        let taken = services.take_left();
+        services.give_back(left(Some(70)));
+        assert_eq!((taken.since_ms, services.kept_since_ms(80)), (Some(50), Some(50)), "until both are over");
+        services.searched();
+        assert_eq!(services.kept_since_ms(80), Some(70));
+        assert_eq!(services.kept_since_ms(70 + KEPT_MAX_MS), None, "not for ever");
+        services.take_left();
+        services.searched();
+        assert_eq!(services.kept_since_ms(80), None);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `apply`: objects go in through one node, and every live node has programmed them when it returns.
+//! `apply`: objects go in through one node, and every live node has programmed them and answers their names when it returns.
 
 use crate::interrupt::wait_until;
 use crate::node;
@@ -38,7 +38,7 @@ pub(crate) fn apply(lab: &str, file: &Path, wait: Option<Duration>) -> Result<Ap
     Ok(reply)
 }
 
-/// Waits until every live node has programmed a revision, and what the nodes' own pods add to it.
+/// Waits until every live node has programmed a revision and answers its names, and what the nodes' own pods add to it.
 ///
 /// A node answers a new service with endpoints of its own, which get a revision of their own: the first revision at
 /// which a node owes nothing more to `revision` is waited for too.
@@ -47,11 +47,11 @@ pub(crate) fn wait_programmed(lab: &str, revision: u64, limit: Duration) -> Resu
     let mut late = Vec::new();
     let done = wait_until(limit, || {
         late.clear();
-        let mut programmed = BTreeMap::new();
+        let mut reached = BTreeMap::new();
         for node in State::read(lab)?.nodes.iter().filter(|node| node.alive()) {
             match node::status(&node.socket()) {
                 Ok(status) => {
-                    programmed.insert(node.name.clone(), status.programmed_revision);
+                    reached.insert(node.name.clone(), (status.programmed_revision, status.named_revision));
                     if status.published_revision >= revision {
                         settled_at.entry(node.name.clone()).or_insert(status.published_revision);
                     } else {
@@ -62,10 +62,10 @@ pub(crate) fn wait_programmed(lab: &str, revision: u64, limit: Duration) -> Resu
             }
         }
         let wanted = settled_at.values().copied().max().unwrap_or_default().max(revision);
-        let behind = programmed.iter().filter(|(_, programmed)| **programmed < wanted);
-        late.extend(
-            behind.map(|(node, programmed)| format!("{node} has programmed {programmed} of {wanted}")),
-        );
+        late.extend(reached.iter().filter_map(|(node, (programmed, named))| {
+            let is_behind = (*programmed).min(*named) < wanted;
+            is_behind.then(|| format!("{node} has programmed {programmed} and named {named} of {wanted}"))
+        }));
         Ok(late.is_empty())
     })?;
     if !done {

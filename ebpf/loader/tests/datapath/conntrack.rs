@@ -148,6 +148,36 @@ fn flows_are_listed_and_those_of_a_backend_forgotten() {
 }
 
 #[test]
+fn flows_of_a_backend_that_is_back_during_a_search_live() {
+    in_lab(|lab| {
+        let mut datapath = lab.open(AttachMode::Auto);
+        let (mut live, mut new) = (map(lab, names::CT_LIVE), map(lab, names::CT_NEW));
+        for (number, proto) in [(10, PROTO_TCP), (20, PROTO_UDP)] {
+            for id in [1, 2] {
+                live.insert(key(number + id, proto), value(CtState::Established, 0, id), 0).unwrap();
+                new.insert(key(number + id + 5, proto), value(CtState::New, 0, id), 0).unwrap();
+            }
+        }
+        let pairs = [(7, 1), (7, 2)];
+        let mut search =
+            Search::new(Parting { connections: pairs.into(), answered: pairs.into(), ..Parting::default() });
+        assert!(!datapath.search(&mut search).unwrap());
+        // The first one's connections are its own again; its datagrams were to choose anew all the same.
+        search.retain(|pair, datagrams| pair != (7, 1) || datagrams);
+        while !datapath.search(&mut search).unwrap() {}
+        let keys =
+            |map: &HashMap<MapData, CtKey, CtValue>| map.keys().map(Result::unwrap).collect::<Vec<_>>();
+        assert_eq!(keys(&live), [key(11, PROTO_TCP)]);
+        assert_eq!(keys(&new), [key(16, PROTO_TCP)]);
+        // Nothing is left to look for.
+        let mut search = Search::new(Parting { connections: pairs.into(), ..Parting::default() });
+        search.retain(|_, _| false);
+        assert!(datapath.search(&mut search).unwrap());
+        assert_eq!((keys(&live).len(), keys(&new).len()), (1, 1));
+    });
+}
+
+#[test]
 fn the_clock_is_that_of_the_programs() {
     let now = ebpf_loader::monotonic_secs().unwrap();
     let uptime = std::fs::read_to_string("/proc/uptime").unwrap();

@@ -8,7 +8,7 @@ use ebpf_abi::{
     CtKey, CtState, CtValue, DatapathConfig, FlowKey, FlowValue, PROTO_TCP, SocketValue, address::mapped,
     names, node::CONFIG_MIGRATING,
 };
-use ebpf_loader::{AttachMode, Datapath, MapSizes, OpenOptions};
+use ebpf_loader::{AttachMode, Datapath, LoadLook, MapSizes, OpenOptions};
 
 use crate::{
     lab::{Lab, VIP, backend, image, in_lab, write},
@@ -48,6 +48,18 @@ fn old(lab: &Lab) -> Vec<String> {
     let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+fn look(datapath: &Datapath) -> LoadLook {
+    let mut look = LoadLook::default();
+    while !datapath.look_at_loads(&mut look).unwrap() {}
+    look
+}
+
+/// How many counts of open connections were wrong, and are right now.
+fn corrected(datapath: &mut Datapath) -> usize {
+    let looks = [look(datapath), look(datapath)];
+    datapath.correct_loads(&looks[0], &looks[1]).unwrap()
 }
 
 #[test]
@@ -96,7 +108,8 @@ fn maps_of_another_size_keep_what_is_in_them_and_connections_go_on_throughout() 
         let mut loads: Array<MapData, u64> = Array::try_from(Map::Array(data)).unwrap();
         loads.set(id, 9, 0).unwrap();
         loads.set(id + 1, u64::MAX, 0).unwrap();
-        assert_eq!(datapath.settle_sockets(&[u64::MAX].into()).unwrap(), (0, 2));
+        assert_eq!(datapath.forget_sockets(&[(u64::MAX, 0)].into()).unwrap(), 0);
+        assert_eq!(corrected(&mut datapath), 2);
         assert_eq!(datapath.backend_loads().unwrap(), [(id, 2)].into());
         let mut sockets: HashMap<MapData, u64, SocketValue> = {
             let data = MapData::from_pin(lab.pin_dir("node").join(names::SOCKETS)).unwrap();
@@ -104,9 +117,19 @@ fn maps_of_another_size_keep_what_is_in_them_and_connections_go_on_throughout() 
         };
         let gone = sockets.get(&known[0].cookie, 0).unwrap();
         sockets.insert(77, gone, 0).unwrap();
+        // One that changes while it is counted is let be.
+        loads.set(id, 5, 0).unwrap();
+        let (mut first, second) = (LoadLook::default(), look(&datapath));
+        assert!(!datapath.look_at_loads(&mut first).unwrap());
+        loads.set(id, 6, 0).unwrap();
+        while !datapath.look_at_loads(&mut first).unwrap() {}
+        assert_eq!(datapath.correct_loads(&first, &second).unwrap(), 0);
         loads.set(id, 3, 0).unwrap();
-        assert_eq!(datapath.settle_sockets(&[77].into()).unwrap(), (1, 1));
-        assert_eq!(datapath.settle_sockets(&[].into()).unwrap(), (0, 0));
+        // Connected again since it was listed.
+        assert_eq!(datapath.forget_sockets(&[(77, gone.since_secs + 1)].into()).unwrap(), 0);
+        assert_eq!(datapath.forget_sockets(&[(77, gone.since_secs)].into()).unwrap(), 1);
+        assert_eq!(corrected(&mut datapath), 1);
+        assert_eq!(corrected(&mut datapath), 0);
         for name in ["before", "after"] {
             agent.close(name);
         }

@@ -110,7 +110,8 @@ pub fn node_ports_of(service: &Service) -> BTreeSet<u16> {
 
 /// Writes a service with all that it holds in one transaction: what it asks for, else what it held, else what is free. What it
 /// holds and no longer has (another type, or fewer ports) is given back in the same transaction, or right after it where both
-/// do not fit into one (more than 60 node ports change their numbers).
+/// do not fit into one (more than 60 node ports change their numbers). Where the second one fails, the service is written all the
+/// same: claims that no service names are nobody's, and netd on one of the nodes, which looks for such, gives them back.
 ///
 /// `before` is the service as the caller saw it, with its last write; `None` when it must not exist yet.
 ///
@@ -175,9 +176,9 @@ pub async fn claim_service_among(
             Ok(done) if done.succeeded => {
                 claims.wrote(&namespace, &name, &addresses, &ports, done.revision);
                 if let Some(release) = release {
-                    // The service is written. What is not given back here is found as drift: claims that no service names.
+                    // The service is written, whatever becomes of this. What is not given back here is found as drift, claims
+                    // that no service names; whoever picks it before finds `claims` to be old and reads them again.
                     let _ = store.transact(release).await;
-                    *claims = ServiceClaims::read(store, keys).await?;
                 }
                 return Ok(StoredService { service, revision: done.revision });
             }
@@ -193,7 +194,7 @@ pub async fn claim_service_among(
                 let found = store.get(&key).await?;
                 return match found.filter(|item| item.value == value && item.mod_revision > mod_revision) {
                     Some(item) => {
-                        *claims = ServiceClaims::read(store, keys).await?;
+                        claims.wrote(&namespace, &name, &addresses, &ports, item.mod_revision);
                         Ok(StoredService { service, revision: item.mod_revision })
                     }
                     None => Err(error.into()),

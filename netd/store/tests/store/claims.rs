@@ -11,8 +11,8 @@ use ipam::{
 };
 use ipnet::IpNet;
 use netd_store::claim::{
-    self, ClaimError, ServiceClaimError, claim_service, delete_service, ensure_config, node_ports_of,
-    release_block,
+    self, ClaimError, ServiceClaimError, ServiceClaims, claim_service, claim_service_among, delete_service,
+    ensure_config, node_ports_of, release_block,
 };
 use netd_store::records::{ClusterConfig, NodePortRecord, ServiceIpRecord, decode, decode_all};
 use netd_store::{Class, Keys, Memory, Store};
@@ -245,21 +245,78 @@ async fn node_ports_and_families_come_and_go_with_their_service() {
     assert_eq!(holders(&memory).await.len(), 1);
 }
 
+/// The service `web` with a hundred node ports.
+fn many_ports(first: u16) -> lb::Service {
+    let port = |n: u16| serde_json::json!({"name": format!("p{n}"), "port": 1000 + n, "nodePort": first + n});
+    let ports: Vec<serde_json::Value> = (0..100).map(port).collect();
+    object("web", serde_json::json!({"type": "NodePort", "ports": ports}))
+}
+
 #[tokio::test]
 async fn all_of_very_many_node_ports_change_at_once() {
     let (memory, keys, ranges) = (Memory::new(), keys(), ranges());
     let claim = |service, before| claim_service(&memory, &keys, &ranges, service, before);
-    let from = |first: u16| {
-        let port =
-            |n: u16| serde_json::json!({"name": format!("p{n}"), "port": 1000 + n, "nodePort": first + n});
-        let ports: Vec<serde_json::Value> = (0..100).map(port).collect();
-        object("web", serde_json::json!({"type": "NodePort", "ports": ports}))
-    };
-    let first = claim(from(30_000), None).await.unwrap();
+    let first = claim(many_ports(30_000), None).await.unwrap();
     assert_eq!(holders(&memory).await.len(), 101);
-    let second = claim(from(31_000), Some((&first.service, first.revision))).await.unwrap();
+    let second = claim(many_ports(31_000), Some((&first.service, first.revision))).await.unwrap();
     assert_eq!(holders(&memory).await.len(), 101, "none of the old ones is left");
-    claim(from(30_050), Some((&second.service, second.revision))).await.unwrap();
+    claim(many_ports(30_050), Some((&second.service, second.revision))).await.unwrap();
+    assert_eq!(holders(&memory).await.len(), 101);
+}
+
+#[tokio::test]
+async fn a_service_that_was_written_is_not_told_to_have_failed() {
+    /// Nothing is answered after the first write.
+    struct FailsBehindAWrite(Memory);
+    #[async_trait::async_trait]
+    impl Store for FailsBehindAWrite {
+        async fn get(&self, key: &str) -> Result<Option<netd_store::KeyValue>, netd_store::StoreError> {
+            self.0.get(key).await
+        }
+        async fn list(&self, prefix: &str) -> Result<netd_store::Listing, netd_store::StoreError> {
+            self.0.list(prefix).await
+        }
+        async fn watch(&self, prefix: &str, from: u64) -> Result<netd_store::Watch, netd_store::StoreError> {
+            self.0.watch(prefix, from).await
+        }
+        async fn transact(
+            &self,
+            transaction: netd_store::Transaction,
+        ) -> Result<netd_store::Transacted, netd_store::StoreError> {
+            let done = self.0.transact(transaction).await;
+            self.0.faults().outage(true);
+            done
+        }
+        async fn lease_grant(
+            &self,
+            ttl: std::time::Duration,
+        ) -> Result<netd_store::Lease, netd_store::StoreError> {
+            self.0.lease_grant(ttl).await
+        }
+        async fn lease_keep_alive(&self, id: netd_store::LeaseId) -> Result<(), netd_store::StoreError> {
+            self.0.lease_keep_alive(id).await
+        }
+        async fn lease_revoke(&self, id: netd_store::LeaseId) -> Result<(), netd_store::StoreError> {
+            self.0.lease_revoke(id).await
+        }
+    }
+    let (memory, keys, ranges) = (Memory::new(), keys(), ranges());
+    let first = claim_service(&memory, &keys, &ranges, many_ports(30_000), None).await.unwrap();
+    let before = Some((&first.service, first.revision));
+    let mut claims = ServiceClaims::read(&memory, &keys).await.unwrap();
+    let failing = FailsBehindAWrite(memory.clone());
+    let second = claim_service_among(&failing, &keys, &ranges, &mut claims, many_ports(31_000), before).await;
+    memory.faults().outage(false);
+    let second = second.unwrap();
+    let left = memory.list(&keys.node_ports()).await.unwrap().items.len();
+    assert_eq!(left, 200, "the old ones are not given back yet");
+    // What is not given back is nobody's for these claims, and somebody's for the store, which is asked again.
+    let other =
+        object("api", serde_json::json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30_001}]}));
+    let taken = claim_service_among(&memory, &keys, &ranges, &mut claims, other, None).await.unwrap_err();
+    assert_eq!(taken.class(), Class::Conflict, "{taken}");
+    let before = Some((&second.service, second.revision));
+    claim_service(&memory, &keys, &ranges, many_ports(31_000), before).await.unwrap();
     assert_eq!(holders(&memory).await.len(), 101);
 }
 

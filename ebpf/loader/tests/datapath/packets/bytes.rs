@@ -32,7 +32,7 @@ const IFINDEX: usize = 10;
 const SEGMENTS: usize = 41;
 const SEGMENT_BYTES: usize = 44;
 
-const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
+pub(super) const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
 pub(super) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 8, 1];
 pub(super) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 8, 2];

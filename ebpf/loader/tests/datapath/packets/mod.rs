@@ -3,6 +3,7 @@
 
 mod bytes;
 pub(crate) mod client;
+mod cut;
 mod direct;
 mod faults;
 mod node_ports;

@@ -140,12 +140,25 @@ fn a_syn_after_an_rst_ends_no_connection_that_goes_on_either() {
             assert_eq!(entry(&bench, names::CT_NEW, &one.keys()[0]), None, "{like}: nothing began");
             assert_eq!(one.answers(&bench, ACK), REDIRECT, "{like}");
 
-            // After a while without a word the port is the next connection's.
+            // However long nobody spoke.
             one.asks(&bench, RST);
             one.was_seen(&mut bench, TCP_RESET_SECS + 2);
             one.asks(&bench, SYN);
-            assert_eq!(one.states(&bench), [None; 2], "{like}");
-            assert_eq!(state(&bench, names::CT_NEW, &one.keys()[0]), Some(CtState::New), "{like}");
+            assert_eq!(one.states(&bench), [Some(CtState::Established); 2], "{like}");
+
+            // Unless its ports are another's by now.
+            one.asks(&bench, RST);
+            let [asked, answers] = one.keys();
+            let known = entry(&bench, names::CT_LIVE, &answers).unwrap();
+            bench.put(names::CT_LIVE, answers, CtValue { dport: [0, 1], ..known });
+            one.asks(&bench, SYN);
+            assert_eq!(state(&bench, names::CT_LIVE, &asked), None, "{like}");
+            assert_eq!(
+                state(&bench, names::CT_LIVE, &answers),
+                Some(CtState::Doubtful),
+                "{like}: the other's"
+            );
+            assert_eq!(state(&bench, names::CT_NEW, &asked), Some(CtState::New), "{like}");
         }
     });
 }
@@ -213,6 +226,33 @@ fn who_has_not_heard_the_backend_establishes_nothing() {
                 [Some(CtState::Established); 2],
                 "{like}: its first one was lost"
             );
+        }
+    });
+}
+
+#[test]
+fn a_client_may_have_heard_another_syn_ack_than_the_last_one() {
+    in_lab(|_| {
+        let bench = Bench::new();
+        for like in [v4(0), v6(0)] {
+            let one = Connection::new(like);
+            let at = if like.is_ipv4() { 38 } else { 58 };
+            let answers = |flags, number: u32| {
+                let answer = of_world(backend(like), one.from, Some(flags));
+                let mut bytes = Packet { macs: (HOST_MAC, POD_MAC), ..answer }.bytes();
+                bytes[at..at + 4].copy_from_slice(&number.to_be_bytes());
+                assert_eq!(bench.leaves_pod(&bytes).0, REDIRECT, "{like}");
+            };
+            // A SYN cookie for each SYN; the client acknowledges the first one, number 1.
+            for number in [1, 5 << 20] {
+                one.asks(&bench, SYN);
+                answers(SYN | ACK, number);
+            }
+            one.asks(&bench, ACK);
+            assert_eq!(one.states(&bench), [None; 2], "{like}");
+            answers(ACK, 2);
+            one.asks(&bench, ACK);
+            assert_eq!(one.states(&bench), [Some(CtState::Established); 2], "{like}");
         }
     });
 }
@@ -328,10 +368,18 @@ fn the_ports_of_a_flow_that_ends_go_to_another_after_a_while() {
             assert_ne!(source(&out), one.from.port(), "{like}: still its own");
 
             one.was_seen(&mut bench, TCP_RESET_SECS + 2);
-            let ports = HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map_mut(names::CT_NEW).unwrap());
-            ports.unwrap().remove(&key(one.from, second, 6)).unwrap();
-            let (_, out) = bench.arrives_at_uplink(&asked.bytes());
-            assert_eq!(source(&out), one.from.port(), "{like}: it may have them now");
+            let begins_anew = |bench: &mut Bench| {
+                let ports =
+                    HashMap::<_, CtKey, CtValue>::try_from(bench.ebpf.map_mut(names::CT_NEW).unwrap());
+                ports.unwrap().remove(&key(one.from, second, 6)).unwrap();
+                source(&bench.arrives_at_uplink(&asked.bytes()).1)
+            };
+            assert_ne!(begins_anew(&mut bench), one.from.port(), "{like}: others are longer unused");
+            // There are no others.
+            let usual = config(v4(250), v6(250));
+            bench.set(names::CONFIG, 0, DatapathConfig { snat_port_min: 0, snat_port_max: 0, ..usual });
+            assert_eq!(begins_anew(&mut bench), one.from.port(), "{like}: it may have them now");
+            bench.set(names::CONFIG, 0, usual);
             // Should the first one go on after all, it does so under other ports or not at all, never as the second one.
             let (_, out) = bench.arrives_at_uplink(&of_world(one.from, one.to, Some(ACK)).bytes());
             assert_eq!(out, of_world(one.from, one.to, Some(ACK)).bytes(), "{like}");
