@@ -301,7 +301,11 @@ mod tests {
         let (table, problems) =
             ServiceTable::build(revision, services.iter().map(|service| &**service), slices);
         assert_eq!(problems, []);
-        View { table, services: services.iter().map(|one| (one.metadata.name.clone(), one.clone())).collect(), ..View::default() }
+        View {
+            table,
+            services: services.iter().map(|one| (one.metadata.name.clone(), one.clone())).collect(),
+            ..View::default()
+        }
     }
 
     fn addresses(zone: &Zone, name: &str) -> Option<Vec<String>> {
