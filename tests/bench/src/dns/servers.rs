@@ -58,15 +58,15 @@ impl Kind {
 
     /// Its program; what to do where there is none.
     pub(super) fn program(self) -> Result<PathBuf, String> {
-        let debian =
+        let found =
             |name: &str| installed(name).ok_or(format!("{name} is not installed: `make bench-deps`"));
         match self {
             Kind::Weft => Ok(PathBuf::new()),
-            Kind::Hickory => installed("hickory-dns").ok_or("hickory-dns is not installed".to_owned()),
-            Kind::Dnsmasq => debian("dnsmasq"),
-            Kind::Unbound => debian("unbound"),
-            Kind::Knot => debian("knotd"),
-            Kind::Bind => debian("named"),
+            Kind::Hickory => found("hickory-dns"),
+            Kind::Dnsmasq => found("dnsmasq"),
+            Kind::Unbound => found("unbound"),
+            Kind::Knot => found("knotd"),
+            Kind::Bind => found("named"),
             Kind::CoreDns => match std::env::var_os("COREDNS").map(PathBuf::from) {
                 Some(path) if path.is_file() => Ok(path),
                 Some(path) => Err(format!("COREDNS={}: no such file", path.display())),
@@ -142,7 +142,7 @@ impl Kind {
             }
             Kind::Hickory => {
                 let text = format!(
-                    "listen_addrs_ipv4 = [\"{NODE_DNS}\"]\nlisten_addrs_ipv6 = []\nlisten_port = {port}\ndirectory = \"{dir}\"\n[[zones]]\nzone = \"{ZONE}\"\nzone_type = \"Primary\"\n[zones.stores]\ntype = \"file\"\nzone_path = \"zone\"\n"
+                    "listen_addrs_ipv4 = [\"{NODE_DNS}\"]\nlisten_addrs_ipv6 = []\nlisten_port = {port}\nuser = \"root\"\ngroup = \"root\"\ndirectory = \"{dir}\"\n[[zones]]\nzone = \"{ZONE}\"\nzone_type = \"Primary\"\n[zones.stores]\ntype = \"file\"\nzone_path = \"zone\"\n"
                 );
                 vec!["-q".into(), "--workers".into(), "1".into(), "-c".into(), write("named.toml", text)?]
             }
