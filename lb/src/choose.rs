@@ -200,12 +200,12 @@ pub(crate) fn choose<'a>(members: &[Member<'a>], variant: Variant, view: &NodeVi
 /// Those that are meant for this node, else for this zone. Where one has no such hint, or none is meant for here, hints
 /// say nothing and all are taken: somebody is better than nobody.
 fn near<'a>(ready: Vec<Member<'a>>, view: &NodeView) -> (Vec<Member<'a>>, &'static str) {
-    let all_say = |hints: fn(&Backend) -> &Vec<String>| ready.iter().all(|m| !hints(m.backend).is_empty());
-    let meant = |hints: fn(&Backend) -> &Vec<String>, name: &str| -> Vec<Member<'a>> {
+    let all_say = |hints: fn(&Backend) -> &[String]| ready.iter().all(|m| !hints(m.backend).is_empty());
+    let meant = |hints: fn(&Backend) -> &[String], name: &str| -> Vec<Member<'a>> {
         ready.iter().filter(|m| hints(m.backend).iter().any(|hint| hint == name)).copied().collect()
     };
-    let nodes: fn(&Backend) -> &Vec<String> = |backend| &backend.hints.nodes;
-    let zones: fn(&Backend) -> &Vec<String> = |backend| &backend.hints.zones;
+    let nodes: fn(&Backend) -> &[String] = |backend| backend.hints.as_ref().map_or(&[], |hints| &hints.nodes);
+    let zones: fn(&Backend) -> &[String] = |backend| backend.hints.as_ref().map_or(&[], |hints| &hints.zones);
     if all_say(nodes) {
         let same_node = meant(nodes, &view.name);
         if !same_node.is_empty() {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -138,16 +139,16 @@ pub struct ServicePort {
 pub struct Backend {
     /// Of a pod or anything else, also outside the pod CIDR.
     pub address: IpAddr,
-    /// Where it listens, by the name of the Service's port; sorted.
-    pub ports: Vec<BackendPort>,
+    /// Where it listens, by the name of the Service's port; sorted. Those of one slice share it.
+    pub ports: Arc<[BackendPort]>,
     /// First label of its own DNS name.
     pub hostname: Option<String>,
     /// Node that it runs on.
     pub node: Option<String>,
     /// Zone that the node is in.
     pub zone: Option<String>,
-    /// For whom it is meant.
-    pub hints: Hints,
+    /// For whom it is meant; none: for everybody.
+    pub hints: Option<Box<Hints>>,
     /// `namespace/name` of the pod behind it.
     pub pod: Option<String>,
     /// The shared opinion about it: of its ports the best.
@@ -159,7 +160,7 @@ pub struct Backend {
     pub port_verdicts: BTreeMap<(Protocol, u16), Verdict>,
 }
 
-/// For whom a backend is meant; sorted. Empty: for everybody.
+/// For whom a backend is meant; sorted. An empty part says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
     /// Clients in these zones.
@@ -264,8 +265,7 @@ impl ServiceEntry {
 impl Backend {
     /// Of no node, pod or zone.
     #[must_use]
-    pub fn new(address: IpAddr, ports: Vec<BackendPort>, verdict: Verdict) -> Self {
-        let hints = Hints::default();
+    pub fn new(address: IpAddr, ports: Arc<[BackendPort]>, verdict: Verdict) -> Self {
         let port_verdicts = BTreeMap::new();
         Self {
             address,
@@ -273,7 +273,7 @@ impl Backend {
             hostname: None,
             node: None,
             zone: None,
-            hints,
+            hints: None,
             pod: None,
             verdict,
             of_agent: false,

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::entry::non_empty;
 use crate::slice::HintTarget;
-use crate::{Backend, BackendPort, EndpointSlice, Hints, Problem, Verdict};
+use crate::{Backend, BackendPort, EndpointSlice, Hints, Problem, Protocol, Verdict};
 
 /// Sorted by address; the order of the slices does not matter.
 pub(crate) fn backends<'a>(
@@ -19,9 +20,9 @@ pub(crate) fn backends<'a>(
         add_slice(&mut backends, slice, ready_anyway, problems);
     }
     let mut backends: Vec<Backend> = backends.into_values().collect();
-    for backend in &mut backends {
-        let of_all = backend.verdict;
-        backend.port_verdicts.retain(|_, verdict| *verdict != of_all);
+    for backend in backends.iter_mut().filter(|backend| !backend.port_verdicts.is_empty()) {
+        let (of_all, all) = (backend.verdict, std::mem::take(&mut backend.port_verdicts));
+        backend.port_verdicts = all.into_iter().filter(|(_, verdict)| *verdict != of_all).collect();
     }
     backends
 }
@@ -45,7 +46,7 @@ fn add_slice(
         let name = port.name.as_deref().and_then(non_empty);
         Some(BackendPort { name, protocol: port.protocol, port: port.port? })
     });
-    let ports: BTreeSet<BackendPort> = ports.collect();
+    let ports: Arc<[BackendPort]> = ports.collect::<BTreeSet<_>>().into_iter().collect();
     for endpoint in &slice.endpoints {
         let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod");
         let names = |targets: &[HintTarget]| -> Vec<String> {
@@ -56,14 +57,13 @@ fn add_slice(
         let verdict = Verdict::from_conditions(&endpoint.conditions, ready_anyway);
         let found = Backend {
             address,
-            ports: ports.iter().cloned().collect(),
-            port_verdicts: ports.iter().map(|port| ((port.protocol, port.port), verdict)).collect(),
+            ports: ports.clone(),
+            port_verdicts: BTreeMap::new(),
             hostname: endpoint.hostname.as_deref().and_then(non_empty),
             node: endpoint.node_name.as_deref().and_then(non_empty),
             zone: endpoint.zone.as_deref().and_then(non_empty),
-            hints: endpoint.hints.as_ref().map_or_else(Hints::default, |hints| Hints {
-                zones: names(&hints.for_zones),
-                nodes: names(&hints.for_nodes),
+            hints: endpoint.hints.as_ref().map(|hints| {
+                Box::new(Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) })
             }),
             pod: pod.map(|target| format!("{}/{}", target.namespace, target.name)),
             verdict,
@@ -83,26 +83,36 @@ fn merge(one: Backend, other: Backend) -> Backend {
     let union = |a: Vec<String>, b: Vec<String>| -> Vec<String> {
         a.into_iter().chain(b).collect::<BTreeSet<_>>().into_iter().collect()
     };
-    let ports: BTreeSet<BackendPort> = one.ports.into_iter().chain(other.ports).collect();
-    let mut port_verdicts = one.port_verdicts;
-    for (port, verdict) in other.port_verdicts {
+    let mut port_verdicts = by_port(&one);
+    for (port, verdict) in by_port(&other) {
         port_verdicts.entry(port).and_modify(|known| *known = (*known).min(verdict)).or_insert(verdict);
     }
     Backend {
         address: one.address,
-        ports: ports.into_iter().collect(),
+        ports: one.ports.iter().chain(&*other.ports).cloned().collect::<BTreeSet<_>>().into_iter().collect(),
         port_verdicts,
         hostname: first(one.hostname, other.hostname),
         node: first(one.node, other.node),
         zone: first(one.zone, other.zone),
-        hints: Hints {
-            zones: union(one.hints.zones, other.hints.zones),
-            nodes: union(one.hints.nodes, other.hints.nodes),
+        hints: match (one.hints, other.hints) {
+            (Some(one), Some(other)) => Some(Box::new(Hints {
+                zones: union(one.zones, other.zones),
+                nodes: union(one.nodes, other.nodes),
+            })),
+            (one, other) => one.or(other),
         },
         pod: first(one.pod, other.pod),
         verdict: one.verdict.min(other.verdict),
         of_agent: false,
     }
+}
+
+/// The opinion about each of its ports; one that was not merged yet has the same of all.
+fn by_port(backend: &Backend) -> BTreeMap<(Protocol, u16), Verdict> {
+    if !backend.port_verdicts.is_empty() {
+        return backend.port_verdicts.clone();
+    }
+    backend.ports.iter().map(|port| ((port.protocol, port.port), backend.verdict)).collect()
 }
 
 fn first(one: Option<String>, other: Option<String>) -> Option<String> {

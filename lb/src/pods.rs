@@ -125,25 +125,25 @@ fn endpoint(pod: &PodFacts, ip: IpAddr, service: &Service) -> Endpoint {
         node_name: Some(pod.node_name.clone()),
         zone: pod.zone.clone(),
         hints: hints(pod, &service.spec.traffic_distribution),
-        target_ref: Some(TargetRef {
+        target_ref: Some(Box::new(TargetRef {
             kind: "Pod".to_owned(),
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             ..TargetRef::default()
-        }),
+        })),
         ..Endpoint::default()
     }
 }
 
 /// As the EndpointSlice controller gives them: to its own zone, and with `PreferSameNode` to its own node first.
-fn hints(pod: &PodFacts, distribution: &str) -> Option<EndpointHints> {
+fn hints(pod: &PodFacts, distribution: &str) -> Option<Box<EndpointHints>> {
     let target = |name: &String| HintTarget { name: name.clone(), ..HintTarget::default() };
     let near = !distribution.is_empty();
     let for_zones: Vec<HintTarget> = pod.zone.iter().filter(|_| near).map(target).collect();
     let same_node = distribution == "PreferSameNode";
     let for_nodes: Vec<HintTarget> = if same_node { vec![target(&pod.node_name)] } else { Vec::new() };
     let any = !for_zones.is_empty() || !for_nodes.is_empty();
-    any.then(|| EndpointHints { for_zones, for_nodes, ..EndpointHints::default() })
+    any.then(|| Box::new(EndpointHints { for_zones, for_nodes, ..EndpointHints::default() }))
 }
 
 fn target_number(port: &Port, pod: &PodFacts) -> Option<u16> {

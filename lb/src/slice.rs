@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `discovery.k8s.io/v1` `EndpointSlice`, reduced to the fields that Weft acts upon.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::kubernetes::{Extra, LABEL_SERVICE_NAME, Metadata, Protocol};
 
@@ -18,6 +18,7 @@ pub struct EndpointSlice {
     /// `IPv4`, `IPv6` or `FQDN` (the last is not used).
     pub address_type: String,
     /// The backends.
+    #[serde(deserialize_with = "fitting")]
     pub endpoints: Vec<Endpoint>,
     /// Their ports; matched to the Service's by name and protocol.
     pub ports: Vec<EndpointPort>,
@@ -31,6 +32,7 @@ pub struct EndpointSlice {
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoint {
     /// Of the slice's family; all of them reach the same backend, and the first is used.
+    #[serde(deserialize_with = "fitting")]
     pub addresses: Vec<String>,
     /// Ready, serving, terminating.
     #[serde(skip_serializing_if = "Conditions::is_unset")]
@@ -46,10 +48,10 @@ pub struct Endpoint {
     pub zone: Option<String>,
     /// For whom it is meant, where traffic is to stay near.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hints: Option<EndpointHints>,
+    pub hints: Option<Box<EndpointHints>>,
     /// The pod behind it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub target_ref: Option<TargetRef>,
+    pub target_ref: Option<Box<TargetRef>>,
     /// Fields that nothing here acts upon.
     #[serde(flatten)]
     pub extra: Extra,
@@ -140,6 +142,13 @@ pub struct EndpointPort {
     /// Fields that nothing here acts upon.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// Slices are kept, each by every node: a list takes no more room than what is in it.
+fn fitting<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    let mut list = Vec::deserialize(from)?;
+    list.shrink_to_fit();
+    Ok(list)
 }
 
 impl EndpointSlice {

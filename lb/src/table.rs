@@ -92,7 +92,7 @@ mod tests {
         let mut table = ServiceTable::default();
         for (service, node) in [("a", Some("n1")), ("b", Some("n2")), ("c", Some("n3")), ("d", None)] {
             let verdict = Verdict { state: crate::VerdictState::Up, source: "ready" };
-            let mut backend = Backend::new([10, 244, 0, 1].into(), Vec::new(), verdict);
+            let mut backend = Backend::new([10, 244, 0, 1].into(), [].into(), verdict);
             backend.node = node.map(str::to_owned);
             let entry = ServiceEntry { backends: vec![backend], ..ServiceEntry::default() };
             table.services.insert(ServiceName::new("default", service), Arc::new(entry));

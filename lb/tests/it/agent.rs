@@ -23,7 +23,7 @@ fn image(compiler: &mut Compiler, others: &[&str]) -> Image {
         vec![Port { name: "dns".into(), protocol: Protocol::Udp, port: 53, ..Port::default() }];
     let port = BackendPort { name: Some("dns".into()), protocol: Protocol::Udp, port: 53 };
     let verdict = Verdict { state: VerdictState::Up, source: "test" };
-    let backend = |address: &str| Backend::new(ip(address), vec![port.clone()], verdict);
+    let backend = |address: &str| Backend::new(ip(address), [port.clone()].into(), verdict);
     let mut backends: Vec<Backend> = others.iter().map(|address| backend(address)).collect();
     backends.push(Backend { of_agent: !others.is_empty(), ..backend("169.254.53.53") });
     backends.sort_by_key(|backend| backend.address);

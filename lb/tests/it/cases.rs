@@ -202,7 +202,8 @@ impl World {
                 let (address, verdict) = (backend.address, backend.verdict);
                 write!(out, "    {address} {} {} ({})", ports.join(","), verdict.state, verdict.source)
                     .unwrap();
-                let hints = [backend.hints.nodes.join("+"), backend.hints.zones.join("+")];
+                let hints = backend.hints.as_deref().cloned().unwrap_or_default();
+                let hints = [hints.nodes.join("+"), hints.zones.join("+")];
                 let hints = hints.map(|hint| Some(hint).filter(|hint| !hint.is_empty()));
                 for (what, value) in [
                     ("hostname", &backend.hostname),
