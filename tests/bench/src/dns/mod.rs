@@ -6,6 +6,7 @@
 mod goals;
 mod sample;
 mod servers;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,7 +24,7 @@ use sample::{Load, sample};
 use servers::Kind;
 
 /// Names that `--row` may hold a part of.
-pub(crate) const ROWS: [&str; 2] = ["dns-services", "dns-cached"];
+pub(crate) const ROWS: [&str; 3] = ["dns-services", "dns-cached", workers::ROW];
 /// The zone of all of them.
 const ZONE: &str = "cluster.local";
 /// The node's DNS address; others have other ports of it.
@@ -94,10 +95,16 @@ impl Samples {
 
 /// Measures; the rows, and every figure for the report.
 pub(crate) fn run(plan: &Plan<'_>) -> Result<(Vec<Row>, Value)> {
-    let outcome = measure(plan);
+    let of_the_lab = plan.rows.iter().any(|row| *row != workers::ROW);
+    let outcome = if of_the_lab { measure(plan) } else { Ok((Vec::new(), Value::Null)) };
     worker::end_all();
     remove();
-    outcome
+    let (mut rows, figures) = outcome?;
+    if plan.rows.contains(&workers::ROW) {
+        say(&format!("measuring {} ({} rounds)", workers::ROW, plan.rounds));
+        rows.push(workers::row(plan.rounds)?);
+    }
+    Ok((rows, figures))
 }
 
 /// Everything these rows make, removed; what is not there is fine. Processes are ended before.

@@ -58,8 +58,7 @@ impl Kind {
 
     /// Its program; what to do where there is none.
     pub(super) fn program(self) -> Result<PathBuf, String> {
-        let found =
-            |name: &str| installed(name).ok_or(format!("{name} is not installed: `make bench-deps`"));
+        let found = |name: &str| installed(name).ok_or(format!("{name} is not installed: `make bench-deps`"));
         match self {
             Kind::Weft => Ok(PathBuf::new()),
             Kind::Hickory => found("hickory-dns"),
