@@ -105,10 +105,9 @@ fn options(limit: usize) -> ReplyOptions<'static> {
 /// With something of everything.
 fn zone() -> Zone {
     let settings = ZoneSettings {
-        reverse_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()],
+        reverse_cidrs: ["10.96.0.0/16", "fd00::/64", "192.168.7.0/26"].map(|cidr| cidr.parse().unwrap()).to_vec(),
         pod_names: PodNames::Insecure,
         autopath: true,
-        search: vec![Name::parse("corp.example").unwrap()],
         zones: vec![Name::parse("skydns.local").unwrap()],
         clusterset: Some(Name::parse("clusterset.local").unwrap()),
         ..ZoneSettings::new("cluster.local")
@@ -117,7 +116,7 @@ fn zone() -> Zone {
     let client = Client { namespace: "shop".into(), pod: "web-1".into(), labels: Arc::default() };
     edit.set_client(POD, Some(Arc::new(client)));
     let port = ZonePort { name: Some("http".into()), protocol: ZoneProtocol::Tcp, port: 80 };
-    let mut web = ZoneService::new("shop", "web", ZoneKind::ClusterIp(vec!["10.96.0.20".parse().unwrap()]));
+    let mut web = ZoneService::new("shop", "web", ZoneKind::ClusterIp(["10.96.0.20", "192.168.7.10"].map(|ip| ip.parse().unwrap()).to_vec()));
     web.ports = vec![port.clone()];
     web.aliases = vec!["www".to_owned()];
     web.views = Some(Views::parse("namespace=shop").unwrap());
