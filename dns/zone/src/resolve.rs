@@ -211,6 +211,6 @@ impl Trail {
         *place = hash(name.as_wire());
         self.len += 1;
         let next = hash(next.as_wire());
-        self.len < MAX_ALIASES && !self.seen[..self.len].contains(&next)
+        !self.seen[..self.len].contains(&next)
     }
 }

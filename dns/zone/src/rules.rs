@@ -118,7 +118,7 @@ impl Rules {
 
     /// Whether a name is rewritten again and again by rules that count for all of `clients`.
     fn has_no_end(&self, mut name: Folded, clients: Option<&Views>) -> bool {
-        for _ in 0..STEPS_MAX {
+        for _ in 0..=STEPS_MAX {
             let counts = |rule: &Rule| rule.clients.is_none() || rule.clients.as_ref() == clients;
             name = match self.rewritten(&name, counts) {
                 None => return false,
