@@ -3,19 +3,19 @@
 
 mod annotations;
 mod own;
+mod pods;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use dns_zone::{
-    Client, LeftOut, Name, Views, Zone, ZoneEdit, ZoneEndpoint, ZoneError, ZoneKind, ZonePort, ZoneProtocol,
+    LeftOut, Name, Views, Zone, ZoneEdit, ZoneEndpoint, ZoneError, ZoneKind, ZonePort, ZoneProtocol,
     ZoneService, ZoneSettings,
 };
 use ipnet::IpNet;
 use lb::{ChunkMap, Protocol, Service, ServiceEntry, ServiceName, ServiceTable};
 use netd_api::BadValue;
-use netd_store::records::PodRecord;
 use netd_store::{Keys, Mirror};
 
 use crate::config::ZoneOptions;
@@ -24,6 +24,7 @@ use crate::view::View;
 pub(crate) use annotations::check as check_annotations;
 use annotations::{ALIASES, VIEWS, words};
 use own::OwnNames;
+use pods::Pods;
 
 /// The zone of several clusters (MCS-API): reserved.
 const CLUSTERSET: &str = "clusterset.local";
@@ -36,10 +37,7 @@ pub(crate) struct ZoneKeeper {
     objects: ChunkMap<String, Service>,
     /// Of those, such as say something about their names.
     annotated: BTreeMap<ServiceName, Arc<Service>>,
-    /// Names of pods beside those of services, by namespace and name.
-    pod_aliases: BTreeMap<(String, String), Vec<ZoneEndpoint>>,
-    /// By address.
-    pods: BTreeMap<IpAddr, Arc<PodRecord>>,
+    pods: Pods,
     /// Last good ones, of services that have any.
     views: BTreeMap<ServiceName, Views>,
     /// Why some are not what their services say now.
@@ -84,7 +82,12 @@ impl ZoneKeeper {
             reason: format!("SkyDNS records cannot be read: {reason}; see --dns-skydns-prefix"),
         });
         let names = self.zone.iter().flat_map(Zone::problems).map(of_names);
-        unread.chain(self.own.problems()).chain(self.wrong_views.iter().map(of_views)).chain(names).collect()
+        unread
+            .chain(self.own.problems())
+            .chain(self.pods.problems())
+            .chain(self.wrong_views.iter().map(of_views))
+            .chain(names)
+            .collect()
     }
 
     /// The zone of this view; what did not change since the last one is shared with it.
@@ -96,15 +99,14 @@ impl ZoneKeeper {
         let (last, is_new) = match self.zone.take() {
             Some(zone) if *zone.settings() == settings => (zone, false),
             _ => {
-                (self.table, self.pod_aliases, self.pods) = Default::default();
+                (self.table, self.pods) = Default::default();
                 (Zone::new(settings)?, true)
             }
         };
         let mut edit = last.edit();
         self.own.apply(&mut edit, is_new, last.origin());
-        self.update_services(view, &mut edit);
-        self.update_pod_aliases(view, &mut edit);
-        self.update_clients(view, &mut edit);
+        let touched = self.update_services(view, &mut edit);
+        self.pods.update(&view.pods, &view.table, touched, &mut edit);
         let servers: Vec<IpAddr> = nameservers.iter().copied().chain(view.config.dns_vips()).collect();
         edit.set_nameservers(&servers);
         let zone = edit.finish(view.table.revision);
@@ -126,8 +128,9 @@ impl ZoneKeeper {
         }
     }
 
-    /// Entries are shared between tables: one that is the same did not change.
-    fn update_services(&mut self, view: &View, edit: &mut ZoneEdit) {
+    /// Entries are shared between tables: one that is the same did not change. Returns which names that pods want, too, changed.
+    fn update_services(&mut self, view: &View, edit: &mut ZoneEdit) -> BTreeSet<ServiceName> {
+        let mut touched = BTreeSet::new();
         for difference in view.services.differences(&self.objects, "", |_| true) {
             difference.before.map(|before| self.annotated.remove(&ServiceName::of(before)));
             if let Some(now) = difference.now.filter(|now| is_annotated(now)) {
@@ -139,6 +142,9 @@ impl ZoneKeeper {
         let first = ServiceName::new("", "");
         for difference in view.table.services.differences(&last.services, &first, |_| true) {
             let name = &**difference.key;
+            if self.pods.want(name) {
+                touched.insert(name.clone());
+            }
             let Some(entry) = difference.now else {
                 edit.remove_service(&name.namespace, &name.name);
                 self.views.remove(name);
@@ -149,6 +155,7 @@ impl ZoneKeeper {
             let views = self.views_of(name, service.as_deref());
             edit.set_service(&zone_service(name, entry, service.as_deref(), views));
         }
+        touched
     }
 
     fn views_of(&mut self, name: &ServiceName, service: Option<&Service>) -> Option<Views> {
@@ -168,52 +175,6 @@ impl ZoneKeeper {
                 Some(self.views.get(name).cloned().unwrap_or_else(Views::nobody))
             }
         }
-    }
-
-    /// Every pod that has an address, also one that is not ready: it may ask.
-    fn update_clients(&mut self, view: &View, edit: &mut ZoneEdit) {
-        let pods: BTreeMap<IpAddr, Arc<PodRecord>> =
-            view.pods.iter().flat_map(|(_, pod)| pod.ips.iter().map(|ip| (*ip, pod.clone()))).collect();
-        for ip in self.pods.keys().filter(|ip| !pods.contains_key(*ip)) {
-            edit.set_client(*ip, None);
-        }
-        for (ip, pod) in &pods {
-            if self.pods.get(ip).is_some_and(|known| Arc::ptr_eq(known, pod)) {
-                continue;
-            }
-            let client = Client {
-                namespace: pod.namespace.as_str().into(),
-                pod: pod.name.as_str().into(),
-                labels: Arc::new(pod.labels.clone()),
-            };
-            edit.set_client(*ip, Some(Arc::new(client)));
-        }
-        self.pods = pods;
-    }
-
-    /// Further names of pods (CNI's capability `aliases`): each answers like a headless service with every pod that has it. A
-    /// Service of that name wins.
-    fn update_pod_aliases(&mut self, view: &View, edit: &mut ZoneEdit) {
-        let mut named: BTreeMap<(String, String), Vec<ZoneEndpoint>> = BTreeMap::new();
-        for (_, pod) in view.pods.iter().filter(|(_, pod)| pod.ready && !pod.terminating) {
-            for alias in pod.aliases.iter().filter(|alias| view.table.find(&pod.namespace, alias).is_none()) {
-                let endpoint = ZoneEndpoint { addresses: pod.ips.clone(), hostname: None, ports: Vec::new() };
-                named.entry((pod.namespace.clone(), alias.clone())).or_default().push(endpoint);
-            }
-        }
-        for (namespace, name) in self.pod_aliases.keys().filter(|key| !named.contains_key(*key)) {
-            if view.table.find(namespace, name).is_none() {
-                edit.remove_service(namespace, name);
-            }
-        }
-        for ((namespace, name), endpoints) in &named {
-            let service = ZoneService {
-                endpoints: endpoints.clone(),
-                ..ZoneService::new(namespace, name, ZoneKind::Headless)
-            };
-            edit.set_service(&service);
-        }
-        self.pod_aliases = named;
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use crate::own_answer::RECORDS_MAX;
 use crate::resolve::Verdict;
 use crate::sink::{self, Data, NameRef, Note, Owner, Sink};
 use crate::{Name, Record};
@@ -10,7 +11,7 @@ use crate::{Name, Record};
 /// The answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// There are such records. Where the last one is a CNAME and nothing else was asked for, what it stands for is a circle.
+    /// There are such records.
     Answer {
         /// For the answer section: CNAMEs in front in their order, the rest shuffled.
         records: Vec<Record>,
@@ -19,7 +20,7 @@ pub enum Outcome {
     },
     /// Not our name, or an alias for one that is not: ask upstream.
     Forward(Forward),
-    /// The name exists, without records of this type.
+    /// The name exists, without records of this type; or its aliases lead in a circle.
     NoData {
         /// CNAMEs that lead to it.
         records: Vec<Record>,
@@ -110,14 +111,28 @@ impl Sink for Collect<'_> {
         self.authorities.push(record);
     }
 
-    fn additional(&mut self, owner: NameRef<'_>, ttl_secs: u32, addresses: impl Iterator<Item = IpAddr>) {
+    fn additional(
+        &mut self,
+        owner: NameRef<'_>,
+        ttl_secs: u32,
+        addresses: impl Iterator<Item = IpAddr>,
+    ) -> bool {
         self.additionals.extend(addresses.map(|ip| sink::record(owner, ttl_secs, ip.into())));
+        true
     }
 
     fn note(&mut self, note: Note<'_>) {
         let note = match note {
             Note::Alias { target } => format!("the name is an alias of {}", target.to_name()),
             Note::Autopath { target } => format!("the search path leads to {}", target.to_name()),
+            Note::Circle { most } => {
+                format!("the aliases lead in a circle, or are more than {most}: nothing is at their end")
+            }
+            Note::Cut => {
+                format!(
+                    "more than {RECORDS_MAX} records lie below the name: only the first ones are looked at"
+                )
+            }
             Note::Hidden { service } => {
                 format!("Service {service} has the name, and its views do not admit this client")
             }

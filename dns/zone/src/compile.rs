@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::entry::{Addressed, Endpoints, Entry, Kind, NamedPort, Ports, label};
+use crate::sink::{IP_LABEL_MAX, ip_label};
 use crate::{Name, NameError, ZoneEndpoint, ZoneKind, ZonePort, ZoneService};
 
 type Report<'a> = &'a mut dyn FnMut(String);
@@ -52,34 +53,51 @@ pub(crate) fn entry(service: &ZoneService, name: Arc<Name>, report: Report<'_>) 
 }
 
 fn endpoints(endpoints: &[ZoneEndpoint], name: &Name, report: Report<'_>) -> Endpoints {
-    let mut all = Vec::new();
+    let mut all = Vec::with_capacity(endpoints.len());
+    let mut last: Option<(&[ZonePort], Ports)> = None;
     for endpoint in endpoints {
-        let ports = named(&endpoint.ports, name, report);
+        // Most have the same ports.
+        let ports = match last {
+            Some((known, ports)) if *known == *endpoint.ports => ports,
+            _ => named(&endpoint.ports, name, report),
+        };
         for ip in &endpoint.addresses {
-            let host = match &endpoint.hostname {
-                Some(host) => label(host).and_then(|host| {
-                    name.child(host)?;
-                    Ok(Some(host.to_ascii_lowercase().into_bytes().into()))
-                }),
-                None => name.child(&ip.to_string().replace(['.', ':'], "-")).map(|_| None),
-            };
-            match host {
+            match host(endpoint.hostname.as_deref(), *ip, name) {
                 Ok(host) => all.push(Addressed { host, ip: *ip, ports: ports.clone() }),
                 Err(error) => report(format!("endpoint {ip} has no name of its own: {error}")),
             }
         }
+        last = Some((endpoint.ports.as_slice(), ports));
     }
     Endpoints::new(all)
+}
+
+/// First label of an endpoint's name, in lower case; `None` where it is made of the address.
+fn host(hostname: Option<&str>, ip: IpAddr, name: &Name) -> Result<Option<Box<[u8]>>, NameError> {
+    let mut buffer = [0; IP_LABEL_MAX];
+    let text = match hostname {
+        Some(host) => label(host)?.as_bytes(),
+        None => ip_label(ip, &mut buffer),
+    };
+    if !name.has_room(&[text.len()]) {
+        name.child(&String::from_utf8_lossy(text))?;
+    }
+    Ok(hostname.map(|_| text.to_ascii_lowercase().into()))
 }
 
 fn named(ports: &[ZonePort], name: &Name, report: Report<'_>) -> Ports {
     let mut known = BTreeSet::new();
     for port in ports {
         let Some(text) = port.name.as_deref().filter(|text| !text.is_empty()) else { continue };
-        let owner = label(text)
-            .and_then(|text| name.child(&format!("_{}", port.protocol))?.child(&format!("_{text}")));
+        let owner = label(text).and_then(|text| {
+            let protocol = format!("_{}", port.protocol);
+            if name.has_room(&[protocol.len(), 1 + text.len()]) {
+                return Ok(());
+            }
+            name.child(&protocol)?.child(&format!("_{text}")).map(|_| ())
+        });
         match owner {
-            Ok(_) => drop(known.insert(NamedPort {
+            Ok(()) => drop(known.insert(NamedPort {
                 protocol: port.protocol,
                 name: text.to_ascii_lowercase().into_bytes().into(),
                 port: port.port,

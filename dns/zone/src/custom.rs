@@ -10,12 +10,15 @@ use thiserror::Error;
 use crate::skydns::Skydns;
 use crate::{Name, RecordData, RecordType, Srv, Views};
 
+/// RFC 2181, 8: the first bit is not for use.
+pub(crate) const TTL_SECS_LARGEST: u32 = i32::MAX as u32;
+
 /// A record that somebody wrote: not computed from services.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnRecord {
     /// Whose it is.
     pub name: Name,
-    /// `None`: the zone's.
+    /// `None`: the zone's. More than 2³¹-1 is as much as that.
     pub ttl_secs: Option<u32>,
     /// Who may see it; `None`: everybody.
     pub views: Option<Views>,
@@ -56,7 +59,7 @@ pub struct RecordSpec {
     pub record_type: String,
     /// As in a zone file: `10 mail.example.com` for MX, `PRIORITY WEIGHT PORT TARGET` for SRV, the bare text for TXT.
     pub data: String,
-    /// Seconds; the zone's TTL without.
+    /// Seconds, up to 2³¹-1; the zone's TTL without.
     #[serde(default, alias = "ttl-secs", skip_serializing_if = "Option::is_none")]
     pub ttl_secs: Option<u32>,
     /// Who may see it, as in `weft.dev/dns-views`.
@@ -90,6 +93,9 @@ impl RecordSpec {
             return Err(of("name")("is the root"));
         }
         let views = self.views.as_deref().map(Views::parse).transpose().map_err(of("views"))?;
+        if let Some(secs) = self.ttl_secs.filter(|secs| *secs > TTL_SECS_LARGEST) {
+            return Err(of("ttl_secs")(format!("{secs} is more than {TTL_SECS_LARGEST}")));
+        }
         let data = OwnData::Plain(self.parse_data()?);
         Ok(OwnRecord { name, ttl_secs: self.ttl_secs, views, data })
     }
@@ -176,6 +182,10 @@ mod tests {
             (spec("a", "A", "::1"), "data: \"::1\" is not an IPv4 address"),
             (spec("a", "MX", "mail"), "data: \"mail\" is not PREFERENCE EXCHANGE"),
             (spec("a", "SRV", "0 0 99999 b"), "data: \"99999\": number too large to fit in target type"),
+            (
+                RecordSpec { ttl_secs: Some(1 << 31), ..spec("a", "TXT", "") },
+                "ttl_secs: 2147483648 is more than 2147483647",
+            ),
             (
                 RecordSpec { views: Some("a,,b".into()), ..spec("a", "TXT", "") },
                 "views: rule 1 of \"a,,b\": is empty; write \

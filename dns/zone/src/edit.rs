@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From one zone to the next: a change of a service touches its own names and no others.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,7 +25,8 @@ impl ZoneEdit {
         Self { zone }
     }
 
-    /// Takes a service in, or what it is now.
+    /// Takes a service in, or what it is now. A namespace or name that is not in lower case is a problem, and no name: it would be
+    /// that of another service.
     pub fn set_service(&mut self, service: &ZoneService) {
         let mut problems = Vec::new();
         let mut report = |reason: String| problems.push(reason);
@@ -52,8 +54,10 @@ impl ZoneEdit {
             return self.set_service(service);
         }
         let reason = "given twice: the first one is used".to_owned();
-        let problems = Arc::make_mut(&mut self.zone.problems);
-        problems.entry(display(&service.namespace, &service.name)).or_default().push(reason);
+        let key = display(&service.namespace, &service.name);
+        let known = self.zone.problems.find(key.as_bytes()).into_iter().flat_map(|known| known.iter());
+        let all = known.cloned().chain([reason]).collect();
+        self.zone.problems.replace(key.as_bytes(), Some(all));
     }
 
     /// Forgets a service.
@@ -78,40 +82,38 @@ impl ZoneEdit {
         }
     }
 
-    /// All pods' addresses at once: what is not among them has no pod.
-    pub fn set_clients(&mut self, clients: impl IntoIterator<Item = (IpAddr, Arc<Client>)>) {
-        let mut gone: BTreeSet<IpAddr> = self.zone.clients.iter().map(|(ip, _)| *ip).collect();
-        for (address, client) in clients {
-            gone.remove(&address.to_canonical());
-            if self.zone.client(address) != Some(&client) {
-                self.set_client(address, Some(client));
-            }
-        }
-        gone.into_iter().for_each(|address| self.set_client(address, None));
-    }
-
     /// Says which records of one's own `source` (a key in the store, a place in the configuration) gives; none: it is gone.
     pub fn set_records(&mut self, source: &str, records: Vec<OwnRecord>) {
-        let mut keys = BTreeSet::new();
         let source_of: Arc<str> = source.into();
-        let old = self.zone.sources.find(source.as_bytes()).cloned().unwrap_or_default();
-        for key in old.iter() {
-            let rest = self.zone.own.find(key).into_iter().flat_map(|known| known.iter());
-            let rest: Arc<[Own]> = rest.filter(|known| *known.source != *source).cloned().collect();
-            self.zone.own.replace(key, (!rest.is_empty()).then_some(rest));
-        }
+        let mut new: BTreeMap<Box<[u8]>, Vec<Own>> = BTreeMap::new();
         for record in records {
             let mut buffer = [0; 255];
             let len = key(&Folded::from(&record.name), &mut buffer);
-            let key = &buffer[..len];
-            let mut known: Vec<Own> = self.zone.own.find(key).map(|known| known.to_vec()).unwrap_or_default();
-            known.push(Own { source: source_of.clone(), record: Arc::new(record) });
-            // Stable: the records of one source stay as they were given.
-            known.sort_by(|a, b| a.source.cmp(&b.source));
-            self.zone.own.replace(key, Some(known.into()));
-            keys.insert(key.into());
+            let own = Own { source: source_of.clone(), record: Arc::new(record) };
+            new.entry(buffer[..len].into()).or_default().push(own);
+        }
+        let old = self.zone.sources.find(source.as_bytes()).cloned().unwrap_or_default();
+        for key in old.iter().filter(|key| !new.contains_key(*key)) {
+            self.put_records(key, source, Vec::new());
+        }
+        let keys: BTreeSet<Box<[u8]>> = new.keys().cloned().collect();
+        for (key, all) in new {
+            self.put_records(&key, source, all);
         }
         self.zone.sources.replace(source.as_bytes(), (!keys.is_empty()).then(|| Arc::new(keys)));
+    }
+
+    /// The records of one source at one name. They stand in order of their sources, those of one as they were given; nothing but
+    /// the first change of a name copies what others have there.
+    fn put_records(&mut self, key: &[u8], source: &str, records: Vec<Own>) {
+        let mut all = self.zone.own.replace(key, None).unwrap_or_default();
+        let known = Arc::make_mut(&mut all);
+        let begin = known.partition_point(|own| *own.source < *source);
+        let end = known.partition_point(|own| *own.source <= *source);
+        known.splice(begin..end, records);
+        if !known.is_empty() {
+            self.zone.own.replace(key, Some(all));
+        }
     }
 
     /// The sources of records that there are now, in order.
@@ -129,7 +131,8 @@ impl ZoneEdit {
 
     /// The addresses of `ns.dns.<origin>`.
     pub fn set_nameservers(&mut self, addresses: &[IpAddr]) {
-        self.zone.servers = Arc::new(addresses.iter().copied().collect());
+        let servers: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+        self.zone.servers = servers.into_iter().collect();
     }
 
     /// The zone as of `revision` of the table that the changes came from.
@@ -139,9 +142,12 @@ impl ZoneEdit {
         self.zone
     }
 
-    fn service_name(&self, namespace: &str, name: &str) -> Result<Name, NameError> {
-        let namespace = self.zone.fixed.services.child(label(namespace)?)?;
-        Ok(namespace.child(label(name)?)?.to_lower())
+    fn service_name(&self, namespace: &str, name: &str) -> Result<Name, String> {
+        if let Some(text) = [namespace, name].into_iter().find(|text| text.contains(is_upper)) {
+            return Err(format!("{text:?} is not in lower case"));
+        }
+        let made = || self.zone.fixed.services.child(label(namespace)?)?.child(label(name)?);
+        made().map_err(|error: NameError| error.to_string())
     }
 
     fn put(&mut self, entry: Entry) {
@@ -169,22 +175,19 @@ impl ZoneEdit {
             let change = if new.is_some() { 1 } else { -1 };
             self.count(namespace, change, 0);
         }
-        let cidrs = self.zone.fixed.settings.reverse_cidrs.clone();
-        let ips = |entry: Option<&Entry>| -> BTreeSet<IpAddr> {
-            let mut ips = entry.map(Entry::named_ips).unwrap_or_default();
-            ips.retain(|ip| cidrs.iter().any(|cidr| cidr.contains(ip)));
-            ips
-        };
-        let (before, after) = (ips(old), ips(new));
-        before.difference(&after).for_each(|ip| self.point(*ip, name, false));
-        after.difference(&before).for_each(|ip| self.point(*ip, name, true));
-
-        let aliases = |entry: Option<&Entry>| -> BTreeSet<Name> {
-            entry.map(|entry| entry.aliases.iter().cloned().collect()).unwrap_or_default()
-        };
-        let (before, after) = (aliases(old), aliases(new));
-        before.difference(&after).for_each(|alias| self.alias(alias, name, false));
-        after.difference(&before).for_each(|alias| self.alias(alias, name, true));
+        let ips = |entry: Option<&Entry>| entry.map(Entry::named_ips).unwrap_or_default();
+        for (ip, to_it) in differences(&ips(old), &ips(new)) {
+            if self.zone.fixed.settings.reverse_cidrs.iter().any(|cidr| cidr.contains(&ip)) {
+                self.point(ip, name, to_it);
+            }
+        }
+        let aliases = |entry: Option<&Entry>| entry.map(|entry| entry.aliases.to_vec()).unwrap_or_default();
+        for (alias, to_it) in differences(&aliases(old), &aliases(new)) {
+            self.alias(&alias, name, to_it);
+        }
+        if old.is_some() != new.is_some() {
+            self.contest(name);
+        }
     }
 
     fn point(&mut self, ip: IpAddr, name: &Arc<Name>, to_it: bool) {
@@ -208,17 +211,33 @@ impl ZoneEdit {
         self.zone.pointers.replace(ip_hash(ip), is_it, owners.map(|owners| Pointer { ip, owners }));
     }
 
-    fn alias(&mut self, alias: &Name, name: &Name, to_it: bool) {
+    fn alias(&mut self, alias: &Name, name: &Arc<Name>, to_it: bool) {
         let (at, is_it) = (hash(alias.as_wire()), |known: &Alias| known.name == *alias);
         let known = self.zone.aliases.find(at, is_it);
-        let mut owners = known.map(|known| (*known.owners).clone()).unwrap_or_default();
+        let was_there = known.is_some();
+        let known = known.into_iter().flat_map(|known| known.owners.iter());
+        let mut owners: Vec<Arc<Name>> = known.filter(|owner| *owner != name).cloned().collect();
         if to_it {
-            owners.insert(name.clone())
-        } else {
-            owners.remove(name)
-        };
-        let new = Alias { name: alias.clone(), owners: Arc::new(owners) };
-        self.zone.aliases.replace(at, is_it, (!new.owners.is_empty()).then_some(new));
+            owners.push(name.clone());
+            owners.sort_by_cached_key(|owner| Alias::rank(alias, owner));
+        }
+        let is_there = !owners.is_empty();
+        let new = Alias { name: alias.clone(), owners: owners.into() };
+        self.zone.aliases.replace(at, is_it, is_there.then_some(new));
+        // What lies above a name exists.
+        if let (true, Some(namespace)) = (was_there != is_there, alias.labels().nth(1)) {
+            self.count(namespace, if is_there { 1 } else { -1 }, 0);
+        }
+        self.contest(alias);
+    }
+
+    /// Notes whether more than one claims a name.
+    fn contest(&mut self, name: &Name) {
+        let wire = name.as_wire();
+        let alias = self.zone.aliases.find(hash(wire), |alias| alias.name == *name);
+        let owners = alias.map_or(0, |alias| alias.owners.len());
+        let is_contested = owners > 1 || owners == 1 && self.zone.service(wire).is_some();
+        self.zone.contested.replace(wire, is_contested.then_some(()));
     }
 
     fn count(&mut self, namespace: &[u8], services: i32, pods: i32) {
@@ -232,19 +251,35 @@ impl ZoneEdit {
     }
 
     fn set_problems(&mut self, namespace: &str, name: &str, problems: Vec<String>) {
-        let service = display(namespace, name);
-        if problems.is_empty() && !self.zone.problems.contains_key(&service) {
-            return;
-        }
-        let all = Arc::make_mut(&mut self.zone.problems);
-        if problems.is_empty() {
-            all.remove(&service)
-        } else {
-            all.insert(service, problems)
-        };
+        let problems = (!problems.is_empty()).then(|| problems.into());
+        self.zone.problems.replace(display(namespace, name).as_bytes(), problems);
     }
 }
 
 fn display(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
+}
+
+fn is_upper(letter: char) -> bool {
+    letter.is_ascii_uppercase()
+}
+
+/// What is in one of two sorted lists only, and whether it is the second.
+fn differences<T: Ord + Clone>(before: &[T], after: &[T]) -> Vec<(T, bool)> {
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    let mut found = Vec::new();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return found,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) => a.cmp(b),
+        };
+        let (gone, come) = (old.next_if(|_| order.is_le()), new.next_if(|_| order.is_ge()));
+        match (gone, come) {
+            (Some(gone), None) => found.push((gone.clone(), false)),
+            (None, Some(come)) => found.push((come.clone(), true)),
+            _ => {}
+        }
+    }
 }

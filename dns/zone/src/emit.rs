@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 
-use crate::entry::{Endpoint, Endpoints, Entry, Kind, NO_HOST, NamedPort};
+use crate::entry::{Entry, Kind, NamedPort};
 use crate::locate::{Located, is_seen};
 use crate::order::shuffled;
+use crate::own_answer::OwnSeen;
 use crate::resolve::Ask;
 use crate::sink::{Data, NameRef, Owner, Sink};
 use crate::zone::Pointer;
@@ -16,21 +17,27 @@ const SRV_PRIORITY: u16 = 0;
 /// All targets get the same share.
 const SRV_WEIGHT: u16 = 100;
 
+/// What is at a name, and what the client may see of one's own there.
+pub(crate) struct There<'z> {
+    pub(crate) located: Located<'z>,
+    pub(crate) own: OwnSeen<'z>,
+}
+
 impl Zone {
     /// What stands for another name, and its TTL.
     pub(crate) fn alias_of<'z>(
         &'z self,
-        located: &Located<'z>,
+        there: &There<'z>,
         name: &Folded,
         ask: &Ask<'_>,
     ) -> Option<(u32, NameRef<'z>)> {
         let ttl_secs = self.fixed.ttl_secs;
-        match located {
+        match &there.located {
             Located::Alias(entry) => Some((ttl_secs, NameRef::from(&*entry.name))),
             Located::Service(Entry { kind: Kind::ExternalName(target), .. }) => {
                 Some((ttl_secs, target.into()))
             }
-            Located::Own => self.own_alias(name, ask),
+            Located::AddressTop(None) | Located::Own => self.own_alias(&there.own, name, ask),
             _ => None,
         }
     }
@@ -38,7 +45,7 @@ impl Zone {
     /// Gives the records of the type asked for, or of one type for ANY; whether there are any.
     pub(crate) fn emit<S: Sink>(
         &self,
-        located: &Located<'_>,
+        there: &There<'_>,
         name: &Folded,
         ask: &Ask<'_>,
         owner: Owner<'_>,
@@ -46,22 +53,28 @@ impl Zone {
     ) -> bool {
         let ttl_secs = self.fixed.ttl_secs;
         let wants = |record_type: RecordType| [record_type, RecordType::ANY].contains(&ask.record_type);
-        match located {
-            Located::Apex => self.emit_apex(ask, owner, sink) || self.emit_own(name, ask, owner, sink),
-            Located::Endpoints(endpoints) => {
-                addresses(endpoints.iter().map(|endpoint| endpoint.ip), ask, |ip| {
-                    sink.answer(owner, ttl_secs, ip.into())
-                })
+        match &there.located {
+            Located::AddressTop(Some(pointer)) if wants(RecordType::PTR) => {
+                self.emit_pointer(pointer, ask, owner, sink)
             }
-            Located::Own => self.emit_own(name, ask, owner, sink),
+            Located::AddressTop(_) | Located::Apex => {
+                self.emit_apex(ask, owner, sink) || self.emit_own(&there.own, name, ask, owner, sink)
+            }
+            Located::Endpoints(endpoints) => addresses(
+                endpoints,
+                |endpoint| endpoint.ip,
+                ask,
+                |ip| sink.answer(owner, ttl_secs, ip.into()),
+            ),
+            Located::Own => self.emit_own(&there.own, name, ask, owner, sink),
             Located::Pod(ip) => {
-                addresses([*ip].into_iter(), ask, |ip| sink.answer(owner, ttl_secs, ip.into()))
+                addresses(&[*ip], |ip| *ip, ask, |ip| sink.answer(owner, ttl_secs, ip.into()))
             }
             Located::Pointer(pointer) if wants(RecordType::PTR) => {
                 self.emit_pointer(pointer, ask, owner, sink)
             }
             Located::Server => {
-                addresses(self.servers.iter().copied(), ask, |ip| sink.answer(owner, ttl_secs, ip.into()))
+                addresses(&self.servers, |ip| *ip, ask, |ip| sink.answer(owner, ttl_secs, ip.into()))
             }
             Located::Service(entry) => self.emit_addresses(entry, ask, owner, sink),
             Located::Srv(entry, protocol) if wants(RecordType::SRV) => {
@@ -106,26 +119,32 @@ impl Zone {
         let ttl_secs = self.fixed.ttl_secs;
         let Kind::Headless(endpoints) = &entry.kind else {
             let target = NameRef::from(&*entry.name);
-            for port in entry.ports().filter(is_it) {
-                sink.answer(owner, ttl_secs, srv(port.port, target));
+            let mut ports = entry.ports().filter(is_it);
+            if ports.all(|port| sink.answer(owner, ttl_secs, srv(port.port, target))) {
+                sink.additional(target, ttl_secs, entry.ips());
             }
-            return sink.additional(target, ttl_secs, entry.ips());
+            return;
         };
-        let of = |index: usize| endpoints.ports(&endpoints.all[index]).iter().filter(is_it);
-        let order = || shuffled(endpoints.all.len(), ask.seed);
-        'all: for index in order() {
-            let target = entry.endpoint_name(&endpoints.all[index]);
-            for port in of(index).filter(|port| is_first(endpoints, index, port)) {
-                if !sink.answer(owner, ttl_secs, srv(port.port, target)) {
-                    break 'all;
-                }
+        // Name by name, however many endpoints each has.
+        let names = || {
+            shuffled(endpoints.names(), ask.seed).filter_map(|index| {
+                let same = endpoints.named(index);
+                same.first().map(|first| (first, same))
+            })
+        };
+        for (endpoint, _) in names() {
+            let target = entry.endpoint_name(endpoint);
+            let mut ports = endpoints.ports(endpoint).iter().filter(is_it);
+            if !ports.all(|port| sink.answer(owner, ttl_secs, srv(port.port, target))) {
+                return;
             }
         }
-        let has_it = |endpoint: &Endpoint| endpoints.ports(endpoint).iter().any(|port| is_it(&port));
-        let comes_first = |index: &usize| !before(endpoints, *index).iter().any(has_it);
-        for index in order().filter(|index| has_it(&endpoints.all[*index])).filter(comes_first) {
-            let ips = endpoints.same_name(index).iter().map(|endpoint| endpoint.ip);
-            sink.additional(entry.endpoint_name(&endpoints.all[index]), ttl_secs, distinct(ips));
+        for (endpoint, same) in names() {
+            let has_it = endpoints.ports(endpoint).iter().any(|port| is_it(&port));
+            let ips = same.iter().map(|endpoint| endpoint.ip);
+            if has_it && !sink.additional(entry.endpoint_name(endpoint), ttl_secs, ips) {
+                return;
+            }
         }
     }
 
@@ -141,23 +160,21 @@ impl Zone {
         // A name that somebody gave (StatefulSets) is the one, whatever headless services have the address, too: who looks up
         // who asks expects that name, and no made up one beside it.
         let given = owners().any(|entry| match &entry.kind {
-            Kind::Headless(endpoints) => {
-                endpoints.all.iter().any(|one| one.ip == pointer.ip && one.host != NO_HOST)
-            }
+            Kind::Headless(endpoints) => endpoints.of_ip(pointer.ip).0.next().is_some(),
             _ => true,
         });
         for entry in owners() {
-            let Kind::Headless(endpoints) = &entry.kind else {
-                sink.answer(owner, ttl_secs, Data::Ptr(NameRef::from(&*entry.name)));
-                continue;
-            };
-            let mut last = None;
-            let meant = |one: &&Endpoint| one.ip == pointer.ip && (one.host != NO_HOST || !given);
-            for endpoint in endpoints.all.iter().filter(meant) {
-                // Sorted by host: one name comes once.
-                if last.replace(endpoint.host) != Some(endpoint.host) {
-                    sink.answer(owner, ttl_secs, Data::Ptr(entry.endpoint_name(endpoint)));
+            let mut give = |name| sink.answer(owner, ttl_secs, Data::Ptr(name));
+            let fits = match &entry.kind {
+                Kind::Headless(endpoints) => {
+                    let (hosted, unhosted) = endpoints.of_ip(pointer.ip);
+                    let unhosted = unhosted.filter(|_| !given);
+                    hosted.chain(unhosted).all(|endpoint| give(entry.endpoint_name(endpoint)))
                 }
+                _ => give(NameRef::from(&*entry.name)),
+            };
+            if !fits {
+                break;
             }
         }
         true
@@ -177,44 +194,123 @@ impl Zone {
     }
 }
 
-/// Gives the addresses of the family asked for, of the first one there is for ANY; whether there are any.
-pub(crate) fn addresses(
-    ips: impl Iterator<Item = IpAddr> + Clone,
+/// Gives the addresses of the family asked for, of the first one there is for ANY, in an order that the seed decides; whether
+/// there are any. Those of IPv4 stand in front, each address once.
+fn addresses<T>(
+    all: &[T],
+    ip_of: impl Fn(&T) -> IpAddr,
     ask: &Ask<'_>,
     mut give: impl FnMut(IpAddr) -> bool,
 ) -> bool {
-    let wants_v4 = match ask.record_type {
-        RecordType::A => true,
-        RecordType::AAAA => false,
-        RecordType::ANY => ips.clone().next().is_some_and(|ip| ip.is_ipv4()),
+    let (v4, v6) = all.split_at(all.partition_point(|one| ip_of(one).is_ipv4()));
+    let wanted = match ask.record_type {
+        RecordType::A => v4,
+        RecordType::AAAA => v6,
+        RecordType::ANY if v4.is_empty() => v6,
+        RecordType::ANY => v4,
         _ => return false,
     };
-    let wanted = distinct(ips.filter(move |ip| ip.is_ipv4() == wants_v4));
-    let mut given = false;
-    for ip in wanted {
-        given = true;
-        if !give(ip) {
-            break;
+    let _ = shuffled(wanted.len(), ask.seed).all(|index| give(ip_of(&wanted[index])));
+    !wanted.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::locate::Located;
+    use crate::{Name, ZoneEndpoint, ZoneKind, ZonePort, ZoneService};
+
+    /// Has room for so many answers, and counts what it is given.
+    struct Full {
+        room: usize,
+        answers: usize,
+        additional: usize,
+    }
+
+    impl Sink for Full {
+        fn answer(&mut self, _: Owner<'_>, _: u32, _: Data<'_>) -> bool {
+            self.answers += 1;
+            self.answers <= self.room
+        }
+
+        fn authority(&mut self, _: NameRef<'_>, _: u32, _: Data<'_>) {}
+
+        fn additional(&mut self, _: NameRef<'_>, _: u32, _: impl Iterator<Item = IpAddr>) -> bool {
+            self.additional += 1;
+            self.additional <= self.room
         }
     }
-    given
-}
 
-/// Of sorted addresses, each once.
-fn distinct(ips: impl Iterator<Item = IpAddr>) -> impl Iterator<Item = IpAddr> {
-    let mut last = None;
-    ips.filter(move |ip| last.replace(*ip) != Some(*ip))
-}
+    /// `hostname` says which of so many endpoints have which.
+    fn zone(count: u32, hostname: impl Fn(u32) -> Option<String>) -> Zone {
+        let mut service = ZoneService::new("shop", "db", ZoneKind::Headless);
+        let endpoint = |number: u32| ZoneEndpoint {
+            addresses: vec![IpAddr::V4((0x0A00_0000 + number / 2).into())],
+            hostname: hostname(number),
+            ports: vec![ZonePort { name: Some("pg".into()), protocol: ZoneProtocol::Tcp, port: 5_432 }],
+        };
+        service.endpoints = (0..count).map(endpoint).collect();
+        let records = "/skydns/shop/x".to_owned();
+        let mut edit =
+            Zone::build("cluster.local", 5, 1, [service], &["10.0.0.0/8".parse().unwrap()]).unwrap().edit();
+        for number in 0..count {
+            let value = format!("{{\"host\": \"192.0.2.{}\", \"port\": {}}}", number % 250, 1 + number / 250);
+            let key = format!("/skydns/local/cluster/own/x{number}");
+            let record = crate::parse_skydns(&key, value.as_bytes(), crate::SKYDNS_PREFIX).unwrap();
+            edit.set_records(&format!("{records}{number}"), vec![record]);
+        }
+        edit.finish(1)
+    }
 
-/// Whether no endpoint before it gives the same target the same port.
-fn is_first(endpoints: &Endpoints, index: usize, port: &NamedPort) -> bool {
-    let before = before(endpoints, index);
-    !before.iter().any(|other| endpoints.ports(other).iter().any(|known| known == port))
-}
+    fn asked(zone: &Zone, name: &str, record_type: RecordType, room: usize) -> (usize, usize) {
+        let ask = Ask { record_type, client: None, seed: 7 };
+        let mut sink = Full { room, answers: 0, additional: 0 };
+        zone.resolve(&ask, &Folded::from(&Name::parse(name).unwrap()), &mut sink);
+        (sink.answers, sink.additional)
+    }
 
-/// Those of the same name in front of the one at `index`.
-fn before(endpoints: &Endpoints, index: usize) -> &[Endpoint] {
-    let same = endpoints.same_name(index);
-    let place = same.iter().position(|other: &Endpoint| std::ptr::eq(other, &endpoints.all[index]));
-    &same[..place.unwrap_or(0)]
+    #[test]
+    fn what_is_full_is_given_nothing_more() {
+        let zone = zone(1_000, |number| Some(format!("db-{number}")));
+        let srv = "_pg._tcp.db.shop.svc.cluster.local";
+        for (name, record_type) in [
+            (srv, RecordType::SRV),
+            ("db.shop.svc.cluster.local", RecordType::A),
+            ("own.cluster.local", RecordType::SRV),
+            ("own.cluster.local", RecordType::A),
+        ] {
+            assert_eq!(asked(&zone, name, record_type, 20), (21, 0), "{name}");
+        }
+        assert_eq!(asked(&zone, srv, RecordType::SRV, 1_000), (1_000, 1_000));
+        // Two names have an address.
+        assert_eq!(asked(&zone, "7.0.0.10.in-addr.arpa", RecordType::PTR, 1), (2, 0));
+    }
+
+    #[test]
+    fn endpoints_of_one_name_are_gone_through_as_one() {
+        let zone = zone(1_000, |number| (number < 900).then(|| "all".to_owned()));
+        let srv = "_pg._tcp.db.shop.svc.cluster.local";
+        // The host, and 50 addresses without one.
+        assert_eq!(asked(&zone, srv, RecordType::SRV, 1_000), (51, 51));
+        assert_eq!(asked(&zone, "all.db.shop.svc.cluster.local", RecordType::A, 1_000), (450, 0));
+        assert_eq!(asked(&zone, "7.0.0.10.in-addr.arpa", RecordType::PTR, 1_000), (1, 0));
+        assert_eq!(asked(&zone, "199.1.0.10.in-addr.arpa", RecordType::PTR, 1_000), (1, 0));
+        let name = Folded::from(&Name::parse(srv).unwrap());
+        let mut sink = Full { room: 0, answers: 0, additional: 0 };
+        let located = zone.locate(&name, zone.place(&name), None, &mut sink);
+        let Located::Srv(Entry { kind: Kind::Headless(endpoints), .. }, _) = located else { panic!() };
+        assert_eq!((endpoints.names(), endpoints.all.len()), (51, 500), "each address of a name once");
+    }
+
+    #[test]
+    fn addresses_of_an_endpoints_name_come_in_the_order_of_the_seed() {
+        let zone = zone(40, |_| Some("all".to_owned()));
+        let name = Name::parse("all.db.shop.svc.cluster.local").unwrap();
+        let first = |seed| match zone.answer(&name, RecordType::A, seed) {
+            crate::Outcome::Answer { records, .. } => records.first().map(ToString::to_string),
+            other => panic!("{other}"),
+        };
+        let firsts: std::collections::BTreeSet<_> = (0..200).map(first).collect();
+        assert_eq!(firsts.len(), 20);
+    }
 }

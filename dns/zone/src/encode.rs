@@ -274,7 +274,12 @@ impl Sink for Encoder<'_> {
         self.section(1, Owner::Name(owner), ttl_secs, data);
     }
 
-    fn additional(&mut self, owner: NameRef<'_>, ttl_secs: u32, addresses: impl Iterator<Item = IpAddr>) {
+    fn additional(
+        &mut self,
+        owner: NameRef<'_>,
+        ttl_secs: u32,
+        addresses: impl Iterator<Item = IpAddr>,
+    ) -> bool {
         let (len, places, count) = (self.len, self.places.len(), self.counts[2]);
         for ip in addresses {
             // RFC 2181, 9: what is only additional goes without TC; a part of a name's addresses would pass for all.
@@ -282,9 +287,10 @@ impl Sink for Encoder<'_> {
                 self.len = len;
                 self.places.forget(places);
                 self.counts[2] = count;
-                return;
+                return false;
             }
         }
+        true
     }
 }
 

@@ -9,7 +9,7 @@ use crate::reverse::{self, Digits};
 use crate::sink::{NameRef, Note, Sink, ip_of_label};
 use crate::tree::hash;
 use crate::zone::{Pointer, ip_hash};
-use crate::{Client, Folded, Name, PodNames, Zone, ZoneProtocol};
+use crate::{Client, Folded, PodNames, Zone, ZoneProtocol};
 
 /// A zone of ours that a name lies in.
 #[derive(Clone, Copy)]
@@ -30,6 +30,8 @@ pub(crate) enum PlaceKind {
 
 /// What is at a name.
 pub(crate) enum Located<'z> {
+    /// An address that is the top of a reverse zone itself: its network ends within the last label.
+    AddressTop(Option<&'z Pointer>),
     /// Another name of a service.
     Alias(&'z Entry),
     /// The top of a zone.
@@ -84,6 +86,7 @@ impl Zone {
             return if self.has_own(name, false, client) { Located::Own } else { Located::Foreign };
         };
         let found = match (place.kind, place.front) {
+            (PlaceKind::Reverse(Digits::Address(ip)), 0) => Located::AddressTop(self.pointer(ip, client)),
             (_, 0) => Located::Apex,
             (PlaceKind::Further, _) => Located::Nothing,
             (PlaceKind::Origin, front) => match name.label(front - 1) {
@@ -97,7 +100,7 @@ impl Zone {
             (PlaceKind::Reverse(digits), _) => self.locate_pointer(digits, client),
         };
         match found {
-            Located::Nothing if self.has_own(name, true, client) => Located::Own,
+            Located::Empty | Located::Nothing if self.has_own(name, true, client) => Located::Own,
             found => found,
         }
     }
@@ -157,17 +160,20 @@ impl Zone {
         client: Option<&Client>,
         sink: &mut S,
     ) -> Located<'_> {
-        let Some(alias) = self.aliases.find(hash(wire), |alias| alias.name.as_wire() == wire) else {
-            return Located::Nothing;
-        };
-        let entries = alias.owners.iter().filter_map(|owner: &Name| self.service(owner.as_wire()));
-        match entries.filter(|entry| is_seen(entry, client)).find(|_| own == 0) {
+        match self.aliased(wire, client).filter(|_| own == 0) {
             Some(entry) => {
                 sink.note(Note::Alias { target: NameRef::from(&*entry.name) });
                 Located::Alias(entry)
             }
             None => Located::Nothing,
         }
+    }
+
+    /// The Service that has the name `wire` as an alias, for this client.
+    pub(crate) fn aliased(&self, wire: &[u8], client: Option<&Client>) -> Option<&Entry> {
+        let alias = self.aliases.find(hash(wire), |alias| alias.name.as_wire() == wire)?;
+        let mut entries = alias.owners.iter().filter_map(|owner| self.service(owner.as_wire()));
+        entries.find(|entry| is_seen(entry, client)).map(|entry| &**entry)
     }
 
     /// `front`: labels in front of `pod`.
@@ -192,15 +198,15 @@ impl Zone {
 
     fn locate_pointer(&self, digits: Digits, client: Option<&Client>) -> Located<'_> {
         match digits {
-            Digits::Address(ip) => match self.pointers.find(ip_hash(ip), |pointer| pointer.ip == ip) {
-                Some(pointer) if self.owners(pointer).any(|entry| is_seen(entry, client)) => {
-                    Located::Pointer(pointer)
-                }
-                _ => Located::Nothing,
-            },
+            Digits::Address(ip) => self.pointer(ip, client).map_or(Located::Nothing, Located::Pointer),
             Digits::Network => Located::Empty,
             Digits::Nothing => Located::Nothing,
         }
+    }
+
+    fn pointer(&self, ip: IpAddr, client: Option<&Client>) -> Option<&Pointer> {
+        let found = self.pointers.find(ip_hash(ip), |pointer| pointer.ip == ip)?;
+        self.owners(found).any(|entry| is_seen(entry, client)).then_some(found)
     }
 
     /// The services that have an address.

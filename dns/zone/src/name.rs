@@ -137,6 +137,22 @@ impl Name {
         }
     }
 
+    /// Number of labels without the root's.
+    pub(crate) fn depth(&self) -> usize {
+        let (mut at, mut labels) = (0, 0);
+        while let Some(length) = self.wire.get(at).filter(|length| **length != 0) {
+            at += 1 + usize::from(*length);
+            labels += 1;
+        }
+        labels
+    }
+
+    /// Whether labels of these lengths fit in front.
+    pub(crate) fn has_room(&self, labels: &[usize]) -> bool {
+        let octets: usize = labels.iter().map(|length| 1 + length).sum();
+        labels.iter().all(|length| (1..=MAX_LABEL).contains(length)) && self.wire.len() + octets <= MAX_WIRE
+    }
+
     /// In lower case.
     #[must_use]
     pub fn to_lower(&self) -> Self {

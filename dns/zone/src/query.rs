@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a packet to a question (RFC 1035, 6891, 8906, 9619). Nothing is allocated, and nothing from outside is trusted.
+//!
+//! Left out on purpose: a packet without a question that asks for a cookie (RFC 7873, 5.4) is FORMERR like any other without one,
+//! and what is rejected gets no cookie. Who wants one asks a question.
 
 use crate::{Edns, Folded, Name, Rcode, RecordType};
 

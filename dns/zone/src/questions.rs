@@ -26,7 +26,7 @@ impl Zone {
         let seen = |name: &Name| {
             self.service(name.as_wire()).is_some_and(|entry| entry.exists() && is_seen(entry, None))
         };
-        let aliases = self.aliases.iter().filter(|alias| alias.owners.iter().any(seen));
+        let aliases = self.aliases.iter().filter(|alias| alias.owners.iter().any(|owner| seen(owner)));
         all.extend(aliases.map(|alias| (alias.name.clone(), RecordType::A)));
         let pointers = self.pointers.iter().filter(|pointer| pointer.owners.iter().any(|owner| seen(owner)));
         all.extend(pointers.map(|pointer| (reverse::name(pointer.ip), RecordType::PTR)));

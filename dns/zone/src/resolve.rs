@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a question is answered: who else is meant, where the name lies, what is there, and what follows from an alias.
 
-use crate::locate::Located;
+use crate::emit::There;
+use crate::locate::{Located, Place, is_seen};
+use crate::own_answer::OwnSeen;
 use crate::rules::Target;
 use crate::sink::{Data, NAME_MAX, NameRef, Note, Owner, Sink};
 use crate::tree::hash;
@@ -21,7 +23,7 @@ pub(crate) struct Ask<'a> {
 /// What became of a question. Records, also the SOA of a negative answer, are in the sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// There are such records.
+    /// There are such records, or as many of them as fit.
     Answer,
     /// One of several names outside may be meant ([`Zone::candidates`]).
     Candidates,
@@ -78,10 +80,18 @@ impl Zone {
             }
             _ => {}
         }
-        if let Some(alias) = self.alias_of(&located, name, ask) {
+        let own = match located {
+            Located::AddressTop(_) | Located::Apex | Located::Own => self.own_seen(name, place, ask.client),
+            _ => OwnSeen::default(),
+        };
+        if own.is_cut {
+            sink.note(Note::Cut);
+        }
+        let there = There { located, own };
+        if let Some(alias) = self.alias_of(&there, name, ask) {
             return self.alias(ask, at, alias, sink);
         }
-        if self.emit(&located, name, ask, at.owner, sink) {
+        if self.emit(&there, name, ask, at.owner, sink) {
             return Verdict::Answer;
         }
         self.deny(name, place, sink);
@@ -89,12 +99,11 @@ impl Zone {
     }
 
     /// What a link or a rewrite makes of a name. What a pod calls something counts where the pod itself asks for it, not where an
-    /// alias leads.
+    /// alias leads. A link to the very name that is asked for changes nothing.
     fn redirect(&self, name: &Folded, ask: &Ask<'_>, asked: bool) -> Option<Target<'_>> {
-        if let Some(target) = self.rules.link(name, ask.client, &self.fixed.services_apex).filter(|_| asked) {
-            return Some(Target::Name(target));
-        }
-        self.rules.rewrite(name, ask.client)
+        let link = self.rules.link(name, ask.client, &self.fixed.services_apex).filter(|_| asked);
+        let link = link.filter(|target| !target.as_wire().eq_ignore_ascii_case(name.as_wire()));
+        link.map(Target::Name).or_else(|| self.rules.rewrite(name, ask.client))
     }
 
     fn alias<S: Sink>(
@@ -104,14 +113,27 @@ impl Zone {
         (ttl_secs, target): (u32, NameRef<'_>),
         sink: &mut S,
     ) -> Verdict {
+        let next = Folded::read(target.write(&mut [0; NAME_MAX]));
+        let Some(next) = next.filter(|next| next.as_wire() != at.name.as_wire()) else {
+            return self.nowhere(at.name, sink);
+        };
         let fits = sink.answer(at.owner, ttl_secs, Data::Cname(target));
-        let wants_it = matches!(ask.record_type, RecordType::CNAME | RecordType::ANY);
-        let Some(next) = Folded::read(target.write(&mut [0; NAME_MAX])) else { return Verdict::Answer };
-        let mut trail = at.trail;
-        if !fits || wants_it || !trail.goes_on(at.name, &next) {
+        if !fits || matches!(ask.record_type, RecordType::CNAME | RecordType::ANY) {
             return Verdict::Answer;
         }
+        let mut trail = at.trail;
+        if !trail.goes_on(at.name, &next) {
+            return self.nowhere(at.name, sink);
+        }
         self.follow(ask, At { name: &next, owner: Owner::Name(target), trail }, sink)
+    }
+
+    /// An alias for itself, at once or by way of others, or one of too many in a row: nothing is at its end. Who asks is not to
+    /// go the same way again.
+    fn nowhere<S: Sink>(&self, name: &Folded, sink: &mut S) -> Verdict {
+        sink.note(Note::Circle { most: MAX_ALIASES });
+        self.deny(name, self.place(name), sink);
+        Verdict::NoData
     }
 
     /// The first question of a search path, answered with what one of the later ones would find (after CoreDNS' autopath).
@@ -137,7 +159,12 @@ impl Zone {
             }
         }
         // The rest of a name of a Service that is there (an endpoint that is gone, a port that it does not have) is nobody else's.
-        let is_ours = self.service(name.from_label(front - 1)).is_some();
+        // One that the client may not see is as good as none.
+        let rest = name.from_label(front - 1);
+        let is_ours = match self.service(rest) {
+            Some(entry) => is_seen(entry, ask.client),
+            None => self.aliased(rest, ask.client).is_some(),
+        };
         (outside && !is_ours).then_some(Verdict::Candidates)
     }
 
@@ -154,8 +181,7 @@ impl Zone {
         let fixed = &self.fixed;
         let own = [&*fixed.services_apex.wire, &*fixed.apex.wire];
         let whole = (front > 1).then_some(&[0u8][..]);
-        let ends = own.into_iter().chain(fixed.search.iter().map(|end| &**end)).chain(whole);
-        ends.filter_map(move |end| Folded::join(name.until_label(front), end))
+        own.into_iter().chain(whole).filter_map(move |end| Folded::join(name.until_label(front), end))
     }
 
     /// Names outside to be tried for a question with [`Verdict::Candidates`], in this order.
@@ -165,7 +191,7 @@ impl Zone {
     }
 
     /// The SOA of a negative answer. Nobody keeps it: what is not there may be there in a second.
-    fn deny<S: Sink>(&self, name: &Folded, place: Option<crate::locate::Place>, sink: &mut S) {
+    fn deny<S: Sink>(&self, name: &Folded, place: Option<Place>, sink: &mut S) {
         // Records of one's own for a name elsewhere: that name alone is ours.
         let apex = place.map_or(name.as_wire(), |place| name.from_label(place.front));
         sink.authority(NameRef::whole(apex), 0, self.soa());
@@ -185,6 +211,6 @@ impl Trail {
         *place = hash(name.as_wire());
         self.len += 1;
         let next = hash(next.as_wire());
-        self.len < MAX_ALIASES && !self.seen[..self.len].contains(&next)
+        !self.seen[..self.len].contains(&next)
     }
 }

@@ -86,6 +86,7 @@ fn digit(label: &[u8], bits: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{RecordType, Zone, ZoneKind, ZoneService};
     use proptest::prelude::*;
 
     fn apex_of(text: &str, cidrs: &[&str]) -> Option<String> {
@@ -125,6 +126,16 @@ mod tests {
                     prop_assert_eq!(found.map(|(_, digits)| digits), cidr.contains(&ip).then_some(Digits::Address(ip)));
                 }
             }
+        }
+
+        /// Wherever the network ends.
+        #[test]
+        fn a_service_in_a_reverse_network_has_its_name_backwards(ip: IpAddr, length in 1u8..=128) {
+            let length = if ip.is_ipv4() { 1 + length % 32 } else { length };
+            let service = ZoneService::new("shop", "web", ZoneKind::ClusterIp(vec![ip]));
+            let zone = Zone::build("cluster.local", 5, 1, [service], &[IpNet::new(ip, length).unwrap()]).unwrap();
+            let told = zone.answer(&name(ip), RecordType::PTR, 0).to_string();
+            prop_assert!(told.contains("IN PTR web.shop.svc.cluster.local."), "{} in /{}: {}", ip, length, told);
         }
     }
 }

@@ -51,7 +51,12 @@ pub struct Rules {
 struct Rule {
     clients: Option<Views>,
     target: Name,
+    /// Of a rewrite of all names below one of which `target` is another: those below `target` are where they are to be.
+    inner: Option<Apex>,
 }
+
+/// Rewrites in a row: more than anyone means to chain.
+const STEPS_MAX: usize = 8;
 
 /// Where a question is to go instead.
 pub(crate) enum Target<'r> {
@@ -80,20 +85,48 @@ impl Rules {
     /// # Errors
     /// Names the field that is wrong.
     pub fn add_rewrite(&mut self, spec: &RewriteSpec, origin: &Name) -> Result<(), SpecError> {
-        let (text, map) = match spec.from.strip_prefix("*.") {
-            Some(text) => (text, &mut self.below),
-            None => (spec.from.as_str(), &mut self.exact),
-        };
+        let text = spec.from.strip_prefix("*.").unwrap_or(&spec.from);
         let from = Name::parse(text).map_err(of("from"))?;
         if from == Name::root() {
             return Err(of("from")("is the root, and with it everything"));
         }
-        let rule = rule(&spec.to, spec.clients.as_deref(), origin)?;
+        let mut rule = rule(&spec.to, spec.clients.as_deref(), origin)?;
         if rule.target == from {
             return Err(of("to")("is the name itself"));
         }
-        map.entry(from.to_lower().as_wire().into()).or_default().push(rule);
+        let is_below = spec.from.starts_with("*.");
+        rule.inner = (is_below && rule.target.is_at_or_below(&from)).then(|| Apex::new(&rule.target));
+        let clients = rule.clients.clone();
+        let key: Box<[u8]> = from.to_lower().as_wire().into();
+        let map = if is_below { &mut self.below } else { &mut self.exact };
+        let rules = map.entry(key.clone()).or_default();
+        rules.push(rule);
+        let first = if is_below { Folded::join(b"\x01x", &key) } else { Some(Folded::from(&from)) };
+        if first.is_some_and(|first| self.has_no_end(first, clients.as_ref())) {
+            let map = if is_below { &mut self.below } else { &mut self.exact };
+            let rest = map.get_mut(&key).and_then(|rules| {
+                rules.pop();
+                rules.len().checked_sub(1)
+            });
+            if rest.is_none() {
+                map.remove(&key);
+            }
+            return Err(of("to")("leads in a circle with the rewrites before it"));
+        }
         Ok(())
+    }
+
+    /// Whether a name is rewritten again and again by rules that count for all of `clients`.
+    fn has_no_end(&self, mut name: Folded, clients: Option<&Views>) -> bool {
+        for _ in 0..=STEPS_MAX {
+            let counts = |rule: &Rule| rule.clients.is_none() || rule.clients.as_ref() == clients;
+            name = match self.rewritten(&name, counts) {
+                None => return false,
+                Some(Target::Below(next)) => *next,
+                Some(Target::Name(next)) => Folded::from(next),
+            };
+        }
+        true
     }
 
     /// What the client calls by this name.
@@ -104,20 +137,29 @@ impl Rules {
         let whole = name.until_label(name.labels());
         let relative = client.and_then(|client| relative(name, client, services)).unwrap_or(whole);
         let keys = [relative, whole, name.as_wire()];
-        keys.into_iter().find_map(|key| chosen(self.links.get(key)?, client))
+        let usable = usable_by(client);
+        keys.into_iter().find_map(|key| chosen(self.links.get(key)?, &usable))
     }
 
     /// What the name is to be for this client.
     pub(crate) fn rewrite(&self, name: &Folded, client: Option<&Client>) -> Option<Target<'_>> {
-        if let Some(target) = self.exact.get(name.as_wire()).and_then(|rules| chosen(rules, client)) {
+        self.rewritten(name, usable_by(client))
+    }
+
+    fn rewritten(&self, name: &Folded, usable: impl Fn(&Rule) -> bool) -> Option<Target<'_>> {
+        if let Some(target) = self.exact.get(name.as_wire()).and_then(|rules| chosen(rules, &usable)) {
             return Some(Target::Name(target));
         }
         if self.below.is_empty() {
             return None;
         }
+        let usable = |rule: &Rule| {
+            let is_there = rule.inner.as_ref().is_some_and(|inner| name.labels_below(inner).is_some());
+            !is_there && usable(rule)
+        };
         for front in 1..=name.labels() {
             if let Some(target) =
-                self.below.get(name.from_label(front)).and_then(|rules| chosen(rules, client))
+                self.below.get(name.from_label(front)).and_then(|rules| chosen(rules, usable))
             {
                 return Folded::join(name.until_label(front), target.to_lower().as_wire())
                     .map(|name| Target::Below(Box::new(name)));
@@ -140,12 +182,15 @@ fn rule(to: &str, clients: Option<&str>, origin: &Name) -> Result<Rule, SpecErro
         return Err(of("to")("is the root"));
     }
     let clients = clients.map(Views::parse).transpose().map_err(of("clients"))?;
-    Ok(Rule { clients, target })
+    Ok(Rule { clients, target, inner: None })
 }
 
-fn chosen<'r>(rules: &'r [Rule], client: Option<&Client>) -> Option<&'r Name> {
-    let usable = |rule: &&Rule| rule.clients.as_ref().is_none_or(|views| views.admit(client));
-    rules.iter().find(usable).map(|rule| &rule.target)
+fn usable_by(client: Option<&Client>) -> impl Fn(&Rule) -> bool {
+    move |rule| rule.clients.as_ref().is_none_or(|views| views.admit(client))
+}
+
+fn chosen(rules: &[Rule], usable: impl Fn(&Rule) -> bool) -> Option<&Name> {
+    rules.iter().find(|rule| usable(rule)).map(|rule| &rule.target)
 }
 
 /// The labels that the program asked for, where the pod's search path put the first domain behind it.
@@ -179,5 +224,36 @@ mod tests {
         };
         assert_eq!(rewrite("*.", "a"), "from: is the root, and with it everything");
         assert_eq!(rewrite("a.b", "A.b."), "to: is the name itself");
+    }
+
+    #[test]
+    fn rewrites_that_lead_to_each_other_are_refused() {
+        let origin = Name::parse("cluster.local").unwrap();
+        let add = |rules: &mut Rules, (from, to, clients): (&str, &str, Option<&str>)| {
+            let [from, to] = [from, to].map(str::to_owned);
+            rules.add_rewrite(&RewriteSpec { from, to, clients: clients.map(str::to_owned) }, &origin)
+        };
+        for (first, second) in [
+            (("a.org", "b.org", None), ("b.org", "A.org", None)),
+            (("*.a.org", "b.org", None), ("*.b.org", "a.org", None)),
+            (("*.a.org", "c.b.org", None), ("*.b.org", "a.org", None)),
+            (("a.org", "b.org", None), ("b.org", "a.org", Some("app=web"))),
+        ] {
+            let mut rules = Rules::default();
+            add(&mut rules, first).unwrap();
+            let before = rules.clone();
+            let error = add(&mut rules, second).unwrap_err().to_string();
+            assert_eq!(error, "to: leads in a circle with the rewrites before it", "{second:?}");
+            assert_eq!(rules, before, "what is refused leaves no trace");
+        }
+        for (first, second) in [
+            (("a.org", "b.org", Some("app=web")), ("b.org", "a.org", Some("app=db"))),
+            (("*.a.org", "x.a.org", None), ("x.a.org", "b.org", None)),
+            (("*.a.b.org", "b.org", None), ("*.c.org", "a.b.org", None)),
+        ] {
+            let mut rules = Rules::default();
+            add(&mut rules, first).unwrap();
+            add(&mut rules, second).unwrap();
+        }
     }
 }

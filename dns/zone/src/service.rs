@@ -9,9 +9,9 @@ use crate::Views;
 /// A service with everything that names come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneService {
-    /// Kubernetes namespace.
+    /// Kubernetes namespace, in lower case.
     pub namespace: String,
-    /// Name in it.
+    /// Name in it, in lower case.
     pub name: String,
     /// What its name stands for.
     pub kind: ZoneKind,
@@ -23,7 +23,9 @@ pub struct ZoneService {
     pub left_out: Vec<LeftOut>,
     /// Who may see the service's names; `None`: everybody.
     pub views: Option<Views>,
-    /// Further names of it, `NAME` or `NAME.NAMESPACE`. A service of that name wins.
+    /// Further names of it, `NAME` or `NAME.NAMESPACE`, also where that is the namespace of others. A service of that name wins;
+    /// of several that claim one those of the name's own namespace come first, then by namespace and name, each for the clients
+    /// that may see it. Who gets it for nobody is told ([`crate::Zone::problems`]).
     pub aliases: Vec<String>,
 }
 
@@ -106,7 +108,7 @@ impl fmt::Display for ZoneProtocol {
     }
 }
 
-/// Names of a service that cannot be made; all its other names are in the zone.
+/// A name of a service that cannot be made, or is another's; all its other names are in the zone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ZoneProblem {
     /// `namespace/name`.

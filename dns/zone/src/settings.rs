@@ -23,10 +23,9 @@ pub struct ZoneSettings {
     pub reverse_cidrs: Vec<IpNet>,
     /// Names of pods, made of their addresses.
     pub pod_names: PodNames,
-    /// Answer the first question of a search path with what one of the later ones would find.
+    /// Answer the first question of a search path with what one of the later ones would find: our own domains, then the name as it
+    /// is, as pods have it.
     pub autopath: bool,
-    /// What stands behind our own domains in the pods' search path: the host's.
-    pub search: Vec<Name>,
     /// Further zones that are ours alone, for records of one's own (SkyDNS').
     pub zones: Vec<Name>,
     /// The zone of several clusters (MCS-API): reserved, so it is answered here and never asked outside.
@@ -62,7 +61,6 @@ impl ZoneSettings {
             reverse_cidrs: Vec::new(),
             pod_names: PodNames::default(),
             autopath: false,
-            search: Vec::new(),
             zones: Vec::new(),
             clusterset: None,
         }
@@ -83,8 +81,6 @@ pub(crate) struct Fixed {
     pub(crate) hostmaster: Name,
     /// Of further zones.
     pub(crate) zones: Vec<Apex>,
-    /// In lower case, in wire form.
-    pub(crate) search: Vec<Box<[u8]>>,
     pub(crate) ttl_secs: u32,
 }
 
@@ -108,7 +104,6 @@ impl Fixed {
             server,
             hostmaster,
             zones: further.map(Apex::new).filter(|zone| zone.labels > 0).collect(),
-            search: settings.search.iter().map(|name| Apex::new(name).wire).collect(),
             ttl_secs: settings.ttl_secs.min(TTL_SECS_MAX),
             origin,
             settings,

@@ -10,7 +10,7 @@ use crate::{Name, Record, RecordData, RecordType};
 /// Octets of a name on the wire.
 pub(crate) const NAME_MAX: usize = 255;
 /// Octets of an address as a label: eight groups of four and their dashes.
-const IP_LABEL_MAX: usize = 40;
+pub(crate) const IP_LABEL_MAX: usize = 40;
 
 /// Takes an answer, record by record.
 pub(crate) trait Sink {
@@ -18,8 +18,13 @@ pub(crate) trait Sink {
     fn answer(&mut self, owner: Owner<'_>, ttl_secs: u32, data: Data<'_>) -> bool;
     /// For the authority section.
     fn authority(&mut self, owner: NameRef<'_>, ttl_secs: u32, data: Data<'_>);
-    /// For the additional section: all addresses of a name, or none.
-    fn additional(&mut self, owner: NameRef<'_>, ttl_secs: u32, addresses: impl Iterator<Item = IpAddr>);
+    /// For the additional section: all addresses of a name, or none. `false`: they do not fit, and hardly will those of others.
+    fn additional(
+        &mut self,
+        owner: NameRef<'_>,
+        ttl_secs: u32,
+        addresses: impl Iterator<Item = IpAddr>,
+    ) -> bool;
     /// Why the answer is as it is; for people.
     fn note(&mut self, _note: Note<'_>) {}
 }
@@ -67,6 +72,10 @@ pub(crate) enum Data<'a> {
 pub(crate) enum Note<'a> {
     /// A shorter name of the search path was meant.
     Autopath { target: NameRef<'a> },
+    /// Aliases lead back to a name that they came from, or are more than `most`.
+    Circle { most: usize },
+    /// Of the records of one's own below a name only the first were looked at.
+    Cut,
     /// There is such a Service, and this client may not see it.
     Hidden { service: &'a Name },
     /// An alias that a Service has.
@@ -95,6 +104,8 @@ impl<'a> NameRef<'a> {
         };
         let front = if label.is_empty() { 0 } else { 1 + label.len() };
         let whole = front + self.rest.len() <= NAME_MAX && label.len() < 64;
+        // Without its label it would be the name of something else.
+        debug_assert!(whole, "a name of more than {NAME_MAX} octets");
         let front = if whole { front } else { 0 };
         if front > 0 {
             buffer[0] = label.len() as u8;

@@ -14,7 +14,8 @@ pub struct Client {
     pub namespace: Arc<str>,
     /// Name in it.
     pub pod: Arc<str>,
-    /// What views look at; may be left empty for pods of other nodes, which do not ask here.
+    /// What views look at. Also of pods of other nodes: they ask here where their own node's server is away, and `!LABEL` admits
+    /// whoever has no labels.
     pub labels: Arc<BTreeMap<String, String>>,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The zone: everything that DNS says at one revision.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,20 +34,24 @@ pub struct Zone {
     pub(crate) namespaces: Tree<Namespace>,
     pub(crate) clients: Tree<(IpAddr, Arc<Client>)>,
     /// Records of one's own, by name.
-    pub(crate) own: Ordered<Arc<[Own]>>,
+    pub(crate) own: Ordered<Arc<Vec<Own>>>,
     /// The keys in `own` of each source of such records.
     pub(crate) sources: Ordered<Arc<BTreeSet<Box<[u8]>>>>,
     pub(crate) rules: Arc<Rules>,
-    pub(crate) servers: Arc<BTreeSet<IpAddr>>,
-    /// By service.
-    pub(crate) problems: Arc<BTreeMap<String, Vec<String>>>,
+    /// Sorted, each once.
+    pub(crate) servers: Arc<[IpAddr]>,
+    /// By service, as `namespace/name`.
+    pub(crate) problems: Ordered<Arc<[String]>>,
+    /// Aliases that more than one service claims, in wire form.
+    pub(crate) contested: Ordered<()>,
 }
 
-/// A further name of services: of the first one that the client may see.
+/// A further name of services: of the first one that the client may see ([`Alias::rank`]).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Alias {
     pub(crate) name: Name,
-    pub(crate) owners: Arc<BTreeSet<Name>>,
+    /// By rank.
+    pub(crate) owners: Arc<[Arc<Name>]>,
 }
 
 /// Whom an address belongs to, for PTR.
@@ -71,6 +75,16 @@ pub(crate) struct Namespace {
     pub(crate) name: Arc<[u8]>,
     pub(crate) services: u32,
     pub(crate) pods: u32,
+}
+
+impl Alias {
+    /// Who comes first: services of the alias' own namespace, then by namespace and name. So a name of one's own namespace is
+    /// taken away by nobody from another one.
+    pub(crate) fn rank(alias: &Name, owner: &Name) -> impl Ord + use<> {
+        let label = |name: &Name, at: usize| name.labels().nth(at).map(<[u8]>::to_ascii_lowercase);
+        let namespace = label(owner, 1);
+        (label(alias, 1) != namespace, namespace, label(owner, 0))
+    }
 }
 
 impl Owners {
@@ -100,7 +114,8 @@ impl Zone {
             sources: Ordered::default(),
             rules: Arc::default(),
             servers: Arc::default(),
-            problems: Arc::default(),
+            problems: Ordered::default(),
+            contested: Ordered::default(),
         })
     }
 
@@ -120,15 +135,6 @@ impl Zone {
         let mut edit = Self::new(settings)?.edit();
         services.into_iter().for_each(|service| edit.add_service(&service));
         Ok(edit.finish(revision))
-    }
-
-    /// With the addresses that this DNS answers on: those of `ns.dns.<origin>`.
-    #[must_use]
-    pub fn with_nameservers(self, addresses: &[IpAddr]) -> Self {
-        let revision = self.revision;
-        let mut edit = self.edit();
-        edit.set_nameservers(addresses);
-        edit.finish(revision)
     }
 
     /// Begins the next zone.
@@ -155,16 +161,41 @@ impl Zone {
         self.revision
     }
 
-    /// Names that could not be made, sorted.
+    /// Names that could not be made, and aliases that are others', sorted.
     #[must_use]
     pub fn problems(&self) -> Vec<ZoneProblem> {
-        let of = |(service, reasons): (&String, &Vec<String>)| -> Vec<ZoneProblem> {
-            let problem = |reason: &String| ZoneProblem { service: service.clone(), reason: reason.clone() };
-            reasons.iter().map(problem).collect()
-        };
-        let mut problems: Vec<ZoneProblem> = self.problems.iter().flat_map(of).collect();
+        let made = self.problems.iter().flat_map(|(service, reasons)| {
+            let service = String::from_utf8_lossy(service);
+            let problem =
+                move |reason: &String| ZoneProblem { service: service.to_string(), reason: reason.clone() };
+            reasons.iter().map(problem)
+        });
+        let contested = self.contested.iter().flat_map(|(alias, ())| self.lost(alias));
+        let mut problems: Vec<ZoneProblem> = made.chain(contested).collect();
         problems.sort();
         problems
+    }
+
+    /// The services that an alias leads to for nobody. One of several that the alias leads to for different clients is none.
+    fn lost(&self, wire: &[u8]) -> Vec<ZoneProblem> {
+        let service = self.service(wire);
+        let alias = self.aliases.find(hash(wire), |alias| alias.name.as_wire() == wire);
+        let Some(alias) = alias else { return Vec::new() };
+        let owners: Vec<&Arc<Entry>> =
+            alias.owners.iter().filter_map(|owner| self.service(owner.as_wire())).collect();
+        let show = |name: &Name| match name.labels().collect::<Vec<_>>()[..] {
+            [name, namespace, ..] => {
+                format!("{}/{}", String::from_utf8_lossy(namespace), String::from_utf8_lossy(name))
+            }
+            _ => name.to_string(),
+        };
+        let lost = |(at, owner): (usize, &&Arc<Entry>)| {
+            let is_before = |other: &&&Arc<Entry>| other.views.is_none() || other.views == owner.views;
+            let winner = service.or_else(|| owners[..at].iter().find(is_before).copied())?;
+            let reason = format!("alias {}: Service {} has that name", alias.name, show(&winner.name));
+            Some(ZoneProblem { service: show(&owner.name), reason })
+        };
+        owners.iter().enumerate().filter_map(lost).collect()
     }
 
     /// How many services it knows.
@@ -184,12 +215,6 @@ impl Zone {
     pub fn client(&self, address: IpAddr) -> Option<&Client> {
         let address = address.to_canonical();
         self.clients.find(ip_hash(address), |(ip, _)| *ip == address).map(|(_, client)| &**client)
-    }
-
-    /// Whether questions about `name` are answered here and nowhere else.
-    #[must_use]
-    pub fn owns(&self, name: &Name) -> bool {
-        self.owns_folded(&Folded::from(name))
     }
 
     /// Answers a question of class IN that nobody known asks.

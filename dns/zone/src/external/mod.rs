@@ -18,6 +18,7 @@
 //!   other names are never touched.
 //! - A name is claimed only while it has neither addresses, nor an alias, nor a mark; changed and released only while the mark
 //!   is the one that was read. The server compares, with the change in one step: nobody can come in between.
+//! - A name of ours is never without records: what comes instead of them comes in the same update, or the update is refused.
 //! - What plan gives, applied to any zone, leads to the wishes; planned again, there is nothing to do but what was refused.
 
 mod domain;

@@ -3,11 +3,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Action, Change, Condition, Domain, HostName, Mark, Update, Wish};
+use super::{Action, Change, Condition, Contested, Domain, HostName, Mark, Update, Wish};
 use crate::{Record, RecordData, RecordType};
 
 /// Types that belong to who has the mark.
 const TYPES: [RecordType; 3] = [RecordType::A, RecordType::AAAA, RecordType::CNAME];
+
+/// Types of others that an alias suffers nothing of beside it. There is no condition for "nothing but ours"; these are what
+/// people put beside addresses. DNSSEC's own are no matter.
+const BESIDE: [RecordType; 16] = [
+    RecordType::MX,
+    RecordType::NS,
+    RecordType::PTR,
+    RecordType::SOA,
+    RecordType::SRV,
+    RecordType::TXT,
+    // HINFO, LOC, NAPTR, DNAME, SSHFP, TLSA, SVCB, HTTPS, URI, CAA
+    RecordType(13),
+    RecordType(29),
+    RecordType(35),
+    RecordType(39),
+    RecordType(44),
+    RecordType(52),
+    RecordType(64),
+    RecordType(65),
+    RecordType(256),
+    RecordType(257),
+];
 
 /// What the zone has of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +49,8 @@ pub struct Plan {
     pub updates: Vec<Update>,
     /// Names that are wished and have the mark of another cluster: nothing is done about them.
     pub taken: Vec<(HostName, Mark)>,
+    /// Names that are wished and are those of a Service of which it is not known what it wants: that one keeps them meanwhile.
+    pub held: Vec<Contested>,
 }
 
 impl Found {
@@ -46,7 +70,7 @@ impl Found {
 }
 
 /// Compares. Every name that is wished or stands in the index is to be in `found`. Names of services in `unread` (`NAMESPACE/NAME`)
-/// stay as they are: what these want is not known.
+/// stay as they are, also where others wish for them: what these want is not known.
 #[must_use]
 pub fn plan(
     domain: &Domain,
@@ -59,6 +83,14 @@ pub fn plan(
         let found = found.get(host).unwrap_or(&none);
         match &found.mark {
             None => plan.updates.push(claim(domain, host, wish)),
+            Some(mark)
+                if mark.owner == domain.owner()
+                    && mark.service != wish.service()
+                    && unread.contains(&mark.service) =>
+            {
+                let (refused, holder) = (wish.service().to_owned(), mark.service.clone());
+                plan.held.push(Contested { host: host.clone(), refused, holder });
+            }
             Some(mark) if mark.owner == domain.owner() => {
                 plan.updates.extend(correct(domain, host, wish, found, mark));
             }
@@ -123,7 +155,11 @@ fn correct(domain: &Domain, host: &HostName, wish: &Wish, found: &Found, mark: &
     }
     actions.extend(gone);
     actions.extend(new.into_iter().map(Action::Add));
-    let conditions = vec![Condition::Exactly(host.mark().clone(), RecordData::Txt(mark.to_string()))];
+    let mut conditions = vec![Condition::Exactly(host.mark().clone(), RecordData::Txt(mark.to_string()))];
+    // Servers pass over an alias beside other records without a word, and the addresses would be gone all the same.
+    if wish.is_alias() && !found.records.keys().any(|data| matches!(data, RecordData::Cname(_))) {
+        conditions.extend(BESIDE.map(|of| Condition::Absent(host.name().clone(), of)));
+    }
     (!actions.is_empty()).then(|| Update { host: host.clone(), change: Change::Correct, conditions, actions })
 }
 

@@ -116,11 +116,20 @@ fn record(name: &str, data: RecordData) -> Record {
 
 /// Plans for these wishes and does it; the updates that were sent, and those that the zone refused.
 fn reconcile(zone: &mut Model, wishes: &[(HostName, Wish)]) -> (Vec<Update>, Vec<HostName>, Plan) {
+    reconcile_without(zone, wishes, &BTreeSet::new())
+}
+
+/// The same, where it is not known what some Services want.
+fn reconcile_without(
+    zone: &mut Model,
+    wishes: &[(HostName, Wish)],
+    unread: &BTreeSet<String>,
+) -> (Vec<Update>, Vec<HostName>, Plan) {
     let domain = domain();
     let hosts: Vec<HostName> = wishes.iter().map(|(host, _)| host.clone()).collect();
     let found = zone.look(&domain, &hosts);
     let (chosen, _) = choose(&domain, wishes.to_vec(), &found);
-    let plan = plan(&domain, &chosen, &found, &BTreeSet::new());
+    let plan = plan(&domain, &chosen, &found, unread);
     let refused = plan.updates.iter().filter(|update| zone.update(update).is_err());
     let refused = refused.map(|update| update.host.clone()).collect();
     (plan.updates.clone(), refused, plan)
@@ -262,6 +271,46 @@ fn what_a_service_wants_that_does_not_read_is_not_known() {
 }
 
 #[test]
+fn a_rival_does_not_get_what_a_service_has_that_does_not_read() {
+    let mut zone = Model::default();
+    let shop = host("shop.apps.example.org");
+    let own = [(shop.clone(), wish("default/shop", &["192.0.2.1"]))];
+    reconcile(&mut zone, &own);
+    let before = zone.clone();
+    let rival = [(shop.clone(), wish("default/rival", &["192.0.2.9"]))];
+    let unread = ["default/shop".to_owned()].into();
+    let (sent, _, plan) = reconcile_without(&mut zone, &rival, &unread);
+    assert_eq!((sent.len(), &zone), (0, &before));
+    let held = &plan.held[0];
+    assert_eq!((&held.host, &*held.refused, &*held.holder), (&shop, "default/rival", "default/shop"));
+    // It reads again, and has what it had; what it wants itself is done though other words of it do not read.
+    let both = [rival[0].clone(), own[0].clone()];
+    assert_eq!(reconcile(&mut zone, &both).0, []);
+    let moved = [rival[0].clone(), (shop.clone(), wish("default/shop", &["192.0.2.2"]))];
+    assert_eq!(reconcile_without(&mut zone, &moved, &unread).0[0].change, Change::Correct);
+}
+
+#[test]
+fn addresses_stay_where_others_records_leave_no_room_for_an_alias() {
+    let mut zone = Model::default();
+    let shop = host("shop.apps.example.org");
+    reconcile(&mut zone, &[(shop.clone(), wish("default/shop", &["192.0.2.1"]))]);
+    let mail = RecordData::Mx { preference: 10, exchange: Name::parse("mail.example.org").unwrap() };
+    zone.put(record("shop.apps.example.org", mail));
+    let before = zone.clone();
+    let alias = [(shop.clone(), Wish::alias("default/shop", Name::parse("lb.example.net").unwrap()))];
+    let (_, refused, _) = reconcile(&mut zone, &alias);
+    assert_eq!((refused, &zone), (vec![shop.clone()], &before), "told as refused, and not dark");
+    zone.0.remove(&(shop.name().clone(), RecordType::MX));
+    reconcile(&mut zone, &alias);
+    assert!(zone.has(shop.name(), RecordType::CNAME));
+    // From one alias to another there is nothing beside it.
+    let other = [(shop, Wish::alias("default/shop", Name::parse("lb2.example.net").unwrap()))];
+    let (sent, _, _) = reconcile(&mut zone, &other);
+    assert_eq!(sent[0].conditions.len(), 1);
+}
+
+#[test]
 fn another_clusters_name_is_told_and_left() {
     let mut zone = Model::default();
     let theirs = RecordData::Txt("heritage=weft,owner=test,service=default/shop".into());
@@ -324,11 +373,19 @@ struct Turn {
     wishes: Vec<(HostName, Wish)>,
     /// Somebody takes over this name between the look and the updates: its mark and records go, theirs come.
     stolen: Option<HostName>,
+    /// Of which it is not known what they want; none of the wishes is theirs.
+    unread: BTreeSet<String>,
 }
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let stolen = prop::option::weighted(0.2, prop::sample::select(NAMES.to_vec()).prop_map(host));
-    let turn = (wishes(), stolen).prop_map(|(wishes, stolen)| Turn { wishes, stolen });
+    let unread = prop::option::weighted(0.3, 0_u8..3);
+    let turn = (wishes(), stolen, unread).prop_map(|(mut wishes, stolen, unread)| {
+        let unread: BTreeSet<String> =
+            unread.map(|number| format!("default/s{number}")).into_iter().collect();
+        wishes.retain(|(_, wish)| !unread.contains(wish.service()));
+        Turn { wishes, stolen, unread }
+    });
     prop::collection::vec(turn, 1..6)
 }
 
@@ -347,7 +404,13 @@ proptest! {
             let hosts: Vec<HostName> = turn.wishes.iter().map(|(host, _)| host.clone()).collect();
             let found = zone.look(&domain, &hosts);
             let (chosen, _) = choose(&domain, turn.wishes.clone(), &found);
-            let planned = plan(&domain, &chosen, &found, &BTreeSet::new());
+            let planned = plan(&domain, &chosen, &found, &turn.unread);
+            let is_unread = |found: &Found| found.service(&domain).is_some_and(|of| turn.unread.contains(of));
+            let kept: BTreeMap<HostName, Found> = found
+                .iter()
+                .filter(|(host, found)| is_unread(found) && turn.stolen.as_ref() != Some(*host))
+                .map(|(host, found)| (host.clone(), found.clone()))
+                .collect();
             if let Some(stolen) = &turn.stolen {
                 let types = [RecordType::A, RecordType::AAAA, RecordType::CNAME];
                 types.into_iter().for_each(|of| drop(zone.0.remove(&(stolen.name().clone(), of))));
@@ -362,7 +425,7 @@ proptest! {
                 let _ = zone.update(update);
             }
             // Once more, for what was planned on an old look.
-            let (_, refused, again) = reconcile(&mut zone, &turn.wishes);
+            let (_, refused, again) = reconcile_without(&mut zone, &turn.wishes, &turn.unread);
 
             for (key, set) in &theirs.0 {
                 for (data, ttl) in set {
@@ -372,7 +435,15 @@ proptest! {
             }
             let found = zone.look(&domain, &hosts);
             let taken: BTreeSet<&HostName> = again.taken.iter().map(|(host, _)| host).collect();
-            let (chosen, _) = choose(&domain, turn.wishes.clone(), &found);
+            let (mut chosen, _) = choose(&domain, turn.wishes.clone(), &found);
+            for (host, before) in &kept {
+                prop_assert_eq!(found.get(host), Some(before), "{} of one that does not read", host);
+                chosen.remove(host);
+            }
+            for (host, found) in &found {
+                let is_dark = found.service(&domain).is_some() && found.records.is_empty();
+                prop_assert!(!is_dark, "{} has no records", host);
+            }
             for (host, wish) in &chosen {
                 if refused.contains(host) || taken.contains(host) {
                     let at_mark = theirs.0.keys().any(|(name, _)| name == host.mark());
@@ -380,19 +451,22 @@ proptest! {
                     let others = at_mark || types.into_iter().any(|of| theirs.has(host.name(), of));
                     let beside_alias = wish.records().iter().any(|d| matches!(d, RecordData::Cname(_)));
                     prop_assert!(others || beside_alias, "{} was refused for nothing", host);
-                    prop_assert!(found[host].service(&domain).is_none(), "{} is refused and ours", host);
-                } else if found[host] != Found::fulfilled(&domain, wish) {
                     // The one thing that DNS itself forbids: an alias beside what others have there.
-                    let has_other = theirs.0.keys().any(|(name, _)| name == host.name());
-                    prop_assert!(has_other, "{} is {:?}, not {:?}", host, found[host], wish);
+                    let has_other = beside_alias && theirs.0.keys().any(|(name, _)| name == host.name());
+                    prop_assert!(
+                        has_other || found[host].service(&domain).is_none(), "{} is refused and ours", host
+                    );
+                } else {
+                    prop_assert_eq!(&found[host], &Found::fulfilled(&domain, wish), "{}", host);
                 }
             }
             // Nothing of ours stays that nobody wishes.
             for (host, found) in &found {
-                prop_assert!(chosen.contains_key(host) || found.service(&domain).is_none(), "{} is stale", host);
-                prop_assert!(chosen.contains_key(host) || !found.indexed, "{} stands in the index", host);
+                let is_known = chosen.contains_key(host) || kept.contains_key(host);
+                prop_assert!(is_known || found.service(&domain).is_none(), "{} is stale", host);
+                prop_assert!(is_known || !found.indexed, "{} stands in the index", host);
             }
-            let known: BTreeSet<Name> = chosen.keys().flat_map(|host| [host.name().clone(), host.mark().clone()])
+            let known: BTreeSet<Name> = chosen.keys().chain(kept.keys()).flat_map(|host| [host.name().clone(), host.mark().clone()])
                 .chain(domain.index().iter().cloned()).collect();
             for (key, set) in &zone.0 {
                 let others = theirs.0.get(key);

@@ -3,7 +3,7 @@
 //! `WEFT_UPDATE=1` rewrites the lower halves.
 //!
 //! Steps (`> STEP`), the ones with a body on the lines below them:
-//! - `origin NAME`; `reverse CIDR…`; `nameservers IP…`; `pods disabled|insecure|verified`; `autopath DOMAIN…`; `zones NAME…`;
+//! - `origin NAME`; `reverse CIDR…`; `nameservers IP…`; `pods disabled|insecure|verified`; `autopath`; `zones NAME…`;
 //!   `clusterset NAME`: what the zone is; each begins anew.
 //! - `services` (YAML): all of them; `service` (YAML): one more, or what it is now; `remove NAMESPACE/NAME`.
 //! - `clients` (YAML), `records`, `links`, `rewrites` (YAML), `skydns` (`KEY VALUE` lines).
@@ -111,10 +111,7 @@ fn run(story: &str) -> String {
         let rest = &words[1..];
         match words[0] {
             "ask" => ask(&mut out, &zone, rest, client),
-            "autopath" => {
-                settings.autopath = true;
-                settings.search = rest.iter().map(|word| Name::parse(word).unwrap()).collect();
-            }
+            "autopath" => settings.autopath = true,
             "clients" => edit(&mut zone, |edit| {
                 for pod in yaml::<Vec<Pod>>(body) {
                     let (namespace, name) = pod.pod.split_once('/').unwrap();

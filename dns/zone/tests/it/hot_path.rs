@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use dns_zone::{
-    Client, Name, PodNames, Rcode, RecordType, ReplyOptions, Response, Transport, Views, Zone, ZoneEndpoint,
-    ZoneKind, ZonePort, ZoneProtocol, ZoneService, ZoneSettings,
+    Client, Name, PodNames, Rcode, RecordType, ReplyOptions, Response, SKYDNS_PREFIX, Transport, Views, Zone,
+    ZoneEndpoint, ZoneKind, ZonePort, ZoneProtocol, ZoneService, ZoneSettings, parse_skydns,
 };
 
 use crate::wire::{OPTIONS, packet, query};
@@ -119,4 +119,39 @@ fn a_name_of_others_is_handed_on_without_an_allocation() {
     let response = zone.respond(&query, CLIENT, 7, &OPTIONS, &mut out);
     assert_eq!(ALLOCATIONS.get() - before, 0);
     assert!(matches!(response, Response::Forward(forward) if forward == dns_zone::Forward::default()));
+}
+
+/// Of `count` SkyDNS records below `apps.example.org`.
+fn own_zone(count: usize) -> Zone {
+    let zones = vec![Name::parse("example.org").unwrap()];
+    let mut edit = Zone::new(ZoneSettings { zones, ..ZoneSettings::new("cluster.local") }).unwrap().edit();
+    for number in 0..count {
+        let key = format!("/skydns/org/example/apps/x{number}");
+        let value = format!(r#"{{"host": "10.0.{}.{}"}}"#, number / 256, number % 256);
+        edit.set_records(&key, vec![parse_skydns(&key, value.as_bytes(), SKYDNS_PREFIX).unwrap()]);
+    }
+    edit.finish(1)
+}
+
+#[test]
+fn a_question_about_many_records_of_ones_own_costs_no_more_than_they_are() {
+    let mut out = vec![0; 65_535];
+    for (count, record_type, transport, most) in [
+        (1_500, RecordType::SRV, Transport::Tcp, 15 * 1_500),
+        (20_000, RecordType::SRV, Transport::Tcp, 15 * 2_048),
+        (20_000, RecordType::A, Transport::Udp, 2_048),
+        (20_000, RecordType::TXT, Transport::Udp, 100),
+    ] {
+        let zone = own_zone(count);
+        let packet = packet(&Name::parse("apps.example.org").unwrap(), record_type);
+        let query = query(&packet);
+        let options = ReplyOptions { limit: query.limit(transport, 1_232), ..OPTIONS };
+        let before = ALLOCATIONS.get();
+        let response = zone.respond(&query, CLIENT, 7, &options, &mut out);
+        let allocations = ALLOCATIONS.get() - before;
+        assert!(matches!(response, Response::Written(written) if written.rcode == Rcode::NOERROR));
+        assert!(allocations <= most, "{allocations} for {count} records and {record_type}");
+    }
+    let told = own_zone(2_049).explain(&Name::parse("apps.example.org").unwrap(), RecordType::A, None);
+    assert!(told.to_string().contains("more than 2048 records lie below the name"), "{told}");
 }

@@ -105,10 +105,11 @@ fn options(limit: usize) -> ReplyOptions<'static> {
 /// With something of everything.
 fn zone() -> Zone {
     let settings = ZoneSettings {
-        reverse_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()],
+        reverse_cidrs: ["10.96.0.0/16", "fd00::/64", "192.168.7.0/26"]
+            .map(|cidr| cidr.parse().unwrap())
+            .to_vec(),
         pod_names: PodNames::Insecure,
         autopath: true,
-        search: vec![Name::parse("corp.example").unwrap()],
         zones: vec![Name::parse("skydns.local").unwrap()],
         clusterset: Some(Name::parse("clusterset.local").unwrap()),
         ..ZoneSettings::new("cluster.local")
@@ -117,7 +118,11 @@ fn zone() -> Zone {
     let client = Client { namespace: "shop".into(), pod: "web-1".into(), labels: Arc::default() };
     edit.set_client(POD, Some(Arc::new(client)));
     let port = ZonePort { name: Some("http".into()), protocol: ZoneProtocol::Tcp, port: 80 };
-    let mut web = ZoneService::new("shop", "web", ZoneKind::ClusterIp(vec!["10.96.0.20".parse().unwrap()]));
+    let mut web = ZoneService::new(
+        "shop",
+        "web",
+        ZoneKind::ClusterIp(["10.96.0.20", "192.168.7.10"].map(|ip| ip.parse().unwrap()).to_vec()),
+    );
     web.ports = vec![port.clone()];
     web.aliases = vec!["www".to_owned()];
     web.views = Some(Views::parse("namespace=shop").unwrap());
@@ -138,7 +143,12 @@ fn zone() -> Zone {
         "circle",
         ZoneKind::ExternalName("circle.shop.svc.cluster.local".to_owned()),
     );
-    [web, db, out, circle].iter().for_each(|service| edit.set_service(service));
+    let inside = |name: &str, to: &str| {
+        ZoneService::new("shop", name, ZoneKind::ExternalName(format!("{to}.shop.svc.cluster.local")))
+    };
+    [web, db, out, circle, inside("one", "two"), inside("two", "one")]
+        .iter()
+        .for_each(|service| edit.set_service(service));
     edit.set_records("a", vec![OwnRecord::address(Name::parse("own.example.com").unwrap(), POD)]);
     let spec = |name: &str, record_type: &str, data: &str| {
         let [name, record_type, data] = [name, record_type, data].map(str::to_owned);
@@ -148,6 +158,7 @@ fn zone() -> Zone {
         "b",
         vec![spec("t.cluster.local", "TXT", &"x".repeat(700)), spec("m.org", "MX", "1 t.org")],
     );
+    edit.set_records("c", vec![spec("shop.svc.cluster.local", "TXT", "beside the services")]);
     for key in ["/skydns/local/skydns/web/x1", "/skydns/local/skydns/web/x2"] {
         let value = br#"{"host":"192.0.2.1","port":80,"mail":true,"text":"t","targetstrip":1}"#;
         edit.set_records(key, vec![parse_skydns(key, value, SKYDNS_PREFIX).unwrap()]);
@@ -157,6 +168,8 @@ fn zone() -> Zone {
     let [name, to] = ["sql", "shop/db"].map(str::to_owned);
     rules.add_link(&LinkSpec { name, to, clients: None }, &origin).unwrap();
     let [from, to] = ["*.old.org", "shop.svc.cluster.local"].map(str::to_owned);
+    rules.add_rewrite(&RewriteSpec { from, to, clients: None }, &origin).unwrap();
+    let [from, to] = ["*.split.org", "inner.split.org"].map(str::to_owned);
     rules.add_rewrite(&RewriteSpec { from, to, clients: None }, &origin).unwrap();
     edit.set_rules(rules);
     edit.set_nameservers(&[IpAddr::V4(Ipv4Addr::new(169, 254, 53, 53))]);
