@@ -95,6 +95,6 @@ async fn a_flood_of_questions_and_garbage_leaves_others_their_answers() {
     }
     flood.join().expect("no panic");
     // Without shares it is one of a hundred.
-    assert!(asked > 10 && answered * 10 >= asked * 8, "{answered} of {asked}, {:?}", server.stats.counts());
+    assert!(asked > 3 && answered * 10 >= asked * 8, "{answered} of {asked}, {:?}", server.stats.counts());
     assert_eq!(ask(address, &question(WEB, RecordType::A)).await.answers.len(), 1);
 }
