@@ -95,7 +95,8 @@ impl Group {
         let mut negative: Option<(usize, Box<Message>)> = None;
         loop {
             // Each turn asks one more upstream, then listens to all that were asked.
-            let mut until = started + DEADLINE;
+            // Past the end of all waiting, where there is nobody else to ask.
+            let mut until = started + 2 * DEADLINE;
             if negative.is_some() {
                 until = started + SILENCE;
             } else if let Some((place, upstream)) = waiting.next() {

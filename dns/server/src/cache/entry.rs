@@ -196,14 +196,17 @@ impl Entry {
             [] => self.question(query, out),
             _ => merge::front(aliases, self.name(), query, &mut out[..room]),
         };
-        let shift = front.end - self.question_end;
+        // Aliases that have no room may end before the entry's own question would.
+        let shift = if front.is_whole { front.end - self.question_end } else { 0 };
         let mut fits = match front.is_whole {
             true => self.records.partition_point(|record| usize::from(record.end) + shift <= room),
             false => 0,
         };
-        let mut end =
-            fits.checked_sub(1).map_or(front.end, |last| usize::from(self.records[last].end) + shift);
-        out[front.end..end].copy_from_slice(&self.wire[self.question_end..end - shift]);
+        let mut end = front.end;
+        if let Some(last) = fits.checked_sub(1) {
+            end = usize::from(self.records[last].end) + shift;
+            out[front.end..end].copy_from_slice(&self.wire[self.question_end..end - shift]);
+        }
         if shift > 0 && merge::shift_pointers(&mut out[..end], front, self.question_end, fits).is_none() {
             (fits, end) = (0, front.end);
         }

@@ -167,6 +167,30 @@ mod tests {
         assert!(wrong.metadata.truncation && wrong.answers.len() == 1, "{wrong}");
     }
 
+    #[test]
+    fn names_of_any_length_end_in_tc_where_they_have_no_room() {
+        let long = |labels: usize, rest: usize| {
+            let label = "x".repeat(60);
+            format!("{}{}", format!("{label}.").repeat(labels), "y".repeat(rest))
+        };
+        for asked in [long(3, 40), long(3, 60), long(4, 9), long(0, 3)] {
+            for target in [long(4, 9), long(3, 20)] {
+                let name = |text: &str| Name::parse(text).unwrap();
+                let mut wire = vec![0, 0, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0];
+                wire.extend_from_slice(name(&target).as_wire());
+                wire.extend_from_slice(&[0, 1, 0, 1, 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1]);
+                let entry = Entry::new(wire, 9_000, 0).unwrap();
+                let header = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0";
+                let packet = [&header[..], name(&asked).as_wire(), &[0, 1, 0, 1]].concat();
+                let Incoming::Query(query) = dns_zone::parse(&packet) else { panic!("a question") };
+                let mut out = [0; 512];
+                let written = entry.write(&[alias(&asked, &target)], &query, &mut out, 0, 0);
+                let message = Message::from_vec(&out[..written.len]).unwrap();
+                assert_eq!(message.answers.len() < 2, written.truncated, "{asked} {target}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn whatever_has_room_is_whole(limit in 60usize..400) {

@@ -159,6 +159,31 @@ fn a_search_path_is_answered_on_the_spot_where_its_names_are_cached() {
     assert_eq!(stats.counts().cache_hits, 1);
 }
 
+/// What pods ask most is put together of ours and of cached records. The zone's decision has its values to make; nothing is
+/// decoded, and the answer itself costs three allocations, for the alias.
+#[test]
+fn an_answer_through_a_search_path_costs_few_allocations() {
+    const ALLOCATIONS_MAX: u64 = 15;
+    let (core, stats) = (core(), DnsStats::default());
+    let counters = stats.worker();
+    with_autopath(&core);
+    cache(&core);
+    let packet = question(SEARCHED, 1, true);
+    let mut out = [0; UDP_BYTES_MAX as usize];
+    let mut round = |times: u64| {
+        for now_us in 0..times {
+            assert!(matches!(core.respond(&packet, asker(now_us), &counters, &mut out), Verdict::Answer(_)));
+        }
+    };
+    round(1);
+    let before = ALLOCATIONS.get();
+    let started = std::time::Instant::now();
+    round(1_000);
+    let each = (ALLOCATIONS.get() - before) / 1_000;
+    eprintln!("{each} allocations, {:?} for one answer", started.elapsed() / 1_000);
+    assert!(each <= ALLOCATIONS_MAX, "{each}");
+}
+
 /// Workers have no runtime: what is not known at the moment of the look is handed on, never asked from here.
 #[test]
 fn whatever_the_clock_says_between_two_looks_a_worker_never_asks_the_upstreams() {
