@@ -9,10 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, spawn_blocking};
 use tracing::{info, warn};
 
 use crate::bind::BindError;
+use crate::life::Part;
 use crate::respond::Core;
 use crate::sockets::{Given, Sockets, bind};
 use crate::stats::DnsStats;
@@ -59,6 +60,7 @@ impl Threads {
             let worker = Worker {
                 core: starter.core.clone(),
                 socket: Arc::new(socket),
+                stats: starter.stats.clone(),
                 counters: starter.stats.worker(),
                 work: work.clone(),
                 stop: self.stop.clone(),
@@ -78,12 +80,25 @@ impl Drop for Threads {
 
 /// One address that is answered at.
 struct Open {
-    _threads: Threads,
+    threads: Threads,
     accepting: AbortHandle,
+}
+
+impl Open {
+    /// Returns when its sockets are closed, so that they may be bound again.
+    async fn close(mut self) {
+        self.threads.stop.store(true, Relaxed);
+        let threads = std::mem::take(&mut self.threads.threads);
+        drop(self);
+        let joined = spawn_blocking(|| threads.into_iter().for_each(|thread| drop(thread.join())));
+        let _ = joined.await;
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
+        // First, for who ends without it is missed.
+        self.threads.stop.store(true, Relaxed);
         self.accepting.abort();
     }
 }
@@ -95,7 +110,9 @@ pub(crate) async fn keep(further: Option<Further>, starter: Starter, work: mpsc:
     let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
     loop {
         let addresses = wanted.borrow_and_update().clone();
-        open.retain(|address, _| addresses.contains(address));
+        let gone: Vec<Open> =
+            open.extract_if(.., |address, _| !addresses.contains(address)).map(|(_, open)| open).collect();
+        futures::future::join_all(gone.into_iter().map(Open::close)).await;
         failed.retain(|address, _| addresses.contains(address));
         for address in &addresses {
             let Some(work) = work.upgrade().filter(|_| !open.contains_key(address)) else { continue };
@@ -132,6 +149,11 @@ fn begin(address: SocketAddr, starter: &Starter, work: &mpsc::Sender<Work>) -> R
     let Sockets { udp, tcp, .. } = bind(address, 1, Given::default())?;
     let mut threads = Threads::default();
     threads.start(udp, starter, work)?;
-    let accepting = tokio::spawn(starter.streams.clone().accept(tcp, None)).abort_handle();
-    Ok(Open { _threads: threads, accepting })
+    let part = Part::new(starter.core.clone(), threads.stop.clone(), "TCP listener for other nodes' pods");
+    let accept = starter.streams.clone().accept(tcp, None);
+    let accepting = tokio::spawn(async move {
+        let _part = part;
+        accept.await
+    });
+    Ok(Open { threads, accepting: accepting.abort_handle() })
 }

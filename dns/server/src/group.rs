@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Name servers that know the same names: the upstreams, or those of a stub zone.
 //!
-//! The first healthy one in the configured order is asked; when it is silent for twice its usual round trip (at most 300 ms),
-//! or answers with an error, the next is asked as well, and the first usable answer wins. One that was overtaken goes to the
-//! end of the order for a while.
+//! The first healthy one in the configured order is asked; when it is silent for twice its usual round trip (at most 180 ms),
+//! or answers with an error, the next is asked as well, and the first usable answer wins. But "there is no such name" of a later
+//! one waits for those before it a little longer: they may know names that nobody else knows. One that stays silent while
+//! another one answers goes to the end of the order for a while; one that was only slower does not.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use hickory_proto::op::Message;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
-use crate::upstream::{Upstream, UpstreamConfig, is_usable};
+use crate::upstream::{Upstream, UpstreamConfig, UpstreamError, is_negative, is_usable};
 use crate::wire::Key;
 
 /// The port of DNS (RFC 1035 section 4.2).
@@ -25,6 +28,12 @@ pub const UPSTREAMS_MAX: usize = 3;
 
 /// The whole time for one question; a client has asked again by then.
 const DEADLINE: Duration = Duration::from_secs(4);
+
+/// Who is silent for this long while another one answers is taken for dead; a cold name may take a recursor some 100 ms.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// One upstream's answer, with its place in the order.
+type Asking = BoxFuture<'static, (usize, Result<Box<Message>, UpstreamError>)>;
 
 /// Where an upstream would lead back to us.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +51,8 @@ pub(crate) struct Group {
 
 impl Group {
     /// Drops what leads back to us, what is there twice, and what is too much, with a warning each.
-    pub(crate) fn new(configured: &[UpstreamConfig], own: &Own, started: Instant) -> Self {
+    /// `zone`: the names that these are for, in wire form.
+    pub(crate) fn new(configured: &[UpstreamConfig], own: &Own, zone: &[u8], started: Instant) -> Self {
         let mut upstreams: Vec<Arc<Upstream>> = Vec::new();
         for config in configured {
             let address = config.address;
@@ -53,7 +63,7 @@ impl Group {
             } else if upstreams.len() == UPSTREAMS_MAX {
                 warn!(%address, max = UPSTREAMS_MAX, "too many DNS upstreams; ignored");
             } else {
-                upstreams.push(Arc::new(Upstream::new(config.clone(), started)));
+                upstreams.push(Arc::new(Upstream::new(config.clone(), zone, started)));
             }
         }
         Group { upstreams }
@@ -64,56 +74,117 @@ impl Group {
         !self.upstreams.is_empty()
     }
 
-    /// The first usable answer; `None` when there is none in time. Dropping the future ends the waiting.
+    /// The first usable answer; `None` when there is none in time. Dropping the future ends the waiting. Must run in a runtime.
     pub(crate) async fn ask(&self, key: &Key) -> Option<Box<Message>> {
-        match timeout(DEADLINE, self.race(key)).await {
+        let started = Instant::now();
+        match timeout(DEADLINE, self.race(key, started)).await {
             Ok(answer) => answer,
             Err(_) => {
-                self.upstreams.iter().for_each(|upstream| upstream.hold_off());
+                self.upstreams.iter().for_each(|upstream| upstream.was_silent(started));
                 None
             }
         }
     }
 
-    async fn race(&self, key: &Key) -> Option<Box<Message>> {
-        let mut waiting = self.order().into_iter();
-        let mut asked = FuturesUnordered::new();
-        let mut silent: Vec<&Arc<Upstream>> = Vec::new();
+    async fn race(&self, key: &Key, started: Instant) -> Option<Box<Message>> {
+        let order = self.order();
+        let mut waiting = order.iter().enumerate();
+        let mut asked: FuturesUnordered<Asking> = FuturesUnordered::new();
+        // By place in the order, and since when.
+        let mut silent: Vec<(usize, Instant)> = Vec::new();
+        let mut negative: Option<(usize, Box<Message>)> = None;
         loop {
             // Each turn asks one more upstream, then listens to all that were asked.
-            let mut patience = DEADLINE;
-            match waiting.next() {
-                Some(upstream) => {
-                    if waiting.len() > 0 {
-                        patience = upstream.hedge_after();
-                    }
-                    asked.push(async move { (upstream, upstream.ask(key).await) });
-                    silent.push(upstream);
+            // Past the end of all waiting, where there is nobody else to ask.
+            let mut until = started + 2 * DEADLINE;
+            if negative.is_some() {
+                until = started + SILENCE;
+            } else if let Some((place, upstream)) = waiting.next() {
+                if waiting.len() > 0 {
+                    until = Instant::now() + upstream.hedge_after();
                 }
-                None if asked.is_empty() => return None,
-                None => {}
+                let (upstream, key) = (Arc::clone(upstream), *key);
+                asked.push(async move { (place, upstream.ask(&key).await) }.boxed());
+                silent.push((place, Instant::now()));
+            } else if asked.is_empty() {
+                return None;
             }
-            let Ok(Some((upstream, result))) = timeout(patience, asked.next()).await else { continue };
-            silent.retain(|other| !Arc::ptr_eq(other, upstream));
-            match result {
-                Ok(message) if is_usable(&message) => {
-                    silent.iter().for_each(|upstream| upstream.hold_off());
+            let heard = timeout_at(until, asked.next()).await;
+            if let Ok(Some((place, result))) = heard {
+                silent.retain(|(other, _)| *other != place);
+                let address = order[place].address;
+                match result {
+                    Ok(message) if is_usable(&message) && !is_negative(&message) => {
+                        overtaken(&order, &silent, place, asked);
+                        return Some(message);
+                    }
+                    // The first "no" stands until one before it speaks.
+                    Ok(message) if is_usable(&message) => {
+                        if negative.as_ref().is_none_or(|(first, _)| place < *first) {
+                            negative = Some((place, message));
+                        }
+                    }
+                    Ok(message) => {
+                        debug!(%address, rcode = %message.metadata.response_code, "DNS upstream has no answer");
+                    }
+                    Err(error) => debug!(%address, %error, "DNS upstream failed"),
+                }
+            }
+            if let Some((place, message)) = negative.take() {
+                let is_awaited = silent.iter().any(|(other, _)| *other < place);
+                if !is_awaited || Instant::now() >= started + SILENCE {
+                    overtaken(&order, &silent, place, asked);
                     return Some(message);
                 }
-                Ok(message) => {
-                    debug!(address = %upstream.address, rcode = %message.metadata.response_code, "DNS upstream has no answer");
-                }
-                Err(error) => debug!(address = %upstream.address, %error, "DNS upstream failed"),
+                negative = Some((place, message));
             }
         }
     }
 
     /// Upstreams in the order to ask them: the configured order, those on hold last, those in a circle never.
-    fn order(&self) -> Vec<&Arc<Upstream>> {
-        let mut order: Vec<_> = self.upstreams.iter().filter(|upstream| !upstream.is_looping()).collect();
+    fn order(&self) -> Vec<Arc<Upstream>> {
+        let mut order: Vec<_> =
+            self.upstreams.iter().filter(|upstream| !upstream.is_looping()).cloned().collect();
         order.sort_by_key(|upstream| upstream.is_held());
         order
     }
+}
+
+/// The one at `place` answered. Of those before it, who was silent for long is asked last from now on; who was not is listened to
+/// a little longer, once for all questions that are overtaken meanwhile.
+fn overtaken(
+    order: &[Arc<Upstream>],
+    silent: &[(usize, Instant)],
+    place: usize,
+    mut asked: FuturesUnordered<Asking>,
+) {
+    let mut watched: Vec<(usize, Arc<Upstream>)> = Vec::new();
+    for (other, since) in silent.iter().filter(|(other, _)| *other < place) {
+        let upstream = &order[*other];
+        if since.elapsed() >= SILENCE {
+            upstream.hold_off();
+        } else if upstream.watch() {
+            watched.push((*other, upstream.clone()));
+        }
+    }
+    if watched.is_empty() {
+        return;
+    }
+    tokio::spawn(async move {
+        let until = Instant::now() + SILENCE;
+        while let Ok(Some((heard, result))) = timeout_at(until, asked.next()).await {
+            // A failure has been counted where it came.
+            if let Some(at) = watched.iter().position(|(other, _)| *other == heard) {
+                let (_, upstream) = watched.swap_remove(at);
+                upstream.watched(true);
+                drop(result);
+            }
+            if watched.is_empty() {
+                return;
+            }
+        }
+        watched.iter().for_each(|(_, upstream)| upstream.watched(false));
+    });
 }
 
 impl Own {
@@ -139,7 +210,7 @@ mod tests {
             listening: vec![listening.parse().unwrap()],
             addresses: own.iter().map(|text| text.parse().unwrap()).collect(),
         };
-        Group::new(&configured, &own, Instant::now())
+        Group::new(&configured, &own, &[0], Instant::now())
     }
 
     fn addresses(group: &Group) -> Vec<String> {

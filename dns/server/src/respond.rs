@@ -7,15 +7,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use dns_zone::{Forward, Incoming, Query, Rcode, ReplyOptions, Response, Transport, Written, Zone};
+use dns_zone::{Incoming, Query, Rcode, ReplyOptions, Response, Transport, Written, Zone};
 use ipnet::IpNet;
 
 use crate::admission::{Admission, Ticket};
-use crate::forward::{Forwarded, Forwarder};
+use crate::forward::{Age, Forwarder};
+use crate::life::Life;
 use crate::query_log::QueryLog;
 use crate::rate::Rate;
-use crate::stats::{Counters, Event, Outside, Source};
-use crate::wire::{Key, UDP_BYTES_MAX};
+use crate::search::Search;
+use crate::stats::{Counters, Event, Source};
+use crate::wire::{TC, UDP_BYTES_MAX};
 
 /// What all parts of one server share.
 pub(crate) struct Core {
@@ -28,6 +30,7 @@ pub(crate) struct Core {
     /// For all answers over UDP, where configured.
     pub(crate) answers: Option<Rate>,
     pub(crate) log: QueryLog,
+    pub(crate) life: Life,
 }
 
 /// Who asks, and when.
@@ -47,10 +50,17 @@ pub(crate) enum Verdict {
     Silent,
     /// So many bytes of the buffer go back.
     Answer(usize),
-    /// The same, and the question is to be asked again before the answer is out of date.
-    AnswerAndPrefetch(usize),
     /// The upstreams must be asked ([`Core::complete`]).
     Hand(Ticket),
+}
+
+/// Whether one more answer may go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Allowance {
+    Yes,
+    No,
+    /// Only one that says: come over TCP. Who uses a forged address cannot.
+    OverTcp,
 }
 
 impl Core {
@@ -68,7 +78,7 @@ impl Core {
                 return Verdict::Silent;
             }
             Incoming::Reject(reject) => {
-                if !self.may_have(asker, self.is_client(asker.client.ip()), counters) {
+                if self.may_have(asker, self.is_client(asker.client.ip()), counters) != Allowance::Yes {
                     return Verdict::Silent;
                 }
                 counters.answered(Source::None, None, reject.rcode);
@@ -79,8 +89,14 @@ impl Core {
         };
         let ip = asker.client.ip();
         let is_client = self.is_client(ip);
-        if !self.may_have(asker, is_client, counters) {
-            return Verdict::Silent;
+        match self.may_have(asker, is_client, counters) {
+            Allowance::Yes => {}
+            Allowance::No => return Verdict::Silent,
+            Allowance::OverTcp => {
+                let verdict = self.code(&query, asker, counters, Rcode::NOERROR, out);
+                out[2] |= TC;
+                return verdict;
+            }
         }
         if !is_client {
             return self.code(&query, asker, counters, Rcode::REFUSED, out);
@@ -97,39 +113,33 @@ impl Core {
                 self.count(&query, asker, counters, source, written);
                 Verdict::Answer(written.len)
             }
-            Response::Forward(forward) if is_plain(&forward) => {
-                let key = Key::of(&query);
-                match self.forwarder.known(&key, asker.now_us / 1_000) {
-                    Some(Forwarded::Answer { entry, outside }) => {
-                        let written = entry.write(&query, out, options.limit, asker.now_us / 1_000);
-                        counters.outside(outside);
-                        self.count(&query, asker, counters, Source::Outside, written);
-                        match outside {
-                            Outside::Prefetch => Verdict::AnswerAndPrefetch(written.len),
-                            _ => Verdict::Answer(written.len),
-                        }
-                    }
-                    Some(Forwarded::Unconfigured | Forwarded::Failed) => {
-                        self.code(&query, asker, counters, Rcode::REFUSED, out)
-                    }
-                    None => self.hand(&query, asker, counters, out),
+            Response::Forward(forward) => {
+                let mut search = Search::new(&query, forward, zone.settings().ttl_secs);
+                match self.on_the_spot(&mut search, asker, Age::Good, counters, out) {
+                    Some(len) => Verdict::Answer(len),
+                    None => self.hand(search, &query, asker, counters, out),
                 }
             }
-            Response::Forward(forward) => match self.complete_known(&query, forward, asker, counters, out) {
-                Some(len) => Verdict::Answer(len),
-                None => self.hand(&query, asker, counters, out),
-            },
         }
     }
 
-    fn hand(&self, query: &Query<'_>, asker: Asker, counters: &Counters, out: &mut [u8]) -> Verdict {
-        match self.admission.enter(asker.client.ip()) {
-            Some(ticket) => Verdict::Hand(ticket),
-            None => {
-                counters.event(Event::ForwardOverload);
-                self.code(query, asker, counters, Rcode::REFUSED, out)
-            }
+    fn hand(
+        &self,
+        mut search: Search<'_>,
+        query: &Query<'_>,
+        asker: Asker,
+        counters: &Counters,
+        out: &mut [u8],
+    ) -> Verdict {
+        if let Some(ticket) = self.admission.enter(asker.client.ip()) {
+            return Verdict::Hand(ticket);
         }
+        // An old answer is better than none, and the upstreams are busy enough.
+        if let Some(len) = self.on_the_spot(&mut search, asker, Age::Any, counters, out) {
+            return Verdict::Answer(len);
+        }
+        counters.event(Event::ForwardOverload);
+        self.code(query, asker, counters, Rcode::REFUSED, out)
     }
 
     /// Whether this address may ask.
@@ -139,14 +149,18 @@ impl Core {
     }
 
     /// Whether one more answer may go to this client over UDP, where its address may be forged.
-    fn may_have(&self, asker: Asker, is_client: bool, counters: &Counters) -> bool {
+    fn may_have(&self, asker: Asker, is_client: bool, counters: &Counters) -> Allowance {
         let rate = if is_client { self.answers.as_ref() } else { Some(&self.refusals) };
-        let allowed = asker.transport == Transport::Tcp
-            || rate.is_none_or(|rate| rate.allows(asker.client.ip(), asker.now_us));
-        if !allowed {
-            counters.event(Event::RateLimited);
+        match rate.filter(|_| asker.transport == Transport::Udp) {
+            Some(rate) if !rate.allows(asker.client.ip(), asker.now_us) => {
+                counters.event(Event::RateLimited);
+                match is_client && rate.is_slip() {
+                    true => Allowance::OverTcp,
+                    false => Allowance::No,
+                }
+            }
+            _ => Allowance::Yes,
         }
-        allowed
     }
 
     /// An answer without records.
@@ -188,11 +202,6 @@ impl Core {
             extended_error: None,
         }
     }
-}
-
-/// Whether the question goes to the upstreams as it came, and their answer goes back as it came.
-pub(crate) fn is_plain(forward: &Forward) -> bool {
-    forward.prefix.is_empty() && forward.name.is_none() && forward.candidates.is_empty()
 }
 
 /// Whether a question is about an address.

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -21,8 +20,9 @@ use crate::bind::BindError;
 use crate::forward::{ForwardConfig, Forwarder};
 use crate::further::{self, Further, Starter, Threads};
 use crate::held;
+use crate::life::{Life, Phase};
 use crate::query_log::QueryLog;
-use crate::rate::Rate;
+use crate::rate::{self, Rate};
 use crate::respond::Core;
 use crate::sockets::{Sockets, bind, bind_tcp};
 use crate::stats::{Counters, DnsStats};
@@ -35,8 +35,12 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// Refusals a second to one network that may not ask: enough for who is there by mistake to see it, useless as a weapon.
 const REFUSALS_PER_SECOND: u32 = 20;
 
-/// Questions that workers have handed on and nobody has taken yet, beside those that have a place in flight.
-const PREFETCHES_MAX: usize = 64;
+/// After that, for the answers to what still waits: no more than writing them.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// UDP workers of an address where none are configured: some 100,000 answers a second each, and each has its buffers, a socket
+/// and its wake-ups when idle.
+const WORKERS_MAX: usize = 8;
 
 /// What a server is made of.
 #[derive(Debug)]
@@ -47,7 +51,7 @@ pub struct DnsConfig {
     pub further: Option<Further>,
     /// DNS over TLS.
     pub tls: Vec<TlsListen>,
-    /// UDP workers, a thread for each and for each address; 0: as many as the machine has cores.
+    /// UDP workers, a thread for each and for each address; 0: as many as the machine has cores, 8 at most.
     pub workers: usize,
     /// Networks that may ask (pods, nodes, loopback). All others get REFUSED over UDP and no connection; an empty list
     /// refuses everybody, and only 0.0.0.0/0 or ::/0 serves the world.
@@ -56,7 +60,8 @@ pub struct DnsConfig {
     pub zone: Arc<ArcSwapOption<Zone>>,
     /// All other names.
     pub forward: ForwardConfig,
-    /// UDP answers a second to one client network (/24, /56), a second's worth at once; `None`: no limit.
+    /// UDP answers a second to one client (of IPv6 a /64), a second's worth at once; past it every second question is answered
+    /// by "come over TCP" (TC). `None`: no limit.
     pub answers_per_second: Option<u32>,
     /// One question of so many is logged, with target [`QUERY_LOG_TARGET`](crate::QUERY_LOG_TARGET); 0: none.
     pub query_log_every: u32,
@@ -117,7 +122,7 @@ impl DnsServer {
             return Err(BindError::NoAddress);
         }
         let workers = match config.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX),
             workers => workers,
         };
         let mut held = held::sort(held);
@@ -152,8 +157,9 @@ impl DnsServer {
             .collect()
     }
 
-    /// Answers until `shutdown` resolves, then drains for at most half a second. Dropping the future ends it too. Must run in
-    /// a tokio runtime with I/O and time.
+    /// Answers until `shutdown` resolves, then takes nothing new and answers what it has taken, for at most half a second; what
+    /// waits longer gets an old answer or SERVFAIL. Returns also when a part of it has ended by itself, which is logged: it is
+    /// to be started anew then. Dropping the future ends it too. Must run in a tokio runtime with I/O and time.
     ///
     /// # Errors
     /// A thread could not be started, or a listener not be used.
@@ -169,9 +175,10 @@ impl DnsServer {
             zone: config.zone,
             forwarder: forwarder.clone(),
             admission: Admission::new(in_flight_max),
-            refusals: Rate::new(REFUSALS_PER_SECOND),
-            answers: config.answers_per_second.map(Rate::new),
+            refusals: Rate::new(REFUSALS_PER_SECOND, rate::NETWORK),
+            answers: config.answers_per_second.map(|a_second| Rate::new(a_second, rate::CLIENT)),
             log: QueryLog::new(config.query_log_every),
+            life: Life::new(),
         });
         let counters = config.stats.worker();
         let streams = Streams {
@@ -181,7 +188,7 @@ impl DnsServer {
             places: Places::new(config.streams_max, config.streams_per_client_max),
             started: started.into_std(),
         };
-        let (work, queue) = mpsc::channel(in_flight_max + PREFETCHES_MAX);
+        let (work, queue) = mpsc::channel(in_flight_max.max(1));
         let starter = Starter {
             core: core.clone(),
             stats: config.stats.clone(),
@@ -200,18 +207,26 @@ impl DnsServer {
         let further = further::keep(config.further, starter, work.downgrade());
         drop(work);
         info!(?addresses, workers = threads.threads.len(), "DNS server is answering");
-        let dispatching = dispatch(core, counters, queue);
-        tokio::pin!(dispatching);
+        let dispatching = dispatch(core.clone(), counters, queue);
+        tokio::pin!(dispatching, further);
         tokio::select! {
             Some(ended) = accepting.join_next() => warn!(?ended, ?addresses, "DNS server lost its TCP sockets"),
             () = &mut dispatching => warn!(?addresses, "DNS server lost its UDP sockets"),
+            () = core.life.lost_a_part() => warn!(?addresses, "DNS server stops"),
             () = forwarder.look_after() => {}
-            () = further => {}
+            () = &mut further => {}
             () = shutdown => {
-                threads.stop.store(true, Relaxed);
+                core.life.enter(Phase::Closing);
                 // Its queue closes when the last worker has ended.
-                let drained = tokio::time::timeout(DRAIN, dispatching).await;
-                accepting.shutdown().await;
+                let draining = async {
+                    tokio::join!(dispatching, async { while accepting.join_next().await.is_some() {} })
+                };
+                tokio::pin!(draining);
+                let drained = tokio::time::timeout(DRAIN, &mut draining).await;
+                if drained.is_err() {
+                    core.life.enter(Phase::Ending);
+                    let _ = tokio::time::timeout(LAST_WORDS, &mut draining).await;
+                }
                 info!(?addresses, in_time = drained.is_ok(), "DNS server stopped");
             }
         }
@@ -225,12 +240,8 @@ async fn dispatch(core: Arc<Core>, counters: Arc<Counters>, mut queue: mpsc::Rec
     loop {
         tokio::select! {
             work = queue.recv() => match work {
-                Some(Work::Question(question)) => {
+                Some(question) => {
                     tasks.spawn(question.answer(core.clone(), counters.clone()));
-                }
-                Some(Work::Prefetch(key)) => {
-                    let core = core.clone();
-                    tasks.spawn(async move { core.forwarder.prefetch(&key).await });
                 }
                 None => break,
             },

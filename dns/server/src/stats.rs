@@ -119,12 +119,26 @@ impl Counters {
         self.latency[bucket.min(LATENCY_BUCKETS - 1)].fetch_add(answers as u64, Relaxed);
         self.latency_us.fetch_add(us * answers as u64, Relaxed);
     }
+
+    fn absorb(&self, other: &Counters) {
+        self.cells().zip(other.cells()).for_each(|(sum, cell)| {
+            sum.fetch_add(cell.load(Relaxed), Relaxed);
+        });
+    }
+
+    fn cells(&self) -> impl Iterator<Item = &AtomicU64> {
+        let Counters { answers, outside, events, latency, latency_us } = self;
+        let answers = answers.iter().flatten().flatten();
+        answers.chain(outside).chain(events).chain(latency).chain([latency_us])
+    }
 }
 
 /// What the DNS server did since it was made.
 #[derive(Default)]
 pub struct DnsStats {
     workers: Mutex<Vec<Arc<Counters>>>,
+    /// Of workers that have ended.
+    past: Counters,
     forwarder: ArcSwapOption<Weak<Forwarder>>,
     streams_open: AtomicU64,
 }
@@ -154,7 +168,7 @@ pub struct DnsCounts {
     pub forward_overloads: u64,
     /// Answers cut to fit UDP, with the TC bit set.
     pub truncated: u64,
-    /// Answers not sent because the client's network had too many.
+    /// Answers not sent because the client, or a stranger's network, had too many; one of two clients is told to come over TCP.
     pub rate_limited: u64,
     /// Questions dropped because their client asked more than its share of an overloaded worker.
     pub unfair: u64,
@@ -209,6 +223,16 @@ impl DnsStats {
         counters
     }
 
+    /// Its counters count no more: what they have is kept in one sum for all.
+    pub(crate) fn retire(&self, counters: &Arc<Counters>) {
+        let mut workers = self.workers();
+        let known = workers.len();
+        workers.retain(|worker| !Arc::ptr_eq(worker, counters));
+        if workers.len() < known {
+            self.past.absorb(counters);
+        }
+    }
+
     /// Counts a connection while it is open.
     pub(crate) fn stream(self: &Arc<Self>) -> OpenStream {
         self.streams_open.fetch_add(1, Relaxed);
@@ -229,7 +253,9 @@ impl DnsStats {
             streams_open: self.streams_open.load(Relaxed),
             ..DnsCounts::default()
         };
-        let workers = self.workers().clone();
+        // While it is read nobody moves from one of these to the sum, which would count double.
+        let known = self.workers();
+        let workers: Vec<&Counters> = known.iter().map(|worker| &**worker).chain([&self.past]).collect();
         for (source, (_, source_name)) in SOURCES.iter().enumerate() {
             for of_type in 0..=TYPES.len() {
                 for of_code in 0..=RCODES.len() {
@@ -244,9 +270,10 @@ impl DnsStats {
                 }
             }
         }
-        for worker in &workers {
+        for worker in workers {
             counts.add(worker);
         }
+        drop(known);
         if let Some(forwarder) = self.forwarder.load().as_ref().and_then(|weak| weak.upgrade()) {
             counts.add_forwarder(&forwarder);
         }
@@ -330,6 +357,21 @@ mod tests {
         assert_eq!((counts.by_rcode[0], counts.by_rcode[3]), (("NOERROR", 2), ("NXDOMAIN", 1)));
         assert_eq!(counts.by_rcode[RCODES.len()], ("other", 1));
         assert!(counts.answers.contains(&("cluster", "A", "NOERROR", 2)));
+    }
+
+    #[test]
+    fn what_a_worker_counted_stays_when_it_has_ended() {
+        let stats = DnsStats::default();
+        let worker = stats.worker();
+        worker.answered(Source::Cluster, Some(RecordType(1)), Rcode::NOERROR);
+        worker.outside(Outside::Stale);
+        worker.event(Event::StreamSlow);
+        worker.took(Duration::from_micros(3), 2);
+        let before = stats.counts();
+        stats.retire(&worker);
+        stats.retire(&worker);
+        assert_eq!(stats.counts(), before);
+        assert!(stats.workers().is_empty());
     }
 
     #[test]

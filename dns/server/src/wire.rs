@@ -2,6 +2,7 @@
 //! DNS messages as bytes (RFC 1035 section 4), as far as `dns-zone` does not read and write them: answers of others, that
 //! are kept and sent as they came. No allocation, no name is followed through a pointer.
 
+use std::cell::RefCell;
 use std::ops::Deref;
 
 use dns_zone::Query;
@@ -15,7 +16,7 @@ pub(crate) const HEADER: usize = 12;
 /// Octets of our OPT record (RFC 6891 section 6.1.2) without options.
 pub(crate) const OPT_BYTES: usize = 11;
 /// Octets of a name on the wire (RFC 1035 section 2.3.4).
-const NAME_BYTES_MAX: usize = 255;
+pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 /// Flags in the third and fourth octet of a header.
 pub(crate) const QR: u8 = 0x80;
@@ -26,7 +27,14 @@ pub(crate) const CD: u8 = 0x10;
 
 /// Types that the server itself must know.
 pub(crate) mod qtype {
+    pub(crate) const A: u16 = 1;
+    pub(crate) const NS: u16 = 2;
+    pub(crate) const CNAME: u16 = 5;
+    pub(crate) const SOA: u16 = 6;
+    pub(crate) const PTR: u16 = 12;
     pub(crate) const HINFO: u16 = 13;
+    pub(crate) const MX: u16 = 15;
+    pub(crate) const AAAA: u16 = 28;
     pub(crate) const OPT: u16 = 41;
 }
 
@@ -34,6 +42,17 @@ pub(crate) mod qtype {
 pub(crate) fn opt(dnssec_ok: bool) -> [u8; OPT_BYTES] {
     let [high, low] = UDP_BYTES_MAX.to_be_bytes();
     [0, 0, qtype::OPT as u8, high, low, 0, 0, if dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]
+}
+
+/// Room for the largest answer, of the thread and not of each question: most answers are small. Not to be nested.
+pub(crate) fn with_room<T>(write: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    ROOM.with_borrow_mut(|room| {
+        room.resize(STREAM_BYTES_MAX, 0);
+        write(room)
+    })
 }
 
 /// The response code in the header.

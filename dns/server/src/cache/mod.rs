@@ -5,6 +5,7 @@
 //! is decided by second chance: the oldest, unless somebody asked for it since it was last looked at.
 
 mod entry;
+mod merge;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -65,13 +66,14 @@ impl Cache {
         Some((entry, freshness))
     }
 
-    /// Keeps an answer instead of the one there was.
+    /// Keeps an answer instead of the one there was. What may not be kept, or is too large, ends the older one all the same.
     pub(crate) fn keep(&self, key: &Key, entry: Arc<Entry>) {
         let cost = entry.cost(key.len());
+        let mut shard = self.shard(key);
         if !entry.is_cacheable() || cost > self.shard_bytes_max {
+            shard.remove(key);
             return;
         }
-        let mut shard = self.shard(key);
         match shard.entries.get_mut(&**key) {
             Some(known) => {
                 let before = std::mem::replace(known, entry).cost(key.len());
@@ -102,6 +104,15 @@ impl Cache {
 }
 
 impl Shard {
+    fn remove(&mut self, key: &Key) {
+        let Some(entry) = self.entries.remove(&**key) else { return };
+        self.bytes -= entry.cost(key.len());
+        // Seldom: an answer that might be kept is followed by one that may not.
+        if let Some(at) = self.queue.iter().position(|queued| **queued == **key) {
+            self.queue.remove(at);
+        }
+    }
+
     fn shrink(&mut self, bytes_max: usize) {
         // Everybody gets one second chance at most, so this ends.
         let mut chances = self.queue.len();
@@ -165,6 +176,18 @@ mod tests {
         }
         let size = cache.size();
         assert_eq!((size.entries, size.bytes), (1, entry(1, 20).cost(key(1).len())));
+    }
+
+    #[test]
+    fn an_answer_that_may_not_be_kept_ends_the_older_one() {
+        let cache = Cache::new(1 << 20, 1 << 30);
+        cache.keep(&key(1), entry(1, 10));
+        let wire = [&[0, 0, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0], key(1).name(), &[0, 16, 0, 1]].concat();
+        cache.keep(&key(1), Arc::new(Entry::new(wire, 0, 0).unwrap()));
+        assert!(cache.find(&key(1), 0).is_none());
+        assert_eq!(cache.size(), CacheSize::default());
+        cache.keep(&key(1), entry(1, 10));
+        assert_eq!(cache.size().entries, 1);
     }
 
     #[test]

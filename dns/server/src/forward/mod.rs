@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 
+use crate::admission::Ticket;
 use crate::cache::{Cache, Entry, Freshness};
 use crate::group::{Group, Own};
 use crate::stats::Outside;
@@ -36,6 +38,9 @@ const STALE_RETRY: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How often upstreams in order are asked whether they lead back to us.
 const LOOP_PROBE_EVERY: Duration = Duration::from_secs(60);
+
+/// Names that wait to be asked for again before they are out of date.
+const PREFETCHES_MAX: usize = 64;
 
 /// Where and how questions about outside names go.
 #[derive(Clone, Debug)]
@@ -79,12 +84,23 @@ impl Default for ForwardConfig {
 /// What came of a question about a name of others.
 #[derive(Clone, Debug)]
 pub(crate) enum Forwarded {
-    /// There is an answer; out of date where `stale`.
+    /// There is an answer; `outside` says how it came, and whether it is out of date.
     Answer { entry: Arc<Entry>, outside: Outside },
     /// No upstream gave a usable answer in time.
     Failed,
+    /// Too much is being asked already.
+    Busy,
     /// There is no upstream for this name.
     Unconfigured,
+}
+
+/// How old an answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Age {
+    /// As good as one from the upstreams now, or they failed just now.
+    Good,
+    /// Anything is better than nothing.
+    Any,
 }
 
 /// The outcome of one question to the upstreams, for all who wait for it.
@@ -98,6 +114,12 @@ pub(crate) struct Forwarder {
     stubs: Vec<(Vec<u8>, Group)>,
     cache: Cache,
     flights: Mutex<HashMap<Box<[u8]>, Flight>>,
+    /// For flights: they may outlive those who wait for them, and each may hold some sockets.
+    places: Arc<Semaphore>,
+    places_max: usize,
+    prefetches: mpsc::Sender<Key>,
+    /// Until somebody looks after the upstreams.
+    wanted: Mutex<Option<mpsc::Receiver<Key>>>,
     started: Instant,
     probe: bool,
 }
@@ -112,16 +134,22 @@ impl Forwarder {
         let own = Own { listening: listening.to_vec(), addresses: config.own_addresses.clone() };
         let mut stubs: Vec<(Vec<u8>, Group)> = Vec::new();
         for stub in &config.stubs {
-            stubs
-                .push((stub.zone.as_wire().to_ascii_lowercase(), Group::new(&stub.upstreams, &own, started)));
+            let zone = stub.zone.as_wire().to_ascii_lowercase();
+            let group = Group::new(&stub.upstreams, &own, &zone, started);
+            stubs.push((zone, group));
         }
         stubs.sort_by_key(|(zone, _)| std::cmp::Reverse(zone.len()));
+        let (prefetches, wanted) = mpsc::channel(PREFETCHES_MAX);
         Arc::new_cyclic(|itself| Forwarder {
             itself: itself.clone(),
-            upstreams: Group::new(&config.upstreams, &own, started),
+            upstreams: Group::new(&config.upstreams, &own, &[0], started),
             stubs,
             cache: Cache::new(config.cache_bytes, STALE_MAX.as_millis() as u64),
             flights: Mutex::default(),
+            places: Arc::new(Semaphore::new(config.in_flight_max)),
+            places_max: config.in_flight_max,
+            prefetches,
+            wanted: Mutex::new(Some(wanted)),
             started,
             probe: config.probe,
         })
@@ -132,26 +160,37 @@ impl Forwarder {
         self.upstreams.is_available() || self.stubs.iter().any(|(_, group)| group.is_available())
     }
 
-    /// Answers from what is known: the cache, or that there is nobody to ask. `None`: the upstreams must be asked. Quick.
-    pub(crate) fn known(&self, key: &Key, now_ms: u64) -> Option<Forwarded> {
-        match self.cache.find(key, now_ms) {
-            Some((entry, Freshness::Fresh)) => Some(Forwarded::Answer { entry, outside: Outside::Cached }),
-            Some((entry, Freshness::Prefetch)) => {
-                Some(Forwarded::Answer { entry, outside: Outside::Prefetch })
-            }
-            Some((entry, Freshness::StaleForNow)) => {
-                Some(Forwarded::Answer { entry, outside: Outside::Stale })
-            }
-            Some((_, Freshness::Stale | Freshness::Dead)) => None,
-            None if !self.group(key.name()).is_available() => Some(Forwarded::Unconfigured),
-            None => None,
-        }
+    /// Answers from what is known: the cache, or that there is nobody to ask. `None`: the upstreams must be asked. Quick, and
+    /// without effect: who gives the answer to somebody says so by [`Forwarder::was_given`].
+    pub(crate) fn known(&self, key: &Key, age: Age, now_ms: u64) -> Option<Forwarded> {
+        let (entry, outside) = match self.cache.find(key, now_ms) {
+            Some((entry, Freshness::Fresh)) => (entry, Outside::Cached),
+            Some((entry, Freshness::StaleForNow)) => (entry, Outside::Stale),
+            Some((entry, _)) if age == Age::Any => (entry, Outside::Stale),
+            Some(_) => return None,
+            None => return (!self.group(key.name()).is_available()).then_some(Forwarded::Unconfigured),
+        };
+        Some(Forwarded::Answer { entry, outside })
     }
 
-    /// Answers from what is known, else asks. Returns within the deadline of a [`Group`].
-    pub(crate) async fn resolve(&self, key: &Key) -> Forwarded {
+    /// Somebody got this answer from the cache: one that many ask for is asked for again before it is out of date.
+    pub(crate) fn was_given(&self, key: &Key, entry: &Entry, now_ms: u64) -> bool {
+        if !entry.was_given(now_ms) {
+            return false;
+        }
+        let is_queued = self.prefetches.try_send(*key).is_ok();
+        if !is_queued {
+            // There is enough to do; the next one who asks may have more luck.
+            entry.not_refreshed();
+        }
+        is_queued
+    }
+
+    /// Answers from what is known, else asks. Returns within the deadline of a [`Group`]. `ticket`: of the client's question,
+    /// which has its place until the upstreams have answered, even where the client waits no more.
+    pub(crate) async fn resolve(&self, key: &Key, ticket: &Arc<Ticket>) -> Forwarded {
         let now_ms = self.now_ms();
-        if let Some(known) = self.known(key, now_ms) {
+        if let Some(known) = self.known(key, Age::Good, now_ms) {
             return known;
         }
         if let Some(label) = loop_label(key.name())
@@ -160,34 +199,55 @@ impl Forwarder {
             return Forwarded::Failed;
         }
         let asked = |entry| Forwarded::Answer { entry, outside: Outside::Asked };
-        match self.cache.find(key, now_ms) {
-            Some((old, _)) => match timeout(STALE_AFTER, self.fetch(key)).await {
+        let flight = self.fetch(key, Some(ticket));
+        match (self.cache.find(key, now_ms), flight) {
+            (Some((entry, _)), None) => Forwarded::Answer { entry, outside: Outside::Stale },
+            (None, None) => Forwarded::Busy,
+            (None, Some(flight)) => flight.await.map_or(Forwarded::Failed, asked),
+            (Some((entry, _)), Some(flight)) => match timeout(STALE_AFTER, flight).await {
                 Ok(Some(entry)) => asked(entry),
-                // Those who wait on go on waiting; this client has its answer.
-                Ok(None) | Err(_) => Forwarded::Answer { entry: old, outside: Outside::Stale },
+                outcome => {
+                    // Those who wait on go on waiting; this client has its answer, and those who come get it at once.
+                    if outcome.is_err() {
+                        entry.refresh_failed(self.now_ms() + STALE_RETRY.as_millis() as u64);
+                    }
+                    Forwarded::Answer { entry, outside: Outside::Stale }
+                }
             },
-            None => self.fetch(key).await.map_or(Forwarded::Failed, asked),
         }
     }
 
-    /// Asks again for what is still good, so that nobody has to wait for it later.
-    pub(crate) async fn prefetch(&self, key: &Key) {
-        self.fetch(key).await;
-    }
-
-    /// Asks the upstreams, once for all who ask the same now.
-    fn fetch(&self, key: &Key) -> Flight {
+    /// Asks the upstreams, once for all who ask the same now. `None`: too much is being asked. Without a ticket (nobody waits
+    /// for it) half of the places stay free.
+    fn fetch(&self, key: &Key, ticket: Option<&Arc<Ticket>>) -> Option<Flight> {
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&**key) {
-            return flight.clone();
+            return Some(flight.clone());
         }
-        let (itself, owned) = (self.itself.clone(), *key);
-        // A task of its own: clients that go away do not end what others wait for, and the cache gets the answer anyway.
-        let task = tokio::spawn(async move {
-            let forwarder = itself.upgrade()?;
-            let entry = forwarder.ask(&owned).await;
-            forwarder.flights().remove(&*owned);
+        if ticket.is_none() && self.places.available_permits() <= self.places_max / 2 {
+            return None;
+        }
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let (itself, owned, ticket) = (self.itself.clone(), *key, ticket.cloned());
+        let asking = async move {
+            let entry = itself.upgrade()?.ask(&owned).await;
+            drop((place, ticket));
             entry
+        };
+        Some(self.begin(key, asking, &mut flights))
+    }
+
+    /// A task of its own: clients that go away do not end what others wait for, and the cache gets the answer anyway.
+    fn begin(
+        &self,
+        key: &Key,
+        asking: impl Future<Output = Option<Arc<Entry>>> + Send + 'static,
+        flights: &mut HashMap<Box<[u8]>, Flight>,
+    ) -> Flight {
+        let landing = Landing { forwarder: self.itself.clone(), key: *key };
+        let task = tokio::spawn(async move {
+            let _landing = landing;
+            asking.await
         });
         let flight = task.map(|joined| joined.ok().flatten()).boxed().shared();
         flights.insert((**key).into(), flight.clone());
@@ -212,8 +272,26 @@ impl Forwarder {
         entry
     }
 
-    /// Looks after the upstreams until it is dropped: those that failed are asked until they answer.
+    /// Looks after the upstreams and what is to be asked for again: those that failed are asked until they answer. Never ends;
+    /// the second time it is called it does nothing.
     pub(crate) async fn look_after(&self) {
+        let Some(wanted) = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return std::future::pending().await;
+        };
+        tokio::join!(self.prefetch(wanted), self.probe());
+    }
+
+    async fn prefetch(&self, mut wanted: mpsc::Receiver<Key>) {
+        while let Some(key) = wanted.recv().await {
+            if self.fetch(&key, None).is_none()
+                && let Some((entry, _)) = self.cache.find(&key, self.now_ms())
+            {
+                entry.not_refreshed();
+            }
+        }
+    }
+
+    async fn probe(&self) {
         if !self.probe {
             return std::future::pending().await;
         }
@@ -223,7 +301,7 @@ impl Forwarder {
             if everybody {
                 next_round = Instant::now() + LOOP_PROBE_EVERY;
             }
-            let due = self.all_upstreams().filter(|upstream| everybody || upstream.is_held());
+            let due = self.all_upstreams().filter(|upstream| everybody || upstream.is_in_doubt());
             futures::future::join_all(due.map(|upstream| upstream.probe())).await;
             tokio::time::sleep(PROBE_EVERY).await;
         }
@@ -245,6 +323,13 @@ impl Forwarder {
         self.started.elapsed().as_millis() as u64
     }
 
+    /// What is to be asked for again, taken from the queue.
+    #[cfg(test)]
+    pub(crate) fn wanted(&self) -> Vec<Vec<u8>> {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::from_fn(|| wanted.as_mut()?.try_recv().ok()).map(|key| key.to_vec()).collect()
+    }
+
     fn group(&self, name: &[u8]) -> &Group {
         let stub = self.stubs.iter().find(|(zone, _)| is_at_or_below(name, zone));
         stub.map_or(&self.upstreams, |(_, group)| group)
@@ -256,6 +341,20 @@ impl Forwarder {
 
     fn flights(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A flight's place among the flights; whatever ends it, the next who asks begins another.
+struct Landing {
+    forwarder: Weak<Forwarder>,
+    key: Key,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if let Some(forwarder) = self.forwarder.upgrade() {
+            forwarder.flights().remove(&*self.key);
+        }
     }
 }
 
@@ -294,5 +393,63 @@ mod tests {
         assert_eq!(asked("xcorp.example"), "192.0.2.1:53");
         assert_eq!(asked("corp.example"), "192.0.2.2:53");
         assert_eq!(asked("a.db.corp.example"), "192.0.2.3:53");
+    }
+
+    fn silent() -> Arc<Forwarder> {
+        // Nobody answers on this port; questions end by their deadline.
+        let config = ForwardConfig {
+            upstreams: vec![UpstreamConfig::from(std::net::SocketAddr::from(([192, 0, 2, 1], 53)))],
+            in_flight_max: 4,
+            ..ForwardConfig::default()
+        };
+        Forwarder::new(&config, &[], Instant::now())
+    }
+
+    fn key(n: u8) -> Key {
+        Key::new(&[1, b'a' + n, 0], 1, 0)
+    }
+
+    fn ticket() -> Arc<Ticket> {
+        let admission = crate::admission::Admission::new(64);
+        Arc::new(admission.enter([10, 244, 0, 1].into()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_panics_makes_room_for_the_next() {
+        let forwarder = silent();
+        let flight =
+            forwarder.begin(&key(1), async { panic!("as a decoder might") }, &mut forwarder.flights());
+        assert!(flight.await.is_none());
+        assert!(forwarder.flights().is_empty());
+    }
+
+    #[tokio::test]
+    async fn flights_have_a_limit_of_their_own_and_prefetches_leave_half() {
+        let forwarder = silent();
+        let ticket = ticket();
+        let begun = (0..4).filter(|n| forwarder.fetch(&key(*n), None).is_some()).count();
+        assert_eq!(begun, 2, "what nobody waits for");
+        let begun = (10..20).filter(|n| forwarder.fetch(&key(*n), Some(&ticket)).is_some()).count();
+        assert_eq!(begun, 2, "clients went away, their questions are still asked");
+        assert!(forwarder.fetch(&key(10), Some(&ticket)).is_some(), "shared");
+        assert!(matches!(forwarder.resolve(&key(30), &ticket).await, Forwarded::Busy));
+        assert!(Arc::strong_count(&ticket) > 2, "their places are taken as long as the upstreams are asked");
+    }
+
+    #[tokio::test]
+    async fn a_prefetch_that_finds_no_room_may_be_tried_again() {
+        let forwarder = silent();
+        let wire = b"\0\0\x81\x80\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        let entry = Arc::new(Entry::new(wire, 100_000, 0).unwrap());
+        forwarder.cache.keep(&key(0), entry.clone());
+        (0..3).for_each(|now| assert!(!forwarder.was_given(&key(0), &entry, now)));
+        for _ in 0..PREFETCHES_MAX {
+            assert!(forwarder.was_given(&key(0), &entry, 95_000));
+            entry.not_refreshed();
+        }
+        assert!(!forwarder.was_given(&key(0), &entry, 95_000), "the queue is full");
+        assert_eq!(forwarder.wanted().len(), PREFETCHES_MAX);
+        assert!(forwarder.was_given(&key(0), &entry, 95_000));
+        assert!(!forwarder.was_given(&key(0), &entry, 95_000), "it is on its way");
     }
 }

@@ -14,7 +14,9 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::getuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::message::{receive, send};
+use tracing::warn;
+
+use super::message::{FDS_MAX, receive, send};
 
 const TAKE: &[u8] = b"take";
 const HELD: &[u8] = b"held";
@@ -25,6 +27,8 @@ const DONE: &[u8] = b"done";
 const PATIENCE: Duration = Duration::from_secs(2);
 /// netd restarts one at a time.
 const BACKLOG: i32 = 8;
+/// After accept(2) failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The holding process's side.
 #[derive(Debug)]
@@ -59,7 +63,15 @@ impl Holder {
     /// The listening socket failed.
     pub fn run(mut self) -> io::Result<()> {
         loop {
-            let (caller, _) = self.listener.accept()?;
+            let caller = match self.listener.accept() {
+                Ok((caller, _)) => caller,
+                Err(error) if is_for_ever(&error) => return Err(error),
+                Err(_) => {
+                    // No descriptors or memory left, or a caller that has gone: it passes, and what is held is still needed.
+                    std::thread::sleep(ACCEPT_PAUSE);
+                    continue;
+                }
+            };
             // What goes wrong with one caller is no reason to let go of the sockets.
             let _ = self.serve(&caller);
         }
@@ -89,6 +101,11 @@ impl Holder {
     }
 }
 
+/// The socket is none that one can listen at.
+fn is_for_ever(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
+}
+
 /// The server's side.
 #[derive(Clone, Debug)]
 pub struct HolderClient {
@@ -110,11 +127,19 @@ impl HolderClient {
         if word == HELD { Ok(fds) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
-    /// Has these held, and nothing else. Past 250 the rest is not: then questions to those are lost during a restart.
+    /// Has these held, and nothing else. Past 250 the rest is not, which is logged: then questions to those are lost during a
+    /// restart.
     ///
     /// # Errors
     /// There is no holder, or it does not answer.
     pub fn hold(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if sockets.len() > FDS_MAX {
+            warn!(
+                sockets = sockets.len(),
+                held = FDS_MAX,
+                "too many DNS sockets to be held over a restart; name fewer DNS addresses or workers"
+            );
+        }
         let (word, _) = self.ask(HOLD, sockets)?;
         if word == DONE { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
@@ -131,5 +156,21 @@ impl HolderClient {
         socket.set_write_timeout(Some(PATIENCE))?;
         socket.connect(&SockAddr::unix(&self.path)?)?;
         Ok(socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_is_none_ends_the_holder() {
+        let is_for_ever = |number| is_for_ever(&io::Error::from_raw_os_error(number));
+        assert!(
+            [libc::EINTR, libc::ECONNABORTED, libc::EMFILE, libc::ENFILE, libc::ENOMEM]
+                .into_iter()
+                .all(|number| !is_for_ever(number))
+        );
+        assert!(is_for_ever(libc::EBADF) && is_for_ever(libc::ENOTSOCK));
     }
 }

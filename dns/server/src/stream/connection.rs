@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One connection: frames of two octets of length and a message (RFC 1035 section 4.2.2).
 
-use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use dns_zone::Transport;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::Streams;
+use crate::life::Phase;
 use crate::respond::{Asker, Core, Verdict};
 use crate::stats::{Counters, Event};
-use crate::wire::{HEADER, Key, STREAM_BYTES_MAX};
+use crate::wire::{HEADER, STREAM_BYTES_MAX, with_room};
 
 /// A client that says nothing for this long is hung up on (RFC 7766 section 6.2.3: a few seconds).
 const IDLE: Duration = Duration::from_secs(10);
@@ -29,8 +29,13 @@ const FRAME: Duration = Duration::from_secs(3);
 const WRITE: Duration = Duration::from_secs(5);
 /// Answers that wait for a slow client; past it no more of its questions are read.
 const ANSWERS_MAX: usize = 32;
+/// The same in bytes: two of the largest.
+const ANSWER_BYTES_MAX: usize = 2 * STREAM_BYTES_MAX;
 /// Questions of one connection that wait for the upstreams; past it no more are read.
 const WAITING_MAX: usize = 32;
+
+/// An answer that waits to be written, with its room.
+type Answer = (Vec<u8>, OwnedSemaphorePermit);
 
 pub(super) struct Connection {
     pub(super) streams: Streams,
@@ -55,14 +60,23 @@ impl Connection {
         }
     }
 
-    async fn read(self, mut reader: impl AsyncRead + Unpin, answers: mpsc::Sender<Vec<u8>>) {
+    async fn read(self, mut reader: impl AsyncRead + Unpin, answers: mpsc::Sender<Answer>) {
         let waiting = Arc::new(Semaphore::new(WAITING_MAX));
+        let room = Arc::new(Semaphore::new(ANSWER_BYTES_MAX));
+        let closing = self.streams.core.life.reached(Phase::Closing);
+        tokio::pin!(closing);
         let mut asked = JoinSet::new();
         let mut frame = Vec::new();
         loop {
             // A client whose questions wait is not idle.
             let idle = if self.streams.places.is_scarce() { IDLE_SCARCE } else { IDLE };
-            let first = match timeout(idle, reader.read_u8()).await {
+            let first = tokio::select! {
+                biased;
+                first = timeout(idle, reader.read_u8()) => first,
+                // What has come is answered; what comes from now on is for the next server.
+                () = &mut closing => break,
+            };
+            let first = match first {
                 Ok(Ok(first)) => first,
                 Err(_) if waiting.available_permits() < WAITING_MAX => continue,
                 Ok(Err(_)) | Err(_) => break,
@@ -80,27 +94,38 @@ impl Connection {
             match verdict {
                 Verdict::Silent => continue,
                 Verdict::Answer(_) => {}
-                Verdict::AnswerAndPrefetch(_) => {
-                    if let dns_zone::Incoming::Query(query) = dns_zone::parse(&frame) {
-                        let (core, key) = (core.clone(), Key::of(&query));
-                        asked.spawn(async move { core.forwarder.prefetch(&key).await });
-                    }
-                }
                 Verdict::Hand(ticket) => {
                     let Ok(permit) = waiting.clone().acquire_owned().await else { break };
-                    let (core, counters) = (core.clone(), counters.clone());
+                    let (core, counters, room) = (core.clone(), counters.clone(), room.clone());
                     let (packet, answers) = (frame.clone(), answers.clone());
                     asked.spawn(async move {
-                        let bytes = core.complete(&packet, asker, &counters).await;
+                        let completed = tokio::select! {
+                            biased;
+                            completed = core.complete(&packet, asker, &counters, ticket) => Some(completed),
+                            () = core.life.reached(Phase::Ending) => None,
+                        };
                         counters.took(received.elapsed(), 1);
-                        let _ = answers.send(bytes).await;
-                        drop((permit, ticket));
+                        // Until there is room for the largest, nothing is written: a slow client costs no memory meanwhile.
+                        let Ok(mut place) = room.acquire_many_owned(STREAM_BYTES_MAX as u32).await else {
+                            return;
+                        };
+                        let answer = with_room(|out| {
+                            let len = match &completed {
+                                Some(completed) => core.finish(completed, &packet, asker, &counters, out),
+                                None => core.last_word(&packet, asker, &counters, out),
+                            };
+                            out[..len].to_vec()
+                        });
+                        drop(place.split(STREAM_BYTES_MAX - answer.len()));
+                        let _ = answers.send((answer, place)).await;
+                        drop(permit);
                     });
                     continue;
                 }
             }
             counters.took(received.elapsed(), 1);
-            if answers.send(answer).await.is_err() {
+            let Ok(place) = room.clone().acquire_many_owned(answer.len() as u32).await else { break };
+            if answers.send((answer, place)).await.is_err() {
                 break;
             }
         }
@@ -122,15 +147,12 @@ async fn read_rest(reader: &mut (impl AsyncRead + Unpin), first: u8, frame: &mut
     reader.read_exact(frame).await.map(drop)
 }
 
-/// Answers as far as that goes without waiting. The largest answer has room in a buffer of the thread, not of each connection.
+/// Answers as far as that goes without waiting.
 fn respond(core: &Core, packet: &[u8], asker: Asker, counters: &Counters) -> (Verdict, Vec<u8>) {
-    thread_local! {
-        static OUT: RefCell<Vec<u8>> = RefCell::new(vec![0; STREAM_BYTES_MAX]);
-    }
-    OUT.with_borrow_mut(|out| {
+    with_room(|out| {
         let verdict = core.respond(packet, asker, counters, out);
         let answer = match verdict {
-            Verdict::Answer(len) | Verdict::AnswerAndPrefetch(len) => out[..len].to_vec(),
+            Verdict::Answer(len) => out[..len].to_vec(),
             Verdict::Hand(_) | Verdict::Silent => Vec::new(),
         };
         (verdict, answer)
@@ -138,8 +160,8 @@ fn respond(core: &Core, packet: &[u8], asker: Asker, counters: &Counters) -> (Ve
 }
 
 /// Writes answers until there are no more; `false` if the client does not take one in time.
-async fn write(mut writer: impl AsyncWrite + Unpin, mut answers: mpsc::Receiver<Vec<u8>>) -> bool {
-    while let Some(answer) = answers.recv().await {
+async fn write(mut writer: impl AsyncWrite + Unpin, mut answers: mpsc::Receiver<Answer>) -> bool {
+    while let Some((answer, _place)) = answers.recv().await {
         let mut frame = Vec::with_capacity(2 + answer.len());
         frame.extend_from_slice(&(answer.len() as u16).to_be_bytes());
         frame.extend_from_slice(&answer);

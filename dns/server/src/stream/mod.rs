@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
+use crate::life::Phase;
 use crate::respond::Core;
 use crate::stats::{Counters, DnsStats, Event};
 use connection::Connection;
@@ -45,7 +46,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Takes connections until it is dropped, which ends them all.
+    /// Takes connections until the server closes, then returns when the last of them has ended. Dropping it ends them all.
     pub(crate) async fn accept(
         self,
         listener: StdListener,
@@ -54,8 +55,16 @@ impl Streams {
         let listener = TcpListener::from_std(listener)?;
         let acceptor = tls.map(TlsAcceptor::from);
         let mut connections = JoinSet::new();
+        let closing = self.core.life.reached(Phase::Closing);
+        tokio::pin!(closing);
         loop {
-            let (stream, client) = match listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                // Those who wait in the listener's queue are the next server's, where somebody holds it.
+                () = &mut closing => break,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, client) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     debug!(%error, "cannot take a DNS connection");
@@ -80,6 +89,9 @@ impl Streams {
                 streams.serve(stream, client, acceptor).await;
             });
         }
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+        Ok(())
     }
 
     async fn serve(&self, stream: TcpStream, client: SocketAddr, acceptor: Option<TlsAcceptor>) {

@@ -5,32 +5,31 @@ pub(crate) mod batch;
 mod share;
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dns_zone::Transport;
 use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::admission::Ticket;
+use crate::life::{Part, Phase};
 use crate::respond::{Asker, Core, Verdict};
-use crate::stats::{Counters, Event};
-use crate::wire::Key;
+use crate::stats::{Counters, DnsStats, Event};
+use crate::wire::with_room;
 use batch::{Asked, BATCH, Batch};
 use share::Share;
 
 /// A worker's thread needs little more than its buffers, which are not on its stack.
 const STACK_BYTES: usize = 256 * 1024;
 
-/// What a worker cannot do without waiting.
-pub(crate) enum Work {
-    /// A question for the upstreams.
-    Question(Box<Question>),
-    /// A cached answer that should be asked for again.
-    Prefetch(Box<Key>),
-}
+/// After an error of the socket that is nobody's answer: it may go on (no memory left), and must not spin.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(10);
+
+/// What a worker cannot do without waiting. No more of them are there than may be in flight, for each has its ticket.
+pub(crate) type Work = Box<Question>;
 
 /// A question with the way back to its client.
 pub(crate) struct Question {
@@ -39,13 +38,14 @@ pub(crate) struct Question {
     pub(crate) received: Instant,
     socket: Arc<UdpSocket>,
     asked: Option<Asked>,
-    _ticket: Ticket,
+    ticket: Ticket,
 }
 
 /// One worker.
 pub(crate) struct Worker {
     pub(crate) core: Arc<Core>,
     pub(crate) socket: Arc<UdpSocket>,
+    pub(crate) stats: Arc<DnsStats>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) work: mpsc::Sender<Work>,
     pub(crate) stop: Arc<AtomicBool>,
@@ -63,27 +63,34 @@ impl Worker {
     }
 
     fn run(self) {
+        let _part = Part::new(self.core.clone(), self.stop.clone(), "UDP worker");
+        let _counted = Counted(&self);
         let wildcard = self.socket.local_addr().is_ok_and(|address| address.ip().is_unspecified());
         let mut batch = Batch::new(wildcard);
         let mut share = Share::new();
         let mut seeds = fastrand::Rng::new();
-        while !self.stop.load(Relaxed) {
+        let mut was_broken = false;
+        while !self.stop.load(Relaxed) && !self.core.life.is_closing() {
             let count = match batch.receive(&*self.socket) {
                 Ok(count) => count,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => {
-                        continue;
+                Err(error) => {
+                    match error.kind() {
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => {}
+                        // An ICMP error about an answer of ours; nobody waits for it any more.
+                        io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::HostUnreachable
+                        | io::ErrorKind::NetworkUnreachable => {}
+                        _ => {
+                            if !std::mem::replace(&mut was_broken, true) {
+                                warn!(%error, socket = ?self.socket, "DNS worker cannot receive; trying again");
+                            }
+                            std::thread::sleep(RECEIVE_PAUSE);
+                        }
                     }
-                    // An ICMP error about an answer of ours; nobody waits for it any more.
-                    io::ErrorKind::ConnectionRefused
-                    | io::ErrorKind::HostUnreachable
-                    | io::ErrorKind::NetworkUnreachable => continue,
-                    _ => {
-                        warn!(%error, socket = ?self.socket, "DNS worker lost its socket");
-                        return;
-                    }
-                },
+                    continue;
+                }
             };
+            was_broken = false;
             let received = Instant::now();
             share.next_batch(count == BATCH, || batch::is_backlogged(&*self.socket));
             let mut answers = 0;
@@ -119,18 +126,11 @@ impl Worker {
                 batch.answer(i, len);
                 true
             }
-            Verdict::AnswerAndPrefetch(len) => {
-                if let dns_zone::Incoming::Query(query) = dns_zone::parse(packet) {
-                    // A full queue means that there is enough to do; the name is asked for when it is too old.
-                    let _ = self.work.try_send(Work::Prefetch(Box::new(Key::of(&query))));
-                }
-                batch.answer(i, len);
-                true
-            }
             Verdict::Hand(ticket) => {
                 let (packet, socket) = (packet.into(), self.socket.clone());
-                let question = Question { packet, asker, received, socket, asked, _ticket: ticket };
-                if self.work.try_send(Work::Question(Box::new(question))).is_err() {
+                let question = Question { packet, asker, received, socket, asked, ticket };
+                // There is room for each ticket's question; only a server that ends takes none.
+                if self.work.try_send(Box::new(question)).is_err() {
                     self.counters.event(Event::ForwardOverload);
                 }
                 false
@@ -139,14 +139,34 @@ impl Worker {
     }
 }
 
+/// A worker's counters are kept when it ends, but not one by one.
+struct Counted<'w>(&'w Worker);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.stats.retire(&self.0.counters);
+    }
+}
+
 impl Question {
-    /// Asks the upstreams and answers the client.
+    /// Asks the upstreams and answers the client, with what there is when the server ends.
     pub(crate) async fn answer(self, core: Arc<Core>, counters: Arc<Counters>) {
-        let bytes = core.complete(&self.packet, self.asker, &counters).await;
-        let to: SocketAddr = self.asker.client;
-        if batch::send_one(&*self.socket, &bytes, to, self.asked.as_ref()).is_err() {
+        let Question { packet, asker, received, socket, asked, ticket } = self;
+        let completed = tokio::select! {
+            biased;
+            completed = core.complete(&packet, asker, &counters, ticket) => Some(completed),
+            () = core.life.reached(Phase::Ending) => None,
+        };
+        let sent = with_room(|out| {
+            let len = match &completed {
+                Some(completed) => core.finish(completed, &packet, asker, &counters, out),
+                None => core.last_word(&packet, asker, &counters, out),
+            };
+            batch::send_one(&*socket, &out[..len], asker.client, asked.as_ref())
+        });
+        if sent.is_err() {
             counters.event(Event::SendFailed);
         }
-        counters.took(self.received.elapsed(), 1);
+        counters.took(received.elapsed(), 1);
     }
 }

@@ -12,11 +12,11 @@ use crate::wire::{CD, HEADER, Key, QR, RD, UDP_BYTES_MAX, qtype};
 /// The number of the cookie option.
 const COOKIE: u16 = 10;
 /// Octets of a client cookie.
-const CLIENT_COOKIE: usize = 8;
+pub(super) const CLIENT_COOKIE: usize = 8;
 /// Extended code of RFC 7873 section 5.2.3.
 const BADCOOKIE: u16 = 23;
 
-/// How an upstream likes to be asked; learnt from its answers.
+/// How an upstream likes to be asked now; learnt from its answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Manner {
     /// Without an OPT record: it does not know EDNS.
@@ -148,6 +148,11 @@ fn cookie_of(message: &Message) -> Option<Vec<u8>> {
         EdnsOption::Unknown(_, data) => Some(data.clone()),
         _ => None,
     }
+}
+
+/// Whether it says that there is no such name, or nothing of the type.
+pub(crate) fn is_negative(message: &Message) -> bool {
+    message.metadata.response_code == ResponseCode::NXDomain || message.answers.is_empty()
 }
 
 /// Whether the client is served by this answer, or another upstream should be asked.

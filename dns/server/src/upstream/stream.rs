@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::tls::UpstreamTls;
@@ -20,6 +20,9 @@ use super::tls::UpstreamTls;
 const CONNECT: Duration = Duration::from_secs(2);
 /// A connection nobody uses is closed after this; upstreams do the same after some seconds (RFC 7766 section 6.2.3).
 const IDLE: Duration = Duration::from_secs(8);
+/// A connection on which questions went out and nothing came back for this long is dead, whatever the kernel says: it would try
+/// for a quarter of an hour. As long as one question's patience.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Questions that wait for the connection to take them.
 const QUEUED_MAX: usize = 256;
 
@@ -34,35 +37,54 @@ pub(crate) struct StreamPool {
     address: SocketAddr,
     tls: Option<UpstreamTls>,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    /// One connects for all who wait; when, and why, that failed last.
+    connecting: tokio::sync::Mutex<Option<(Instant, io::Error)>>,
 }
 
 impl StreamPool {
     pub(crate) fn new(address: SocketAddr, tls: Option<UpstreamTls>) -> Self {
-        StreamPool { address, tls, jobs: Mutex::default() }
+        StreamPool { address, tls, jobs: Mutex::default(), connecting: tokio::sync::Mutex::default() }
     }
 
     /// Sends a question and waits for its answer: the identifier it went with, and the bytes. The caller sets the time.
     pub(crate) async fn ask(&self, bytes: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-        // The second time on a connection of its own: the first may have been closed by the upstream just now.
-        for fresh in [false, true] {
+        // The second time on another connection: the first may have been closed by the upstream just now.
+        let mut failed = None;
+        for _ in 0..2 {
             let (answer, answered) = oneshot::channel();
-            let jobs = match self.open_jobs(fresh) {
-                Some(jobs) => jobs,
-                None => self.connect().await?,
-            };
-            if jobs.send(Job { bytes: bytes.to_vec(), answer }).await.is_err() {
-                continue;
-            }
-            if let Ok(answer) = answered.await {
+            let jobs = self.open(failed.as_ref()).await?;
+            if jobs.send(Job { bytes: bytes.to_vec(), answer }).await.is_ok()
+                && let Ok(answer) = answered.await
+            {
                 return Ok(answer);
             }
+            failed = Some(jobs);
         }
         Err(io::Error::new(io::ErrorKind::ConnectionReset, "closed the connection without an answer"))
     }
 
-    fn open_jobs(&self, fresh: bool) -> Option<mpsc::Sender<Job>> {
+    /// The connection, a new one where there is none but `failed`.
+    async fn open(&self, failed: Option<&mpsc::Sender<Job>>) -> io::Result<mpsc::Sender<Job>> {
+        if let Some(jobs) = self.open_jobs(failed) {
+            return Ok(jobs);
+        }
+        let came = Instant::now();
+        let mut last_failure = self.connecting.lock().await;
+        if let Some(jobs) = self.open_jobs(failed) {
+            return Ok(jobs);
+        }
+        if let Some((_, error)) = last_failure.as_ref().filter(|(at, _)| *at >= came) {
+            return Err(same_error(error));
+        }
+        let connected = self.connect().await;
+        *last_failure = connected.as_ref().err().map(|error| (Instant::now(), same_error(error)));
+        connected
+    }
+
+    fn open_jobs(&self, failed: Option<&mpsc::Sender<Job>>) -> Option<mpsc::Sender<Job>> {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.clone().filter(|jobs| !fresh && !jobs.is_closed())
+        jobs.clone()
+            .filter(|jobs| !jobs.is_closed() && !failed.is_some_and(|failed| failed.same_channel(jobs)))
     }
 
     async fn connect(&self) -> io::Result<mpsc::Sender<Job>> {
@@ -87,6 +109,10 @@ impl StreamPool {
     }
 }
 
+fn same_error(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
 /// Carries questions and answers until the upstream closes, breaks the rules, or nobody asks.
 async fn carry(stream: impl AsyncRead + AsyncWrite + Send + 'static, mut jobs: mpsc::Receiver<Job>) {
     let (reader, mut writer) = tokio::io::split(stream);
@@ -94,7 +120,11 @@ async fn carry(stream: impl AsyncRead + AsyncWrite + Send + 'static, mut jobs: m
     let reading = tokio::spawn(read_frames(reader, frames));
     let mut waiting: HashMap<u16, oneshot::Sender<(u16, Vec<u8>)>> = HashMap::new();
     let mut id = fastrand::u16(..);
+    let mut idle_at = Instant::now() + IDLE;
+    // Since when something is due of which nothing has come; who asked may have gone by now.
+    let mut due_since: Option<Instant> = None;
     loop {
+        let ends_at = due_since.map_or(idle_at, |since| idle_at.min(since + SILENCE));
         tokio::select! {
             job = jobs.recv() => {
                 let Some(Job { mut bytes, answer }) = job else { break };
@@ -112,6 +142,8 @@ async fn carry(stream: impl AsyncRead + AsyncWrite + Send + 'static, mut jobs: m
                     _ => break,
                 }
                 let _ = writer.flush().await;
+                idle_at = Instant::now() + IDLE;
+                due_since.get_or_insert_with(Instant::now);
             }
             frame = answers.recv() => {
                 let Some(frame) = frame else { break };
@@ -119,8 +151,11 @@ async fn carry(stream: impl AsyncRead + AsyncWrite + Send + 'static, mut jobs: m
                 if let Some(asker) = waiting.remove(&id) {
                     let _ = asker.send((id, frame));
                 }
+                waiting.retain(|_, asker| !asker.is_closed());
+                idle_at = Instant::now() + IDLE;
+                due_since = (!waiting.is_empty()).then(Instant::now);
             }
-            () = tokio::time::sleep(IDLE) => break,
+            () = sleep_until(ends_at) => break,
         }
     }
     reading.abort();
@@ -132,5 +167,65 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, frames: mpsc::Sender<Ve
         if reader.read_exact(&mut frame).await.is_err() || frames.send(frame).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Takes connections; the first `deaf` of them read and never answer, the others give each frame back.
+    async fn echo(deaf: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, taken) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let count = taken.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let is_deaf = count.fetch_add(1, Relaxed) < deaf;
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = stream.into_split();
+                    let mut bytes = [0; 512];
+                    while let Ok(length @ 1..) = reader.read(&mut bytes).await {
+                        if !is_deaf {
+                            writer.write_all(&bytes[..length]).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        (address, taken)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_went_silent_is_left_for_a_new_one() {
+        let (address, taken) = echo(1).await;
+        let pool = StreamPool::new(address, None);
+        let first = timeout(Duration::from_millis(2_900), pool.ask(&[0; 20])).await;
+        assert!(first.is_err(), "nobody answers");
+        let second = timeout(Duration::from_secs(2), pool.ask(&[0; 20])).await;
+        assert_eq!(second.expect("in time").expect("answered").1.len(), 20);
+        assert_eq!(taken.load(Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_burst_opens_one_connection() {
+        let (address, taken) = echo(0).await;
+        let pool = StreamPool::new(address, None);
+        let all = futures::future::join_all((0..50).map(|_| pool.ask(&[7; 20]))).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(taken.load(Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_connection_that_cannot_be_made_is_told_at_once() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let pool = StreamPool::new(closed, None);
+        let all = futures::future::join_all((0..50).map(|_| pool.ask(&[7; 20]))).await;
+        assert!(all.iter().all(Result::is_err));
     }
 }

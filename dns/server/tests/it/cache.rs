@@ -52,6 +52,49 @@ async fn a_silent_upstream_delays_an_old_answer_by_less_than_a_clients_patience(
     assert!(started.elapsed() < Duration::from_millis(2_400), "{:?}", started.elapsed());
 }
 
+/// Names of ours that lead to names of others give what is left of their time.
+#[tokio::test]
+async fn behind_an_alias_of_ours_an_answer_is_as_old_as_it_is() {
+    const ALIAS: &str = "out.default.svc.cluster.local.";
+    let upstream = Upstream::start(Mood::Answers(7)).await;
+    let server = start(forward_to(&[upstream.address]));
+    let asked = question(ALIAS, RecordType::A);
+    let ttl = |answer: &hickory_proto::op::Message| answer.answers.last().expect("an address").ttl;
+    assert_eq!(ttl(&ask(server.address, &asked).await), 300);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let answer = ask(server.address, &asked).await;
+    assert!((290..300).contains(&ttl(&answer)), "{answer}");
+    assert_eq!((answer.answers[0].ttl, upstream.asked()), (5, 1));
+
+    let brief = Upstream::start(Mood::Brief(7)).await;
+    let server = start(forward_to(&[brief.address]));
+    ask(server.address, &asked).await;
+    brief.change(Mood::Fails);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(ttl(&ask(server.address, &asked).await), 30, "out of date");
+}
+
+#[tokio::test]
+async fn what_many_ask_for_is_asked_again_before_it_is_out_of_date() {
+    let upstream = Upstream::start(Mood::Short(7)).await;
+    let server = start(forward_to(&[upstream.address]));
+    // One asker by the alias, two by the name itself.
+    for name in ["out.default.svc.cluster.local.", NAME, NAME] {
+        ask(server.address, &question(name, RecordType::A)).await;
+    }
+    let cached = Instant::now();
+    assert_eq!(upstream.asked(), 1);
+    upstream.change(Mood::Answers(8));
+    // Never past its end, where the question itself would do it.
+    while upstream.asked() == 1 && cached.elapsed() < Duration::from_millis(9_700) {
+        ask(server.address, &question("out.default.svc.cluster.local.", RecordType::A)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(upstream.asked(), 2);
+    let answer = ask(server.address, &question(NAME, RecordType::A)).await;
+    assert!(answers(&answer)[0].ends_with("192.0.2.8"), "{answer}");
+}
+
 #[tokio::test]
 async fn what_does_not_exist_elsewhere_is_kept_as_its_soa_says() {
     let upstream = Upstream::start(Mood::KnowsNothing).await;

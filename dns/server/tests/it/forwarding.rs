@@ -39,18 +39,93 @@ async fn nxdomain_of_the_upstream_comes_back_with_its_soa() {
     assert_eq!(answer.authorities[0].record_type(), RecordType::SOA);
 }
 
+/// On a busy machine any answer may be late: the quickest of a few says what the server does.
+const TRIES: usize = 4;
+
 #[tokio::test]
 async fn a_silent_upstream_is_overtaken_by_the_next_and_then_asked_last() {
     let (silent, good) = (Upstream::start(Mood::Silent).await, Upstream::start(Mood::Answers(8)).await);
-    let server = start(forward_to(&[silent.address, good.address]));
-    let started = Instant::now();
-    let answer = ask_outside(&server).await;
-    assert!(answers(&answer)[0].ends_with("192.0.2.8"), "{answer}");
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let mut quickest = Duration::MAX;
+    for _ in 0..TRIES {
+        let server = start(forward_to(&[silent.address, good.address]));
+        let started = Instant::now();
+        let answer = ask_outside(&server).await;
+        quickest = quickest.min(started.elapsed());
+        assert!(answers(&answer)[0].ends_with("192.0.2.8"), "{answer}");
+    }
+    assert!(quickest < Duration::from_millis(500), "{quickest:?}");
 
+    // It is listened to a little longer, for it may be no more than slow.
+    let server = start(forward_to(&[silent.address, good.address]));
+    ask_outside(&server).await;
+    wait_until(|| !server.stats.counts().upstreams[0].healthy).await;
     let answer = ask(server.address, &question("other.example.org.", RecordType::A)).await;
     assert!(answers(&answer)[0].ends_with("192.0.2.8"), "{answer}");
     assert_eq!(silent.asked_for("other.example.org."), 0, "the one that answers is asked first now");
+}
+
+#[tokio::test]
+async fn two_silent_upstreams_before_the_third_cost_less_than_half_a_second() {
+    let (one, two) = (Upstream::start(Mood::Silent).await, Upstream::start(Mood::Silent).await);
+    let good = Upstream::start(Mood::Answers(8)).await;
+    let mut quickest = Duration::MAX;
+    for _ in 0..TRIES {
+        let server = start(forward_to(&[one.address, two.address, good.address]));
+        let started = Instant::now();
+        assert_eq!(ask_outside(&server).await.answers.len(), 1);
+        quickest = quickest.min(started.elapsed());
+    }
+    assert!(quickest < Duration::from_millis(500), "{quickest:?}");
+}
+
+/// Bounded; panics when it does not come.
+async fn wait_until(is_so: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it does not come");
+}
+
+#[tokio::test]
+async fn who_is_only_slow_is_waited_for_before_others_say_that_there_is_no_such_name() {
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        seen.push(ask_slow_and_ignorant().await);
+        if seen.last() == Some(&(true, true)) {
+            return;
+        }
+    }
+    panic!("{seen:?}");
+}
+
+/// The first server knows the name and is slow, the second knows nothing. Whether the first one's answer came, and whether it
+/// is still asked first.
+async fn ask_slow_and_ignorant() -> (bool, bool) {
+    let (corp, public) = (Upstream::start(Mood::Answers(7)).await, Upstream::start(Mood::Answers(8)).await);
+    let server = start(forward_to(&[corp.address, public.address]));
+    // Its usual round trip is far below what a cold name takes.
+    ask_outside(&server).await;
+    public.change(Mood::KnowsNothing);
+    corp.change(Mood::Cold(7));
+    let answer = ask(server.address, &question("db.corp.example.", RecordType::A)).await;
+    let is_found = answers(&answer).first().is_some_and(|line| line.ends_with("192.0.2.7"));
+    // An address of the second one is as good; the first is not held to be ill for being slow.
+    public.change(Mood::Answers(8));
+    ask(server.address, &question("other.corp.example.", RecordType::A)).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    (is_found, server.stats.counts().upstreams.iter().all(|upstream| upstream.healthy))
+}
+
+#[tokio::test]
+async fn nobody_waits_long_for_the_dead_to_hear_that_there_is_no_such_name() {
+    let (dead, public) = (Upstream::start(Mood::Silent).await, Upstream::start(Mood::KnowsNothing).await);
+    let server = start(forward_to(&[dead.address, public.address]));
+    let started = Instant::now();
+    assert_eq!(ask_outside(&server).await.metadata.response_code, ResponseCode::NXDomain);
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
 }
 
 #[tokio::test]

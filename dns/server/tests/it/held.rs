@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Restarts.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use dns_server::hold::{Holder, HolderClient};
-use dns_server::{DnsConfig, DnsServer};
-use hickory_proto::op::Message;
+use dns_server::{DnsConfig, DnsServer, Further};
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{oneshot, watch};
 
-use crate::client::{connect, question};
-use crate::server::{config, start_held};
+use crate::client::{StreamClient, connect, question};
+use crate::server::{config, forward_to, start_held};
+use crate::upstream::{Mood, Upstream};
 
 const WEB: &str = "web.default.svc.cluster.local.";
 
 /// Sends questions from many ports, so that every worker's socket gets some.
-async fn send_questions(to: std::net::SocketAddr) -> Vec<UdpSocket> {
+async fn send_questions(to: SocketAddr) -> Vec<UdpSocket> {
     let mut clients = Vec::new();
     for _ in 0..32 {
         let client = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
@@ -38,7 +41,7 @@ async fn questions_that_came_while_nobody_ran_are_answered_from_the_held_sockets
     let first = DnsServer::bind(config(), client.take().expect("nothing yet")).expect("binds");
     let address = first.addresses()[0];
     client.hold(&first.sockets()).expect("held");
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(first.run(async { drop(stopped.await) }));
     assert_eq!(crate::client::ask(address, &question(WEB, RecordType::A)).await.answers.len(), 1);
     drop(stop);
@@ -60,6 +63,91 @@ async fn questions_that_came_while_nobody_ran_are_answered_from_the_held_sockets
         assert_eq!(Message::from_vec(&buffer[..length]).expect("decodes").answers.len(), 1);
     }
     assert_eq!(stream.receive().await.answers.len(), 1);
+}
+
+/// Starts a server that is told to stop by dropping what comes first.
+fn start_stoppable(
+    upstream: &Upstream,
+) -> (oneshot::Sender<()>, SocketAddr, tokio::task::JoinHandle<Result<(), dns_server::BindError>>) {
+    let config = DnsConfig { forward: forward_to(&[upstream.address]), ..config() };
+    let server = DnsServer::bind(config, Vec::new()).expect("binds");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let address = server.addresses()[0];
+    (stop, address, tokio::spawn(server.run(async { drop(stopped.await) })))
+}
+
+/// One question over TCP and one over UDP, both under way.
+async fn ask_both(server: SocketAddr, upstream: &Upstream) -> (StreamClient<TcpStream>, UdpSocket) {
+    let mut stream = connect(server).await;
+    stream.send(&question("a.example.org.", RecordType::A)).await;
+    let datagram = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let bytes = question("b.example.org.", RecordType::A).to_vec().expect("encodes");
+    datagram.send_to(&bytes, server).await.expect("sends");
+    while upstream.asked() < 2 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    (stream, datagram)
+}
+
+async fn hear(socket: &UdpSocket) -> Message {
+    let mut buffer = [0; 512];
+    let heard = tokio::time::timeout(Duration::from_secs(2), socket.recv(&mut buffer)).await;
+    Message::from_vec(&buffer[..heard.expect("in time").expect("receives")]).expect("decodes")
+}
+
+#[tokio::test]
+async fn questions_under_way_are_answered_before_the_server_ends() {
+    let mut seen = Vec::new();
+    // On a busy machine the upstream may take longer than the server has; then once more.
+    for _ in 0..4 {
+        let upstream = Upstream::start(Mood::Cold(7)).await;
+        let (stop, address, running) = start_stoppable(&upstream);
+        let (mut stream, datagram) = ask_both(address, &upstream).await;
+        drop(stop);
+        seen.push((stream.receive().await.answers.len(), hear(&datagram).await.answers.len()));
+        running.await.expect("no panic").expect("it ran");
+        if seen.last() == Some(&(1, 1)) {
+            return;
+        }
+    }
+    panic!("{seen:?}");
+}
+
+#[tokio::test]
+async fn what_nobody_answers_in_time_is_servfail_when_the_server_ends() {
+    let upstream = Upstream::start(Mood::Silent).await;
+    let (stop, address, running) = start_stoppable(&upstream);
+    let (mut stream, datagram) = ask_both(address, &upstream).await;
+    drop(stop);
+    let started = std::time::Instant::now();
+    assert_eq!(stream.receive().await.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(hear(&datagram).await.metadata.response_code, ResponseCode::ServFail);
+    running.await.expect("no panic").expect("it ran");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_address_that_goes_and_comes_back_is_answered_at_again_at_once() {
+    // A port that is free on an address of its own.
+    let address = {
+        let free = std::net::UdpSocket::bind("127.0.7.1:0").expect("a socket");
+        free.local_addr().expect("bound")
+    };
+    let (wanted, receiver) = watch::channel(vec![address]);
+    let (sender, mut bound) = watch::channel(Vec::new());
+    let further = Some(Further { wanted: receiver, bound: sender });
+    let server = start_held(DnsConfig { further, ..config() }, Vec::new());
+    for (addresses, patience) in [(vec![address], 8), (vec![], 8), (vec![address], 3)] {
+        wanted.send_replace(addresses.clone());
+        let is_so = bound.wait_for(|bound| *bound == addresses);
+        tokio::time::timeout(Duration::from_secs(patience), is_so).await.expect("in time").expect("it lives");
+        if !addresses.is_empty() {
+            let answer = crate::client::ask(address, &question(WEB, RecordType::A)).await;
+            assert_eq!(answer.answers.len(), 1);
+        }
+    }
+    let a = server.stats.counts().by_type[0];
+    assert_eq!(a, ("A", 2), "the first worker's count stays");
 }
 
 #[test]

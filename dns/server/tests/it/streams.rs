@@ -64,7 +64,8 @@ async fn a_client_that_takes_no_answers_is_hung_up_on_and_holds_nobody() {
     while started.elapsed() < Duration::from_secs(3) {
         let asked = Instant::now();
         assert_eq!(ask_tcp(server.address, &question(WEB, RecordType::A)).await.answers.len(), 1);
-        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        // Far less than the greedy one is given to take its answers.
+        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     for _ in 0..200 {

@@ -68,6 +68,50 @@ async fn an_upstream_gets_the_cookie_it_gave() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_gives_cookies_no_more_is_believed_without() {
+    let upstream = Upstream::start(Mood::WantsCookie(7)).await;
+    let server = start(forward_to(&[upstream.address]));
+    assert_eq!(address_of(&server, "a.example.org.").await, "192.0.2.7");
+    // Started anew, or another one behind the same address.
+    upstream.change(Mood::Answers(8));
+    assert_eq!(address_of(&server, "b.example.org.").await, "192.0.2.8");
+    let (before, started) = (upstream.asked_tcp(), std::time::Instant::now());
+    assert_eq!(address_of(&server, "c.example.org.").await, "192.0.2.8");
+    assert_eq!(upstream.asked_tcp(), before, "UDP does again");
+    assert!(started.elapsed() < Duration::from_millis(1_200), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_upstream_that_was_confused_once_is_asked_with_edns_all_the_same() {
+    let upstream = Upstream::start(Mood::Confused).await;
+    let server = start(forward_to(&[upstream.address]));
+    let answer = ask(server.address, &question("a.example.org.", RecordType::A)).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    // Only with EDNS has it the cookie that this wants.
+    upstream.change(Mood::WantsCookie(7));
+    assert_eq!(address_of(&server, "b.example.org.").await, "192.0.2.7");
+}
+
+#[tokio::test]
+async fn a_stub_zone_that_leads_back_to_us_is_found_out() {
+    let stub = Upstream::start(Mood::Silent).await;
+    let zone = dns_zone::Name::parse("corp.example").expect("a name");
+    let stubs = vec![StubZone { zone, upstreams: vec![stub.address.into()] }];
+    let forward = ForwardConfig { stubs, probe: true, ..forward_to(&[]) };
+    let server = start_with(DnsConfig { forward, ..config() });
+    stub.change(Mood::StubCircle(server.address));
+    for n in 0..200 {
+        let name = format!("n{n}.corp.example.");
+        ask(server.address, &question(&name, RecordType::A)).await;
+        if stub.asked_for(&name) == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("still asked: {:?}", stub.names());
+}
+
+#[tokio::test]
 async fn an_upstream_that_leads_back_to_us_is_found_out() {
     let circle = Upstream::start(Mood::Silent).await;
     let forward = ForwardConfig { probe: true, ..forward_to(&[circle.address]) };

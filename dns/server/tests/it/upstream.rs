@@ -30,6 +30,12 @@ pub(crate) enum Mood {
     Brief(u8),
     /// Answers after half a second.
     Slow(u8),
+    /// Answers after 150 ms, as a recursor does that does not know the name yet.
+    Cold(u8),
+    /// Answers this octet, for ten seconds.
+    Short(u8),
+    /// Says FORMERR, whatever it sees.
+    Confused,
     /// Answers in lower case, whatever the question was.
     FoldsCase(u8),
     /// Does not know EDNS: FORMERR where it sees an OPT record.
@@ -40,6 +46,8 @@ pub(crate) enum Mood {
     WantsCookie(u8),
     /// Sends each question to this server and gives back what that says.
     Circle(SocketAddr),
+    /// The same with names of `corp.example`; refuses all others.
+    StubCircle(SocketAddr),
 }
 
 /// The names asked for, in order.
@@ -125,12 +133,22 @@ async fn serve_udp(socket: Arc<UdpSocket>, mood: SharedMood, asked: Asked) {
             if let Mood::Slow(_) = mood {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
-            if let Mood::Circle(back) = mood {
+            if let Mood::Cold(_) = mood {
+                tokio::time::sleep(Duration::from_millis(150)).await;
+            }
+            let is_corp = question.queries[0].name().to_string().to_lowercase().ends_with("corp.example.");
+            let back = match mood {
+                Mood::Circle(back) => Some(back),
+                Mood::StubCircle(back) if is_corp => Some(back),
+                _ => None,
+            };
+            if let Some(back) = back {
                 let mut again = question.clone();
                 again.metadata.id = again.metadata.id.wrapping_add(1);
                 let answer = crate::client::ask_bytes(back, &again.to_vec().expect("encodes")).await;
                 let answer = [&question.metadata.id.to_be_bytes()[..], &answer[2..]].concat();
                 socket.send_to(&answer, client).await.expect("sends");
+                return;
             }
             if let Some(answer) = respond(&question, mood, false) {
                 socket.send_to(&answer.to_vec().expect("encodes"), client).await.expect("sends");
@@ -183,14 +201,23 @@ fn respond(question: &Message, mood: Mood, tcp: bool) -> Option<Message> {
     answer.metadata.recursion_available = true;
     let name = query.name().clone();
     answer.add_query(query);
-    let brief = if let Mood::Brief(_) = mood { 1 } else { 300 };
-    let address = |last: u8| Record::from_rdata(name.clone(), brief, RData::A(A([192, 0, 2, last].into())));
+    let ttl = match mood {
+        Mood::Brief(_) => 1,
+        Mood::Short(_) => 10,
+        _ => 300,
+    };
+    let address = |last: u8| Record::from_rdata(name.clone(), ttl, RData::A(A([192, 0, 2, last].into())));
     let cookie = match question.edns.as_ref().and_then(|edns| edns.option(EdnsCode::Cookie)) {
         Some(EdnsOption::Unknown(_, cookie)) => cookie.clone(),
         _ => Vec::new(),
     };
     match mood {
-        Mood::Answers(last) | Mood::Brief(last) | Mood::Slow(last) | Mood::Attacked(last) => {
+        Mood::Answers(last)
+        | Mood::Brief(last)
+        | Mood::Short(last)
+        | Mood::Slow(last)
+        | Mood::Cold(last)
+        | Mood::Attacked(last) => {
             answer.add_answer(address(last));
         }
         Mood::Circle(_) => return None,
@@ -199,6 +226,8 @@ fn respond(question: &Message, mood: Mood, tcp: bool) -> Option<Message> {
             answer.queries[0].set_name(folded.clone());
             answer.add_answer(Record::from_rdata(folded, 300, RData::A(A([192, 0, 2, last].into()))));
         }
+        Mood::StubCircle(_) => answer.metadata.response_code = ResponseCode::Refused,
+        Mood::Confused => answer.metadata.response_code = ResponseCode::FormErr,
         Mood::Old(_) if question.edns.is_some() => answer.metadata.response_code = ResponseCode::FormErr,
         Mood::Old(last) => {
             answer.add_answer(address(last));
