@@ -22,6 +22,8 @@ const TASKS: [&str; 1] = [EXTERNAL_DNS];
 pub(crate) struct Candidate {
     /// This netd ends: it takes nothing any more.
     withdrawn: AtomicBool,
+    /// It took something, or meant to.
+    took: AtomicBool,
 }
 
 /// The value of the key.
@@ -52,6 +54,7 @@ pub(crate) async fn look(node: &Node, task: &str) -> Result<Seat, StoreError> {
     if node.candidate.withdrawn.load(Ordering::SeqCst) || status::is_removed(node) {
         return Ok(Seat::NotOurs);
     }
+    node.candidate.took.store(true, Ordering::SeqCst);
     let key = node.keys.leader(task);
     let seen = {
         let state = node.mirror.borrow();
@@ -95,6 +98,9 @@ pub(crate) async fn hand_over(node: &Node, task: &str) {
 /// Lets go of everything at once instead of after the lease's time; nothing is taken afterwards.
 pub(crate) async fn withdraw(node: &Node) {
     node.candidate.withdrawn.store(true, Ordering::SeqCst);
+    if !node.candidate.took.load(Ordering::SeqCst) {
+        return;
+    }
     for task in TASKS {
         hand_over(node, task).await;
     }
