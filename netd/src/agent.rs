@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use netd_api::BadValue;
 use netd_host::{Events, Host};
 use netd_plan::{BackendKind, NodeFacts};
 use netd_store::records::OverlayBackend;
@@ -274,7 +275,8 @@ impl Agent {
         laps.end_of("names");
         // Where services could not be looked at, what was known of them stands, and with it what was known of names.
         let names = self.zone.problems();
-        problems.retain(|problem| !names.contains(problem));
+        let told: BTreeSet<(&str, &str)> = names.iter().map(as_text).collect();
+        problems.retain(|problem| !told.contains(&as_text(problem)));
         problems.extend(names);
 
         let as_wished = kernel.is_empty();
@@ -490,8 +492,12 @@ fn until(due_ms: Option<u64>) -> Duration {
     Duration::from_millis(due_ms.unwrap_or(0).saturating_sub(monotonic_ms()))
 }
 
+fn as_text(bad: &BadValue) -> (&str, &str) {
+    (&bad.key, &bad.reason)
+}
+
 /// A change of what is followed; none where nothing is.
-async fn changed(follow: &mut Option<watch::Receiver<Arc<netd_store::MirrorState>>>) {
+pub(crate) async fn changed(follow: &mut Option<watch::Receiver<Arc<netd_store::MirrorState>>>) {
     if let Some(follow) = follow
         && follow.changed().await.is_ok()
     {

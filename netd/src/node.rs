@@ -48,6 +48,8 @@ pub(crate) struct Node {
     pub mirror: watch::Receiver<Arc<MirrorState>>,
     /// SkyDNS records, where they are read.
     pub skydns: Option<watch::Receiver<Arc<MirrorState>>>,
+    /// What the store really holds of them while that is not believed.
+    pub skydns_held: Arc<ArcSwapOption<MirrorState>>,
     /// Where peers reach this node; another one once its address is gone.
     pub underlay: ArcSwap<Underlay>,
     /// Why the underlay is not where it is said to be.
@@ -149,6 +151,7 @@ pub(crate) struct Parts {
     pub store: Arc<dyn Store>,
     pub mirror: watch::Receiver<Arc<MirrorState>>,
     pub skydns: Option<watch::Receiver<Arc<MirrorState>>>,
+    pub skydns_held: Arc<ArcSwapOption<MirrorState>>,
     pub held: Arc<ArcSwapOption<MirrorState>>,
     pub initial: ClusterConfig,
     pub underlay: Underlay,
@@ -169,6 +172,7 @@ impl Node {
             store,
             mirror,
             skydns,
+            skydns_held,
             held,
             initial,
             underlay,
@@ -187,6 +191,7 @@ impl Node {
             store,
             mirror,
             skydns,
+            skydns_held,
             underlay: ArcSwap::from_pointee(underlay),
             underlay_error: ArcSwapOption::default(),
             store_address,
