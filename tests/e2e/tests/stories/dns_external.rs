@@ -113,6 +113,27 @@ fn names_of_services_are_published_changed_and_removed_in_a_zone_of_others() -> 
         bind.update(&stage.lab, both)?;
         client_becomes_nothing(&client, "fine.example.org")
     })?;
+    checked(
+        "a name that the zone leaves to other servers is told of, and keeps none from being published",
+        {
+            let mut far = shop("x.sub.example.org, near.example.org", &documented(5));
+            far["metadata"]["name"] = "far".into();
+            stage.service(&far)?;
+            let [v4, _] = documented(5).map(|ip| ip.to_string());
+            is("near.example.org", "A", &[&v4])?;
+            let leader = leader(&stage)?;
+            let said = wait_until(SOON, || {
+                let pending = stage.lab.status(&leader)?.pending;
+                Ok(pending.iter().any(|item| {
+                    item.object == "name x.sub.example.org"
+                        && item.error.contains("delegated to other servers")
+                }))
+            })?;
+            ensure!(said, "{:?}", stage.lab.status(&leader)?.pending);
+            stage.delete("Service", "far")?;
+            client_becomes_nothing(&client, "near.example.org")
+        },
+    )?;
     checked("metrics", {
         if have("curl", "dnsext") {
             let leader = leader(&stage)?;
