@@ -87,7 +87,7 @@ pub(crate) struct Node {
     /// Where other nodes' pods may ask this node's DNS, and where they can.
     pub dns_wanted: watch::Sender<Vec<SocketAddr>>,
     pub dns_bound: watch::Sender<Vec<SocketAddr>>,
-    /// The store's revision that the zone was made from.
+    /// The store's revision that the zone was made from: names answer as of that one. SkyDNS' records come by a watch of their own.
     pub named_revision: AtomicU64,
     pub dns_stats: Arc<DnsStats>,
     /// Names in a zone of others.

@@ -294,6 +294,20 @@ fn a_server_that_does_not_do_what_it_is_asked_is_told_about_clearly() -> Result<
         stage.service(&shop("shop.example.org", &documented(1)))?;
         becomes(&client, "shop.example.org", "A", &[&documented(1)[0].to_string()], SOON)
     })?;
+    checked("an identifier of the cluster that does not read is told of, with its key", {
+        let key = format!("/weft/v1/{}/id", stage.lab.state()?.cluster);
+        let id = etcdctl(&stage, &["get", "--print-value-only", &key])?;
+        etcdctl(&stage, &["put", &key, "?"])?;
+        configure(&stage, "n1", &good)?;
+        let pending = || anyhow::Ok(stage.lab.status("n1")?.pending);
+        let is_told = || Ok(pending()?.iter().any(|item| item.error.contains(&key)));
+        ensure!(wait_until(SOON, is_told)?, "{:?}", pending()?);
+        etcdctl(&stage, &["put", &key, id.trim()])?;
+        stage.service(&shop("shop.example.org", &documented(2)))?;
+        becomes(&client, "shop.example.org", "A", &[&documented(2)[0].to_string()], FAILOVER)?;
+        ensure!(pending()?.is_empty(), "{:?}", pending()?);
+        Ok(())
+    })?;
     checked("a secret that everybody may read is none", {
         let file = stage.lab.state()?.node("n1")?.dir.join("tsig");
         weft_lab::tool("chmod", &["644", &file.display().to_string()])?;
