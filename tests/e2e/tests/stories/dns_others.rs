@@ -67,7 +67,7 @@ fn other_nodes_answer_while_netd_is_dead() -> Result<()> {
         };
         thread::scope(|scope| {
             let askers: Vec<_> = clients.iter().map(|client| scope.spawn(move || answered(client))).collect();
-            let took =
+            let mut took =
                 askers.into_iter().map(|asker| asker.join().map_err(|_| anyhow::anyhow!("an asker"))?);
             took.try_fold(Duration::ZERO, |longest, took| Ok(longest.max(took?)))
         })
