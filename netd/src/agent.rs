@@ -16,11 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use netd_api::BadValue;
 use netd_host::{Events, Host};
 use netd_plan::{BackendKind, NodeFacts};
 use netd_store::records::OverlayBackend;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -34,6 +32,7 @@ use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms, now_ms};
 use crate::overlay::{self, OverlayPaths, Routed};
 use crate::pace::Pace;
+use crate::relay;
 use crate::services::{self, Around};
 use crate::settings::Settings;
 use crate::status::Progress;
@@ -143,7 +142,7 @@ impl Agent {
             tokio::select! {
                 // The store's task has ended: so does netd.
                 changed = mirror.changed() => if changed.is_err() { return Ok(()) },
-                () = changed(&mut skydns) => {}
+                () = relay::changed(&mut skydns) => {}
                 () = node.agent_wake.notified() => {}
                 event = events.next() => {
                     if event.is_none() {
@@ -275,9 +274,7 @@ impl Agent {
         laps.end_of("names");
         // Where services could not be looked at, what was known of them stands, and with it what was known of names.
         let names = self.zone.problems();
-        let told: BTreeSet<(&str, &str)> = names.iter().map(as_text).collect();
-        problems.retain(|problem| !told.contains(&as_text(problem)));
-        problems.extend(names);
+        told::add(&mut problems, names);
 
         let as_wished = kernel.is_empty();
         errors.extend(kernel.iter().cloned());
@@ -490,20 +487,6 @@ impl Agent {
 /// Until then; no time where it has passed, and where there is no such time.
 fn until(due_ms: Option<u64>) -> Duration {
     Duration::from_millis(due_ms.unwrap_or(0).saturating_sub(monotonic_ms()))
-}
-
-fn as_text(bad: &BadValue) -> (&str, &str) {
-    (&bad.key, &bad.reason)
-}
-
-/// A change of what is followed; none where nothing is.
-pub(crate) async fn changed(follow: &mut Option<watch::Receiver<Arc<netd_store::MirrorState>>>) {
-    if let Some(follow) = follow
-        && follow.changed().await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
 }
 
 /// A new subscription; while the kernel refuses one, the timer finds drift.

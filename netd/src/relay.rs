@@ -12,6 +12,9 @@ use tokio::sync::watch;
 
 use crate::hold;
 
+/// What a key is counted as.
+type Kind = Box<dyn Fn(&str) -> Option<&str> + Send + Sync>;
+
 /// Of one prefix.
 pub(crate) struct Relay {
     /// For the log.
@@ -25,7 +28,7 @@ pub(crate) struct Relay {
     /// What the store really holds while it is not believed.
     pub held: Arc<ArcSwapOption<MirrorState>>,
     /// What is counted before a listing is believed.
-    pub kind: Box<dyn Fn(&str) -> Option<&str> + Send + Sync>,
+    pub kind: Kind,
 }
 
 /// A mirror state that says what the cluster was, and that this is not known to be current.
@@ -90,6 +93,16 @@ impl Relay {
             self.to.send_replace(Arc::new(shown));
         }
     }
+}
+
+/// A change of what is followed; none where nothing is.
+pub(crate) async fn changed(follow: &mut Option<watch::Receiver<Arc<MirrorState>>>) {
+    if let Some(follow) = follow
+        && follow.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::files::write_atomically;
 use crate::node::Node;
+use crate::relay;
 
 const FILE: &str = "snapshot.json";
 /// Version N reads N-1's; a newer one is refused, never guessed at.
@@ -106,7 +107,7 @@ async fn follow<W: Future<Output = Result<bool>>>(
             failed
                 || tokio::select! {
                     changed = mirror.changed() => changed.is_ok(),
-                    () = crate::agent::changed(&mut skydns) => true,
+                    () = relay::changed(&mut skydns) => true,
                 }
         };
         let goes_on = tokio::select! {

@@ -11,7 +11,7 @@ use super::Shown;
 use super::client::Session;
 use super::owner::cluster_id;
 use super::presence::{Presence, Present};
-use super::reconcile::Reconciler;
+use super::reconcile::{Pass, Reconciler};
 use super::troubles::Troubles;
 use super::wishes::{Wishes, wishes};
 use crate::config::{ExternalOptions, owner_of};
@@ -116,7 +116,8 @@ impl Publisher {
         let leads = || node.lease.load().as_ref().is_some_and(|lease| lease.stands());
         let mut server = Session::new(&self.options);
         let domain = &self.options.domain;
-        match self.zone.pass(domain, &self.wishes, &mut server, leads, &node.external, now).await {
+        let pass = Pass { domain, wishes: &self.wishes, said: &node.external, now };
+        match self.zone.pass(pass, &mut server, leads).await {
             Ok(()) => {
                 self.failing_ms = None;
                 if self.zone.troubles.over(&None) {

@@ -43,6 +43,16 @@ pub(super) struct Reconciler {
     pub is_done: bool,
 }
 
+/// What a pass goes by.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub domain: &'a Domain,
+    pub wishes: &'a Wishes,
+    pub said: &'a External,
+    /// Monotonic milliseconds.
+    pub now: u64,
+}
+
 /// The updates of one pass that the server failed at.
 #[derive(Default)]
 struct Failures {
@@ -84,18 +94,16 @@ impl Reconciler {
     /// The server does not do anything for us.
     pub(super) async fn pass(
         &mut self,
-        domain: &Domain,
-        wishes: &Wishes,
+        pass: Pass<'_>,
         server: &mut impl ZoneServer,
         leads: impl Fn() -> bool,
-        said: &External,
-        now: u64,
     ) -> Result<(), ServerError> {
+        let Pass { domain, wishes, said, now } = pass;
         if self.is_done && self.found.is_some() && now < self.reread_ms {
             return Ok(());
         }
         self.is_done = false;
-        let mut found = self.read(domain, wishes, server, said, now).await?;
+        let mut found = self.read(pass, server).await?;
         let candidates = wishes.candidates.iter();
         let wished =
             candidates.filter_map(|one| Some((one.host.clone(), one.wish(domain, found.get(&one.host))?)));
@@ -169,12 +177,10 @@ impl Reconciler {
     /// fails all is read anew: nothing is lost by it.
     async fn read(
         &mut self,
-        domain: &Domain,
-        wishes: &Wishes,
+        pass: Pass<'_>,
         server: &mut impl ZoneServer,
-        said: &External,
-        now: u64,
     ) -> Result<BTreeMap<HostName, Found>, ServerError> {
+        let Pass { domain, wishes, now, .. } = pass;
         let (mut found, mut new) = match self.found.take() {
             Some(found) if now < self.reread_ms => (found, BTreeMap::new()),
             _ => {
@@ -192,19 +198,18 @@ impl Reconciler {
                 new.entry(host.clone()).or_insert(Found { indexed, ..Found::default() });
             }
         }
-        found.extend(self.look(domain, server, new, said, now).await?);
+        found.extend(self.look(pass, server, new).await?);
         Ok(found)
     }
 
     /// Marks of these names, and the records of those that are ours. Less those that the server does not tell of.
     async fn look(
         &mut self,
-        domain: &Domain,
+        pass: Pass<'_>,
         server: &mut impl ZoneServer,
         hosts: BTreeMap<HostName, Found>,
-        said: &External,
-        now: u64,
     ) -> Result<BTreeMap<HostName, Found>, ServerError> {
+        let Pass { domain, said, now, .. } = pass;
         if hosts.is_empty() {
             return Ok(hosts);
         }
@@ -320,6 +325,9 @@ fn conflict(update: &Update, rcode: &str) -> String {
             "{host} has records that are not Weft's, or a mark ({}) that is not understood ({rcode}): they stay; remove them to have \
              it published",
             host.mark().to_string().trim_end_matches('.')
+        ),
+        Change::Correct if rcode == "YXRRSET" => format!(
+            "{host} has other records (MX, TXT, …), and an alias suffers none beside it ({rcode}): its addresses stay"
         ),
         _ => format!("{host} was changed by somebody else meanwhile ({rcode}): it is looked at again"),
     }

@@ -9,7 +9,7 @@ use dns_zone::{Name, Record, RecordData, RecordType};
 use super::External;
 use super::client::{Answered, Outcome, ZoneServer};
 use super::error::ServerError;
-use super::reconcile::{REREAD_MS, Reconciler, SETTLED_MS};
+use super::reconcile::{Pass, REREAD_MS, Reconciler, SETTLED_MS};
 use super::troubles::Troubles;
 use super::wishes::Wishes;
 
@@ -129,7 +129,8 @@ impl Story {
         self.now += after;
         let before = std::mem::replace(&mut self.wished, format!("{wishes:?}"));
         self.zone.is_done &= before == self.wished;
-        self.zone.pass(&domain(), wishes, &mut self.server, || true, &self.said, self.now).await
+        let pass = Pass { domain: &domain(), wishes, said: &self.said, now: self.now };
+        self.zone.pass(pass, &mut self.server, || true).await
     }
 
     fn pending(&self) -> Vec<String> {
@@ -227,7 +228,8 @@ async fn a_change_whose_answer_was_lost_is_looked_at_and_not_done_twice() {
 async fn who_lost_the_lease_changes_nothing() {
     let mut story = Story::new();
     let all = wishes(&["a.example.org 192.0.2.1"]);
-    story.zone.pass(&domain(), &all, &mut story.server, || false, &story.said, 0).await.unwrap();
+    let pass = Pass { domain: &domain(), wishes: &all, said: &story.said, now: 0 };
+    story.zone.pass(pass, &mut story.server, || false).await.unwrap();
     assert!(story.server.updates.is_empty() && !story.zone.is_done);
 }
 
