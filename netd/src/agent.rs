@@ -19,7 +19,6 @@ use anyhow::Result;
 use netd_host::{Events, Host};
 use netd_plan::{BackendKind, NodeFacts};
 use netd_store::records::OverlayBackend;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -33,6 +32,7 @@ use crate::hostsync::{Applied, HostSync};
 use crate::node::{Node, lock, monotonic_ms, now_ms};
 use crate::overlay::{self, OverlayPaths, Routed};
 use crate::pace::Pace;
+use crate::relay;
 use crate::services::{self, Around};
 use crate::settings::Settings;
 use crate::status::Progress;
@@ -142,7 +142,7 @@ impl Agent {
             tokio::select! {
                 // The store's task has ended: so does netd.
                 changed = mirror.changed() => if changed.is_err() { return Ok(()) },
-                () = changed(&mut skydns) => {}
+                () = relay::changed(&mut skydns) => {}
                 () = node.agent_wake.notified() => {}
                 event = events.next() => {
                     if event.is_none() {
@@ -274,8 +274,7 @@ impl Agent {
         laps.end_of("names");
         // Where services could not be looked at, what was known of them stands, and with it what was known of names.
         let names = self.zone.problems();
-        problems.retain(|problem| !names.contains(problem));
-        problems.extend(names);
+        told::add(&mut problems, names);
 
         let as_wished = kernel.is_empty();
         errors.extend(kernel.iter().cloned());
@@ -488,16 +487,6 @@ impl Agent {
 /// Until then; no time where it has passed, and where there is no such time.
 fn until(due_ms: Option<u64>) -> Duration {
     Duration::from_millis(due_ms.unwrap_or(0).saturating_sub(monotonic_ms()))
-}
-
-/// A change of what is followed; none where nothing is.
-async fn changed(follow: &mut Option<watch::Receiver<Arc<netd_store::MirrorState>>>) {
-    if let Some(follow) = follow
-        && follow.changed().await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
 }
 
 /// A new subscription; while the kernel refuses one, the timer finds drift.

@@ -13,7 +13,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use netd_host::Host;
 use netd_store::records::{ClusterConfig, decode};
-use netd_store::{Etcd, EtcdConfig, FileStore, Items, Keys, Mirror, MirrorState, Store, Tail};
+use netd_store::{Etcd, EtcdConfig, FileStore, Keys, Store, Tail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,7 @@ use crate::config::{Config, StoreConfig};
 use crate::dropin::DropIn;
 use crate::files::lock_state;
 use crate::node::{Node, Parts};
+use crate::relay::{Relay, stand_in};
 use crate::settings::Settings;
 use crate::task::Task;
 use crate::tunnel::Tunnel;
@@ -80,7 +81,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spawn("conntrack", services::keep_flows(node.clone()).boxed()),
         spawn("sockets", services::keep_sockets(node.clone()).boxed()),
         spawn("claims of services", services::keep_claims(node.clone()).boxed()),
-        spawn("DNS for other nodes", dns::keep(node.clone()).boxed()),
+        spawn("DNS for other nodes", dns::keep(node.clone(), stop.clone()).boxed()),
         spawn("health checks", services::keep_health_checks(node.clone()).boxed()),
         spawn("records of others", removal::keep(node.clone()).boxed()),
         spawn("names outside", dns::keep_external(node.clone()).boxed()),
@@ -136,15 +137,19 @@ async fn prepare(
     let addressing =
         Addressing::open(&config.state_dir, uuid, config.cool_down, keys.clone(), store.clone(), clock)?;
     let (tail, from_store) = Tail::new(store.clone(), keys.root());
-    let (skydns_tail, skydns) = config
-        .dns
-        .zone
+    let zone = &config.dns.zone;
+    let (skydns_tail, skydns) = zone
         .skydns_prefix
         .as_ref()
-        .map(|prefix| Tail::new(store.clone(), format!("{prefix}/")))
+        .map(|prefix| {
+            let prefix = format!("{prefix}/");
+            let (tail, states) = Tail::new(store.clone(), &prefix);
+            // Where nobody asked for them, a store user who may not read them is nothing to speak of.
+            (if zone.skydns_wanted { tail } else { tail.optional() }, (prefix, states))
+        })
         .unzip();
-    let (to_node, mirror) = watch::channel(Arc::new(MirrorState::default()));
-    let known = match snapshot::load(&config.state_dir, &config.cluster) {
+    let (to_node, mirror) = watch::channel(Arc::default());
+    let known = match snapshot::load(&config.state_dir, &config.cluster, zone.skydns_prefix.as_deref()) {
         Ok(known) => known,
         Err(error) => {
             tracing::warn!("no last-known-good snapshot: {error:#}");
@@ -152,21 +157,45 @@ async fn prepare(
         }
     };
     let initial = last_config(known.as_ref(), &keys).unwrap_or_else(|| desired::initial_config(&config));
-    let held = Arc::new(ArcSwapOption::default());
-    let shown = held.clone();
-    let (known, root) = (known.map(|(revision, items)| stand_in(revision, items)), keys.root().to_owned());
-    let relay = async move { relay(from_store, to_node, known, &shown, &root).await };
+    let (held, skydns_held) = (Arc::new(ArcSwapOption::default()), Arc::new(ArcSwapOption::default()));
+    let (known, skydns_known) = match known {
+        Some(snapshot::Known { revision, items, skydns }) => {
+            (Some(stand_in(revision, items)), skydns.map(|items| stand_in(revision, items)))
+        }
+        None => (None, None),
+    };
+    let relay = Relay {
+        what: "the cluster",
+        from: from_store,
+        to: to_node,
+        known,
+        after: SNAPSHOT_AFTER,
+        held: held.clone(),
+        kind: Box::new(hold::of_weft(keys.root())),
+    };
+    let (skydns, skydns_relay) = skydns
+        .map(|(prefix, from)| {
+            let (to, skydns) = watch::channel(Arc::default());
+            let (held, kind) = (skydns_held.clone(), Box::new(hold::of_skydns(&prefix)));
+            // Who looks at it knows whether the store answers.
+            let (what, known, after) = ("SkyDNS records", skydns_known, Duration::ZERO);
+            (skydns, Relay { what, from, to, known, after, held, kind })
+        })
+        .unzip();
     let skydns_follow = async move {
-        match skydns_tail {
-            Some(tail) => tail.run().await,
-            None => std::future::pending().await,
+        match (skydns_tail, skydns_relay) {
+            (Some(tail), Some(relay)) => tokio::select! {
+                () = tail.run() => Ok(()),
+                outcome = relay.run() => outcome,
+            },
+            _ => std::future::pending().await,
         }
     };
     let follow = async move {
         tokio::select! {
             () = tail.run() => Ok(()),
-            () = skydns_follow => Ok(()),
-            outcome = relay => outcome,
+            outcome = skydns_follow => outcome,
+            outcome = relay.run() => outcome,
         }
     };
     let node = Node::new(Parts {
@@ -176,6 +205,7 @@ async fn prepare(
         store,
         mirror,
         skydns,
+        skydns_held,
         held,
         initial,
         underlay,
@@ -190,76 +220,9 @@ async fn prepare(
 }
 
 /// The cluster's configuration as the snapshot has it.
-fn last_config(known: Option<&(u64, Items)>, keys: &Keys) -> Option<ClusterConfig> {
-    let item = known?.1.get(&keys.config())?;
+fn last_config(known: Option<&snapshot::Known>, keys: &Keys) -> Option<ClusterConfig> {
+    let item = known?.items.get(&keys.config())?;
     decode(&item.key, &item.value).ok()
-}
-
-/// A mirror state that says what the cluster was, and that this is not known to be current.
-fn stand_in(revision: u64, items: Items) -> MirrorState {
-    let mut mirror = Mirror::new();
-    mirror.revision = revision;
-    mirror.items = items;
-    MirrorState { mirror, ..MirrorState::default() }
-}
-
-/// Passes the store's states on; while there is none, the snapshot stands in after [`SNAPSHOT_AFTER`].
-async fn relay(
-    mut from: watch::Receiver<Arc<MirrorState>>,
-    to: watch::Sender<Arc<MirrorState>>,
-    known: Option<MirrorState>,
-    held: &ArcSwapOption<MirrorState>,
-    root: &str,
-) -> Result<()> {
-    let mut known = known;
-    let deadline = tokio::time::sleep(SNAPSHOT_AFTER);
-    tokio::pin!(deadline);
-    let mut waiting = true;
-    let mut last: Option<Arc<MirrorState>> = None;
-    loop {
-        tokio::select! {
-            changed = from.changed() => if changed.is_err() { return Ok(()) },
-            () = &mut deadline, if waiting => waiting = false,
-        }
-        let state = from.borrow_and_update().clone();
-        if state.in_sync {
-            (waiting, known) = (false, None);
-            let objection = last.as_ref().and_then(|last| hold::objection(last, &state, root));
-            let shown = match (objection, &last) {
-                (Some(objection), Some(last)) => {
-                    held.store(Some(state.clone()));
-                    if last.last_error.as_ref() != Some(&objection) {
-                        tracing::error!("{objection}");
-                    }
-                    Arc::new(MirrorState {
-                        last_error: Some(objection),
-                        connected: false,
-                        ..(**last).clone()
-                    })
-                }
-                _ => {
-                    held.store(None);
-                    state
-                }
-            };
-            last = Some(shown.clone());
-            to.send_replace(shown);
-            continue;
-        }
-        // The reason why the store is not read goes along with whatever stands in for it.
-        let mut shown = match &known {
-            Some(known) if !waiting => known.clone(),
-            _ => MirrorState::default(),
-        };
-        if shown.revision > 0 && to.borrow().revision == 0 {
-            tracing::warn!(
-                revision = shown.revision,
-                "the store does not answer: going on from the last-known-good snapshot, adding and repairing only"
-            );
-        }
-        shown.last_error.clone_from(&state.last_error);
-        to.send_replace(Arc::new(shown));
-    }
 }
 
 fn open_datapath(config: &Config, uuid: uuid::Uuid) -> Result<Datapath> {

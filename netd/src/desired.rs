@@ -29,7 +29,7 @@ pub(crate) use netd_plan::links::VXLAN_DEVICE;
 /// Source of the verdict on the backends that no slice names.
 pub(crate) const OWN_SERVER: &str = "own server";
 /// The same of those that are on other nodes.
-const OTHER_SERVER: &str = "another node's server";
+pub(crate) const OTHER_SERVER: &str = "another node's server";
 /// Where DNS is served.
 pub(crate) const DNS_PORT: u16 = 53;
 

@@ -3,11 +3,12 @@
 //! others, never gone: addresses and endpoints do not hang on it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
 use netd_store::LeaseId;
+use nix::time::{ClockId, clock_gettime};
 
 use crate::node::Node;
 
@@ -20,15 +21,20 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Confirmed {
     pub id: LeaseId,
-    /// From then on the store may have ended it.
-    until: Instant,
+    /// From then on the store may have ended it, in time since boot.
+    until: Duration,
 }
 
 impl Confirmed {
     /// Nobody else can have what hangs on it.
     pub(crate) fn stands(&self) -> bool {
-        Instant::now() < self.until
+        since_boot().is_some_and(|now| now < self.until)
     }
+}
+
+/// With the time in which the machine was suspended: the store's clock went on.
+fn since_boot() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(Duration::from)
 }
 
 /// Keeps the key; ends only when aborted.
@@ -36,7 +42,7 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut lease = None;
     loop {
         // The store counts from when it hears of us, which is later.
-        let asked = Instant::now();
+        let asked = since_boot().unwrap_or_default();
         lease = match beat(&node, lease).await {
             Ok(id) => {
                 node.lease.store(Some(Arc::new(Confirmed { id, until: asked + LEASE_TTL })));

@@ -40,6 +40,7 @@ mod pace;
 mod pins;
 mod psk;
 mod publish;
+mod relay;
 mod removal;
 mod services;
 mod settings;

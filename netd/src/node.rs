@@ -48,6 +48,8 @@ pub(crate) struct Node {
     pub mirror: watch::Receiver<Arc<MirrorState>>,
     /// SkyDNS records, where they are read.
     pub skydns: Option<watch::Receiver<Arc<MirrorState>>>,
+    /// What the store really holds of them while that is not believed.
+    pub skydns_held: Arc<ArcSwapOption<MirrorState>>,
     /// Where peers reach this node; another one once its address is gone.
     pub underlay: ArcSwap<Underlay>,
     /// Why the underlay is not where it is said to be.
@@ -85,7 +87,7 @@ pub(crate) struct Node {
     /// Where other nodes' pods may ask this node's DNS, and where they can.
     pub dns_wanted: watch::Sender<Vec<SocketAddr>>,
     pub dns_bound: watch::Sender<Vec<SocketAddr>>,
-    /// The store's revision that the zone was made from.
+    /// The store's revision that the zone was made from: names answer as of that one. SkyDNS' records come by a watch of their own.
     pub named_revision: AtomicU64,
     pub dns_stats: Arc<DnsStats>,
     /// Names in a zone of others.
@@ -149,6 +151,7 @@ pub(crate) struct Parts {
     pub store: Arc<dyn Store>,
     pub mirror: watch::Receiver<Arc<MirrorState>>,
     pub skydns: Option<watch::Receiver<Arc<MirrorState>>>,
+    pub skydns_held: Arc<ArcSwapOption<MirrorState>>,
     pub held: Arc<ArcSwapOption<MirrorState>>,
     pub initial: ClusterConfig,
     pub underlay: Underlay,
@@ -169,6 +172,7 @@ impl Node {
             store,
             mirror,
             skydns,
+            skydns_held,
             held,
             initial,
             underlay,
@@ -187,6 +191,7 @@ impl Node {
             store,
             mirror,
             skydns,
+            skydns_held,
             underlay: ArcSwap::from_pointee(underlay),
             underlay_error: ArcSwapOption::default(),
             store_address,

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::files::write_atomically;
 use crate::node::Node;
+use crate::relay;
 
 const FILE: &str = "snapshot.json";
 /// Version N reads N-1's; a newer one is refused, never guessed at.
@@ -35,6 +36,16 @@ struct Snapshot {
     revision: u64,
     /// Key to (revision of the last write, value).
     items: BTreeMap<String, (u64, String)>,
+    /// SkyDNS records, where they were read.
+    skydns: Option<BTreeMap<String, (u64, String)>>,
+}
+
+/// What it says.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub revision: u64,
+    pub items: Items,
+    pub skydns: Option<Items>,
 }
 
 /// The same, out of a mirror.
@@ -45,14 +56,16 @@ struct Written<'a> {
     revision: u64,
     #[serde(serialize_with = "texts")]
     items: &'a Items,
+    #[serde(serialize_with = "texts_of", skip_serializing_if = "Option::is_none")]
+    skydns: Option<&'a Items>,
 }
 
 /// Writes a snapshot after changes of an in-sync mirror, now and then, and a last one at the stop.
 pub(crate) async fn keep(node: Arc<Node>, stop: CancellationToken) -> Result<()> {
     let path = path(&node.config.state_dir);
-    follow(node.mirror.clone(), &stop, |state| {
+    follow(node.mirror.clone(), node.skydns.clone(), &stop, |state, skydns| {
         let (path, cluster) = (path.clone(), node.config.cluster.clone());
-        let work = tokio::task::spawn_blocking(move || write(&path, &cluster, &state));
+        let work = tokio::task::spawn_blocking(move || write(&path, &cluster, &state, skydns.as_deref()));
         async move {
             let written = work.await?;
             if let Err(error) = &written {
@@ -68,26 +81,34 @@ pub(crate) async fn keep(node: Arc<Node>, stop: CancellationToken) -> Result<()>
 /// `stop`.
 async fn follow<W: Future<Output = Result<bool>>>(
     mut mirror: watch::Receiver<Arc<MirrorState>>,
+    mut skydns: Option<watch::Receiver<Arc<MirrorState>>>,
     stop: &CancellationToken,
-    write: impl Fn(Arc<MirrorState>) -> W,
+    write: impl Fn(Arc<MirrorState>, Option<Arc<MirrorState>>) -> W,
 ) -> Result<()> {
-    let mut written = 0;
+    let mut written = (0, None);
     loop {
         let is_last = stop.is_cancelled();
         let state = mirror.borrow_and_update().clone();
         let start = Instant::now();
-        let is_news = state.in_sync && state.revision != written;
-        let revision = state.revision;
-        let failed = is_news && !write(state).await?;
+        let names = skydns.as_mut().map(|skydns| skydns.borrow_and_update().clone());
+        // What was not read is kept as it was known.
+        let names = names.filter(|names| names.revision > 0);
+        let revisions = (state.revision, names.as_ref().map(|names| names.revision));
+        let is_news = state.in_sync && revisions != written;
+        let failed = is_news && !write(state, names).await?;
         if is_news && !failed {
-            written = revision;
+            written = revisions;
         }
         if is_last {
             return Ok(());
         }
         let next = async {
             tokio::time::sleep(rest(start.elapsed())).await;
-            failed || mirror.changed().await.is_ok()
+            failed
+                || tokio::select! {
+                    changed = mirror.changed() => changed.is_ok(),
+                    () = relay::changed(&mut skydns) => true,
+                }
         };
         let goes_on = tokio::select! {
             goes_on = next => goes_on,
@@ -104,8 +125,9 @@ fn rest(took: Duration) -> Duration {
     (took * WRITE_REST).clamp(WRITE_EVERY, WRITE_REST_MAX)
 }
 
-fn write(path: &Path, cluster: &str, state: &MirrorState) -> Result<()> {
-    let snapshot = Written { schema: SCHEMA, cluster, revision: state.revision, items: &state.items };
+fn write(path: &Path, cluster: &str, state: &MirrorState, skydns: Option<&MirrorState>) -> Result<()> {
+    let skydns = skydns.map(|skydns| &skydns.items);
+    let snapshot = Written { schema: SCHEMA, cluster, revision: state.revision, items: &state.items, skydns };
     write_atomically(path, &serde_json::to_vec(&snapshot)?).with_context(|| path.display().to_string())
 }
 
@@ -117,8 +139,15 @@ fn texts<S: Serializer>(items: &Items, serializer: S) -> Result<S::Ok, S::Error>
     serializer.collect_map(texts)
 }
 
-/// The snapshot as mirror content; `None` when there is none. A damaged or foreign one is an error that says what to do.
-pub(crate) fn load(state_dir: &Path, cluster: &str) -> Result<Option<(u64, Items)>> {
+fn texts_of<S: Serializer>(items: &Option<&Items>, serializer: S) -> Result<S::Ok, S::Error> {
+    match items {
+        Some(items) => texts(items, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// The snapshot as mirror content, with SkyDNS records where they lie at this prefix; `None` when there is none. A damaged or foreign one is an error that says what to do.
+pub(crate) fn load(state_dir: &Path, cluster: &str, skydns_prefix: Option<&str>) -> Result<Option<Known>> {
     let path = path(state_dir);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -137,20 +166,26 @@ pub(crate) fn load(state_dir: &Path, cluster: &str) -> Result<Option<(u64, Items
     if snapshot.cluster != cluster {
         bail!("{} is of the cluster {:?}, not {cluster:?}", path.display(), snapshot.cluster);
     }
-    let items = snapshot
-        .items
-        .into_iter()
-        .map(|(key, (revision, value))| {
-            let item = KeyValue {
-                key: key.clone(),
-                value: Bytes::from(value),
-                create_revision: revision,
-                mod_revision: revision,
-            };
-            (key, Arc::new(item))
-        })
-        .collect();
-    Ok(Some((snapshot.revision, items)))
+    let mut skydns = snapshot.skydns.zip(skydns_prefix);
+    if let Some((names, prefix)) = &mut skydns {
+        // There may be another one now: of that one nothing is known.
+        names.retain(|key, _| key.strip_prefix(*prefix).is_some_and(|rest| rest.starts_with('/')));
+    }
+    let skydns = skydns.map(|(names, _)| items(names));
+    Ok(Some(Known { revision: snapshot.revision, items: items(snapshot.items), skydns }))
+}
+
+fn items(texts: BTreeMap<String, (u64, String)>) -> Items {
+    let item = |(key, (revision, value)): (String, (u64, String))| {
+        let item = KeyValue {
+            key: key.clone(),
+            value: Bytes::from(value),
+            create_revision: revision,
+            mod_revision: revision,
+        };
+        (key, Arc::new(item))
+    };
+    texts.into_iter().map(item).collect()
 }
 
 fn path(state_dir: &Path) -> PathBuf {
@@ -175,12 +210,23 @@ mod tests {
             let item = KeyValue { key: key.to_owned(), value, create_revision: 3, mod_revision: 5 };
             state.mirror.items.insert(key.to_owned(), Arc::new(item));
         }
-        write(&path(dir.path()), "weft", &state).unwrap();
-        let (revision, items) = load(dir.path(), "weft").unwrap().unwrap();
+        write(&path(dir.path()), "weft", &state, None).unwrap();
+        let load = |cluster: &str| load(dir.path(), cluster, Some("/skydns"));
+        let Known { revision, items, skydns } = load("weft").unwrap().unwrap();
+        assert!(skydns.is_none(), "what was not read is not known");
         assert_eq!((revision, items.len()), (7, 1), "what is no text is nobody's of ours");
         let item = items.get("/weft/v1/weft/config").unwrap();
         assert_eq!((item.mod_revision, &item.value[..]), (5, &b"{}"[..]));
-        assert!(load(dir.path(), "other").is_err());
+        assert!(load("other").is_err());
+        let mut names = MirrorState::default();
+        for key in ["/skydns/org/a", "/skydns2/org/a"] {
+            let value = Bytes::from_static(b"{}");
+            let item = KeyValue { key: key.to_owned(), value, create_revision: 3, mod_revision: 5 };
+            names.mirror.items.insert(key.to_owned(), Arc::new(item));
+        }
+        write(&path(dir.path()), "weft", &state, Some(&names)).unwrap();
+        let names = load("weft").unwrap().unwrap().skydns.unwrap();
+        assert_eq!(names.keys().collect::<Vec<_>>(), ["/skydns/org/a"]);
     }
 
     fn state(revision: u64) -> Arc<MirrorState> {
@@ -194,7 +240,7 @@ mod tests {
         let (to, mirror) = watch::channel(state(1));
         let (stop, (told, mut seen)) = (CancellationToken::new(), mpsc::unbounded_channel());
         let fails = Cell::new(true);
-        let work = follow(mirror, &stop, |state| {
+        let work = follow(mirror, None, &stop, |state, _| {
             told.send(state.revision).unwrap();
             std::future::ready(Ok(!fails.replace(false)))
         });

@@ -87,7 +87,8 @@ impl View {
             }
         }
         known.config = view.configured.then(|| view.config.clone());
-        view.settle_pools(keys);
+        view.settle_pools(keys, &known.pools);
+        known.pools = view.pools.clone();
         known.pods.forget_unseen();
         view.bad_values.extend(known.objects.update(state, keys));
         // A Service of that name in the store is the cluster's own cluster DNS, and wins.
@@ -151,9 +152,15 @@ impl View {
             }
             Key::Pod { node, .. } => self.pods.push((node, known.pods.get(key, &item.value)?)),
             Key::Pool(name) => {
-                let pool: Pool = decode(key, value).map_err(reason)?;
-                same("name", &pool.name, &name)?;
-                self.pools.insert(name, pool);
+                let pool = decode::<Pool>(key, value).map_err(reason);
+                match pool.and_then(|pool| same("name", &pool.name, &name).map(|()| pool)) {
+                    Ok(pool) => drop(self.pools.insert(name, pool)),
+                    Err(reason) => {
+                        // Its pods are still there: the last good one stands.
+                        self.pools.extend(known.pools.get(&name).map(|pool| (name, pool.clone())));
+                        return Err(reason);
+                    }
+                }
             }
             Key::Sticky(name) => {
                 let record: StickyRecord = decode(key, value).map_err(reason)?;
@@ -171,7 +178,7 @@ impl View {
 
     /// The pools of the configuration and those with keys of their own, less those that would do harm: each pool is what
     /// this node filters, masquerades and refuses from outside, so one wrong prefix could cut the nodes off for good.
-    fn settle_pools(&mut self, keys: &Keys) {
+    fn settle_pools(&mut self, keys: &Keys, known: &BTreeMap<String, Pool>) {
         let stored = std::mem::take(&mut self.pools);
         let configured = self.config.pools.clone();
         let from_config = configured.into_iter().filter(|pool| !stored.contains_key(&pool.name));
@@ -185,6 +192,8 @@ impl View {
                 Some(reason) => {
                     let reason = format!("pool {} ({}): {reason}", pool.name, pool.cidr);
                     self.bad_values.push(BadValue { key, reason });
+                    let last = known.get(&pool.name).filter(|last| self.objection(last).is_none()).cloned();
+                    self.pools.extend(last.map(|last| (pool.name, last)));
                 }
             }
         }
@@ -265,6 +274,14 @@ impl View {
     pub(crate) fn pod_cidrs(&self) -> Vec<IpNet> {
         self.pools.values().map(|pool| pool.cidr).collect()
     }
+
+    /// Those, and what pods have addresses of though its pool is not known: they may ask for names.
+    pub(crate) fn cidrs_of_pods(&self) -> Vec<IpNet> {
+        let pools = self.pod_cidrs();
+        let is_known = |block: &&IpNet| pools.iter().any(|pool| pool.contains(*block));
+        let blocks: Vec<IpNet> = self.blocks.keys().filter(|block| !is_known(block)).copied().collect();
+        [pools, blocks].concat()
+    }
 }
 
 /// What lies under none of the prefixes (each ends with `/`), without a look at what does.
@@ -289,6 +306,7 @@ fn same<T: PartialEq + std::fmt::Display>(field: &str, value: &T, key: &T) -> Re
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     config: Option<ClusterConfig>,
+    pools: BTreeMap<String, Pool>,
     pods: Cache<PodRecord>,
     pub(crate) objects: Objects,
 }
@@ -326,6 +344,47 @@ impl<T: DeserializeOwned> Cache<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_that_does_not_read_any_more_is_the_one_that_it_was() {
+        let keys = Keys::new("weft").unwrap();
+        let item = |key: String, value: String| {
+            let value = Bytes::from(value);
+            let item = KeyValue { key: key.clone(), value, create_revision: 1, mod_revision: 1 };
+            (key, Arc::new(item))
+        };
+        let pool = |cidr: &str| {
+            let pool = serde_json::from_value::<Pool>(
+                serde_json::json!({"name": "a", "cidr": cidr, "block_prefix": 26}),
+            )
+            .unwrap();
+            serde_json::to_string(&pool).unwrap()
+        };
+        let block: IpNet = "10.5.1.0/26".parse().unwrap();
+        let record = serde_json::json!({"schema": 1, "cidr": block, "pool": "a", "owner": Uuid::from_u128(1), "epoch": 1, "state": "active"});
+        let config = ClusterConfig { pools: Vec::new(), ..ClusterConfig::default() };
+        let parse = |values: &[&str], known: &mut Known| {
+            let pools = values.iter().map(|value| item(keys.pool("a"), (*value).to_owned()));
+            let mut state = MirrorState::default();
+            let items = pools.chain([item(keys.block(block), record.to_string())]);
+            state.mirror.items = items.collect();
+            View::parse(&state, &keys, &config, |_| None, known)
+        };
+        let (mut known, cidr) = (Known::default(), vec!["10.5.0.0/16".parse::<IpNet>().unwrap()]);
+        assert_eq!(parse(&[&pool("10.5.0.0/16")], &mut known).cidrs_of_pods(), cidr);
+        for bad in ["{", &pool("10.5.0.0/16").replace("\"a\"", "\"b\""), &pool("10.96.0.0/12")] {
+            let view = parse(&[bad], &mut known);
+            assert_eq!(
+                (view.pod_cidrs(), view.bad_values.len()),
+                (cidr.clone(), 1),
+                "{bad}: {:?}",
+                view.bad_values
+            );
+        }
+        assert_eq!(parse(&[], &mut known).pod_cidrs(), [], "one that was removed is none");
+        let restarted = parse(&["{"], &mut Known::default());
+        assert_eq!((restarted.pod_cidrs(), restarted.cidrs_of_pods()), (vec![], vec![block]));
+    }
 
     #[test]
     fn what_is_followed_by_itself_is_stepped_over() {

@@ -37,10 +37,20 @@ impl Heartbeat {
     /// # Errors
     /// The map cannot be written.
     pub fn beat(&self) -> Result<(), MapAccessError> {
-        let failed =
-            |source: io::Error| MapAccessError::Kernel { map: names::AGENT, action: "write", source };
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| failed(errno.into()))?;
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| MapAccessError::Kernel {
+            map: names::AGENT,
+            action: "write",
+            source: io::Error::from(errno),
+        })?;
         let nanoseconds = u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX);
         self.agent.set(&ENTRY, &nanoseconds)
+    }
+
+    /// They answer no more: what comes from now on goes to others.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn end(&self) -> Result<(), MapAccessError> {
+        self.agent.set(&ENTRY, &0)
     }
 }

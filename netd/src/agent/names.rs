@@ -17,12 +17,23 @@ impl Agent {
     pub(super) fn keep_dns(&mut self, view: &Arc<View>, state: &MirrorState, errors: &mut Vec<String>) {
         let skydns = self.node.skydns.as_ref().map(|skydns| skydns.borrow().clone());
         let prefix = self.node.config.dns.zone.skydns_prefix.as_deref();
-        let unread = skydns.as_deref().filter(|skydns| !skydns.in_sync);
-        if unread.is_some_and(|skydns| skydns.last_error.is_none()) && view.in_sync && self.zoned.is_none() {
+        if let Some(skydns) = skydns.as_deref()
+            && self.zoned.is_none()
+            && !may_stand(skydns, view.in_sync)
+        {
             // Names that are not known yet must not be denied: there is no zone before, and SERVFAIL is answered.
+            let error = skydns.last_error.as_ref();
+            errors.extend(
+                error.map(|error| format!("no name is answered before SkyDNS records were read: {error}")),
+            );
             return;
         }
-        let unread = unread.filter(|_| view.in_sync).and_then(|skydns| skydns.last_error.clone());
+        if self.node.skydns_held.load().is_some() {
+            let error = skydns.as_deref().and_then(|skydns| skydns.last_error.as_ref());
+            errors.extend(error.map(|error| format!("SkyDNS records: {error}")));
+        }
+        let unread = skydns.as_deref().filter(|skydns| !skydns.in_sync && view.in_sync);
+        let unread = unread.and_then(|skydns| skydns.last_error.clone());
         let skydns = prefix.zip(skydns.as_deref().map(|skydns| &skydns.mirror));
         let changed = self.zone.follow(&self.node.keys, &state.mirror, skydns, unread);
         if !changed && self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
@@ -30,7 +41,7 @@ impl Agent {
             return;
         }
         // First: who is answered at all must know who may ask.
-        let clients = desired::dns_clients(&self.node, view.pod_cidrs());
+        let clients = desired::dns_clients(&self.node, view.cidrs_of_pods());
         if **self.node.dns_clients.load() != clients {
             self.node.dns_clients.store(Arc::new(clients));
         }
@@ -56,5 +67,35 @@ impl Agent {
         if self.zoned.is_some() && *self.node.dns_wanted.borrow() != further {
             self.node.dns_wanted.send_replace(further);
         }
+    }
+}
+
+/// Whether names may be answered with what is known of SkyDNS' records. The snapshot's stand in where the store is away; a store that
+/// is there and does not tell them is asked again, unless it never will.
+fn may_stand(skydns: &MirrorState, store_is_there: bool) -> bool {
+    let stands_in = skydns.revision > 0 && skydns.last_error.is_some();
+    skydns.in_sync || skydns.is_denied || stands_in || !store_is_there
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_skydns_may_have_are_not_denied_before_it_was_read() {
+        let failed = || MirrorState { last_error: Some("no leader".into()), ..MirrorState::default() };
+        assert!(!may_stand(&MirrorState::default(), true));
+        assert!(!may_stand(&failed(), true), "one error is not the last word");
+        assert!(may_stand(&MirrorState { is_denied: true, ..failed() }, true));
+        let mut known = MirrorState::default();
+        known.mirror.revision = 3;
+        assert!(!may_stand(&known, true), "the store is about to say what there is now");
+        known.last_error = Some("no leader".into());
+        assert!(may_stand(&known, true));
+        known.last_error = None;
+        assert!(may_stand(&known, false));
+        let mut read = MirrorState::default();
+        read.mirror.in_sync = true;
+        assert!(may_stand(&read, true));
     }
 }

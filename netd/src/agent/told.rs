@@ -20,6 +20,16 @@ pub(super) fn tell(now: &[BadValue], before: &[BadValue], what: &str) {
     }
 }
 
+/// Adds what is not among them yet.
+pub(super) fn add(problems: &mut Vec<BadValue>, more: Vec<BadValue>) {
+    fn as_text(bad: &BadValue) -> (&str, &str) {
+        (&bad.key, &bad.reason)
+    }
+    let new: BTreeSet<(&str, &str)> = more.iter().map(as_text).collect();
+    problems.retain(|problem| !new.contains(&as_text(problem)));
+    problems.extend(more);
+}
+
 /// Numbers in a reason (what is free, how many wait) go up and down without being news.
 fn news<'a>(now: &'a [BadValue], before: &[BadValue]) -> Vec<&'a BadValue> {
     // Mostly nothing has changed, and then mostly there is nothing.
@@ -46,5 +56,8 @@ mod tests {
         assert_eq!(keys(news(&now, &before)), ["b", "c"]);
         assert!(news(&now, &now).is_empty());
         assert_eq!(news(&now[..1], &[]).len(), 1);
+        let mut all = before.to_vec();
+        add(&mut all, vec![bad("b", "not JSON"), bad("c", "not JSON")]);
+        assert_eq!(all, [bad("a", "2 slots are free, 7 wait"), bad("b", "not JSON"), bad("c", "not JSON")]);
     }
 }

@@ -161,7 +161,7 @@ fn skydns_prefix(text: Option<&str>, has_etcd: bool) -> Result<Option<String>, C
             "SkyDNS records lie in etcd: give --store-endpoints, too".into(),
         ));
     }
-    if !prefix.starts_with('/') || prefix.starts_with("/weft/") {
+    if !prefix.starts_with('/') || prefix == "/weft" || prefix.starts_with("/weft/") {
         let reason = "a path such as /skydns is needed, and none of Weft's own; `none` reads no such records";
         return Err(bad("dns-skydns-prefix", format!("{prefix:?}: {reason}")));
     }
@@ -237,9 +237,14 @@ mod tests {
         assert_eq!(skydns_prefix(None, false).unwrap(), None);
         assert_eq!(skydns_prefix(Some("none"), true).unwrap(), None);
         assert_eq!(skydns_prefix(Some("/dns/"), true).unwrap().as_deref(), Some("/dns"));
-        for (text, has_etcd) in
-            [("/skydns", false), ("skydns", true), ("/", true), ("/weft/v1/weft/dns", true)]
-        {
+        for (text, has_etcd) in [
+            ("/skydns", false),
+            ("skydns", true),
+            ("/", true),
+            ("/weft", true),
+            ("/weft/", true),
+            ("/weft/v1/weft/dns", true),
+        ] {
             assert!(skydns_prefix(Some(text), has_etcd).is_err(), "{text}");
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who holds the DNS server's sockets while netd is away: systemd where it starts netd, else `netd hold-sockets` where one
-//! runs. Without either, questions that come during a restart are lost, and clients ask again.
+//! Who holds the DNS server's sockets while netd is away: `netd hold-sockets` where one runs, which somebody started on purpose;
+//! else systemd where it starts netd. Without either, questions that come during a restart are lost, and clients ask again.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -27,10 +27,12 @@ pub(crate) fn hold_sockets(config: &Config) -> Result<()> {
 
 /// What was held while netd was away.
 pub(crate) fn take(config: &Config) -> Vec<OwnedFd> {
-    let mut held = systemd::inherited();
+    // Most hosts have no holder, which is nothing to speak of.
+    let mut held = HolderClient::new(&path(config)).take().unwrap_or_default();
+    // Taken in any case: sockets that nobody reads would get questions, too.
+    let inherited = systemd::inherited();
     if held.is_empty() {
-        // Most hosts have no holder, which is nothing to speak of.
-        held = HolderClient::new(&path(config)).take().unwrap_or_default();
+        held = inherited;
     }
     if !held.is_empty() {
         tracing::info!(sockets = held.len(), "the DNS server's sockets were held while netd was away");
@@ -41,18 +43,18 @@ pub(crate) fn take(config: &Config) -> Vec<OwnedFd> {
 /// Has the server's sockets held from now on.
 pub(crate) fn keep(config: &Config, server: &DnsServer) {
     let sockets = server.sockets();
-    match systemd::store(&sockets) {
-        Ok(true) => return,
-        Ok(false) => {}
-        Err(error) => {
-            tracing::warn!(%error, "systemd does not take the DNS server's sockets: see FileDescriptorStoreMax=")
+    if path(config).exists() {
+        match HolderClient::new(&path(config)).hold(&sockets) {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(%error, "`netd hold-sockets` does not answer: unless systemd holds them, DNS questions are lost \
+                    while netd restarts");
+            }
         }
     }
-    let holder = HolderClient::new(&path(config));
-    if path(config).exists()
-        && let Err(error) = holder.hold(&sockets)
-    {
-        tracing::warn!(%error, "`netd hold-sockets` does not answer: DNS questions are lost while netd restarts");
+    // That it was sent says nothing of whether it is kept: a unit without FileDescriptorStoreMax= drops it without a word.
+    if let Err(error) = systemd::store(&sockets) {
+        tracing::warn!(%error, "systemd does not take the DNS server's sockets: see FileDescriptorStoreMax=");
     }
 }
 

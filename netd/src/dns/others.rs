@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::desired::DNS_PORT;
@@ -20,8 +21,9 @@ const BEAT_EVERY: Duration = Duration::from_millis(100);
 /// Servers of other nodes that a node's pods may ask: with so many not all of them are away, and more only fill the maps.
 const OTHERS_MAX: usize = 8;
 
-/// Says that this node's server answers, as long as it can, and that others may ask it, once they can.
-pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
+/// Says that this node's server answers, as long as it can, and that others may ask it, once they can. After `stop` the server
+/// ends, and whatever else netd has to do before its own end, nobody answers: others do from then on.
+pub(crate) async fn keep(node: Arc<Node>, stop: CancellationToken) -> Result<()> {
     let heartbeat = lock(&node.datapath).heartbeat().context("cannot open the map of the heartbeat")?;
     let mut bound = node.dns_bound.subscribe();
     let mut beats = tokio::time::interval(BEAT_EVERY);
@@ -29,12 +31,19 @@ pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let mut failed = false;
     loop {
         tokio::select! {
-            _ = beats.tick() => {}
+            biased;
+            () = stop.cancelled() => {
+                if let Err(error) = heartbeat.end() {
+                    tracing::debug!(%error, "other nodes' DNS servers are asked after a moment");
+                }
+                return std::future::pending().await;
+            }
             changed = bound.changed() => {
                 changed?;
                 node.publish_wake.notify_one();
                 continue;
             }
+            _ = beats.tick() => {}
         }
         // One that does not know the names yet has nothing to say that another could not say better.
         if node.zone.load().is_none() {

@@ -48,6 +48,8 @@ pub struct MirrorState {
     pub connected: bool,
     /// Why not, or why not before the first listing.
     pub last_error: Option<String>,
+    /// The store refuses to tell who we are: it will until somebody changes that.
+    pub is_denied: bool,
     /// How often the prefix was listed.
     pub listings: u64,
 }
@@ -66,6 +68,7 @@ pub struct Tail {
     prefix: String,
     state: watch::Sender<Arc<MirrorState>>,
     resync: Arc<Notify>,
+    is_optional: bool,
 }
 
 /// Why following ended.
@@ -82,7 +85,13 @@ impl Tail {
         prefix: impl Into<String>,
     ) -> (Self, watch::Receiver<Arc<MirrorState>>) {
         let (state, receiver) = watch::channel(Arc::default());
-        (Self { store, prefix: prefix.into(), state, resync: Arc::default() }, receiver)
+        (Self { store, prefix: prefix.into(), state, resync: Arc::default(), is_optional: false }, receiver)
+    }
+
+    /// The same of a prefix that may be withheld from us: that is not warned of.
+    #[must_use]
+    pub fn optional(self) -> Self {
+        Self { is_optional: true, ..self }
     }
 
     /// Asks for a fresh listing with `notify_one`; the watch is opened again too.
@@ -105,7 +114,8 @@ impl Tail {
             }
             let wait = backoff(failures);
             // Once per outage; the state tells the rest.
-            if failures == 0 {
+            let is_denied = matches!(error, StoreError::Denied { .. });
+            if failures == 0 && !(is_denied && self.is_optional) {
                 warn!(prefix = %self.prefix, %error, "lost step with the store; going on with what is known");
             }
             failures += 1;
@@ -113,6 +123,7 @@ impl Tail {
                 let state = Arc::make_mut(state);
                 state.connected = false;
                 state.last_error = Some(error.to_string());
+                state.is_denied = is_denied;
             });
             tokio::select! {
                 () = sleep(wait) => {}
@@ -143,7 +154,7 @@ impl Tail {
             info!(prefix = %self.prefix, revision, keys = state.items.len(), "in step with the store");
         }
         state.connected = true;
-        state.last_error = None;
+        (state.last_error, state.is_denied) = (None, false);
         state.listings += 1;
         self.state.send_replace(Arc::new(state));
 

@@ -250,6 +250,16 @@ impl Lab {
         node::stop(&self.name, node)
     }
 
+    /// Stops a node's netd in the middle of what it does; [`Self::node_resume`] lets it go on.
+    pub fn node_pause(&self, node: &str) -> Result<()> {
+        node::pause(&self.name, node, true)
+    }
+
+    /// Lets a netd go on that was paused.
+    pub fn node_resume(&self, node: &str) -> Result<()> {
+        node::pause(&self.name, node, false)
+    }
+
     /// Ends every process of a node and its pods.
     pub fn node_crash(&self, node: &str) -> Result<()> {
         node::crash(&self.name, node)

@@ -77,6 +77,17 @@ pub(crate) fn stop(lab: &str, name: &str) -> Result<()> {
     end(lab, name, Signal::SIGTERM, STOP_LIMIT)
 }
 
+/// Has a node's netd do nothing from now on, or go on.
+pub(crate) fn pause(lab: &str, name: &str, is_paused: bool) -> Result<()> {
+    let state = State::read(lab)?;
+    let process = state.node(name)?.process.as_ref().with_context(|| format!("{name}: no netd runs"))?;
+    let signal = if is_paused { Signal::SIGSTOP } else { Signal::SIGCONT };
+    if !process.signal(signal) {
+        bail!("{name}: netd has ended");
+    }
+    Ok(())
+}
+
 /// Ends every process of the node and of its pods at once, as if the power failed.
 pub(crate) fn crash(lab: &str, name: &str) -> Result<()> {
     let state = State::read(lab)?;

@@ -39,6 +39,57 @@ pub(super) struct Client {
     next_id: u16,
 }
 
+/// What names are published with: the zone's server.
+pub(super) trait ZoneServer: Send {
+    /// Sends an update and waits for what becomes of it.
+    ///
+    /// # Errors
+    /// The server did not do it, for another reason than its conditions.
+    fn update(&mut self, update: &Update) -> impl Future<Output = Result<Outcome, ServerError>> + Send;
+
+    /// Asks for sets of records; the answers in the order of the questions, each with its own no.
+    ///
+    /// # Errors
+    /// The server cannot be asked.
+    fn ask(
+        &mut self,
+        questions: &[(Name, RecordType)],
+    ) -> impl Future<Output = Result<Vec<Answered>, ServerError>> + Send;
+}
+
+/// The records that there are.
+pub(super) type Answered = Result<Vec<Record>, ServerError>;
+
+/// The server, connected when it is needed.
+pub(super) struct Session<'a> {
+    options: &'a ExternalOptions,
+    client: Option<Client>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(options: &'a ExternalOptions) -> Self {
+        Self { options, client: None }
+    }
+
+    async fn client(&mut self) -> Result<&mut Client, ServerError> {
+        let connected = match self.client.take() {
+            Some(connected) => connected,
+            None => Client::connect(self.options).await?,
+        };
+        Ok(self.client.insert(connected))
+    }
+}
+
+impl ZoneServer for Session<'_> {
+    async fn update(&mut self, update: &Update) -> Result<Outcome, ServerError> {
+        self.client().await?.update(update).await
+    }
+
+    async fn ask(&mut self, questions: &[(Name, RecordType)]) -> Result<Vec<Answered>, ServerError> {
+        self.client().await?.ask(questions).await
+    }
+}
+
 /// What became of an update.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Outcome {
@@ -114,14 +165,14 @@ impl Client {
         }
     }
 
-    /// Asks for sets of records; the answers in the order of the questions.
+    /// Asks for sets of records; the answers in the order of the questions, each with its own no.
     ///
     /// # Errors
-    /// One of them was not answered, or by a server that is not the zone's.
+    /// The server cannot be asked.
     pub(super) async fn ask(
         &mut self,
         questions: &[(Name, RecordType)],
-    ) -> Result<Vec<Vec<Record>>, ServerError> {
+    ) -> Result<Vec<Answered>, ServerError> {
         let mut answers = Vec::with_capacity(questions.len());
         for window in questions.chunks(WINDOW) {
             let (mut sent, mut ids) = (BTreeMap::new(), Vec::new());
@@ -134,21 +185,22 @@ impl Client {
             let mut received = BTreeMap::new();
             while !sent.is_empty() {
                 let (asked, answer) = self.receive(&mut sent).await?;
-                let rcode = answer.metadata.response_code;
-                match rcode {
+                let id = asked.id;
+                let outcome = match answer.metadata.response_code {
                     // Nobody but the zone's own servers knows what is there now.
                     ResponseCode::NoError | ResponseCode::NXDomain if !answer.metadata.authoritative => {
-                        return Err(self.refused(ResponseCode::NotAuth, asked));
+                        let (server, zone) = (self.server.clone(), self.zone_text());
+                        Err(ServerError::Elsewhere { server, what: asked.what, zone })
                     }
-                    ResponseCode::NoError | ResponseCode::NXDomain => {}
-                    _ => return Err(self.refused(rcode, asked)),
-                }
-                received.insert(asked.id, answer);
+                    ResponseCode::NoError | ResponseCode::NXDomain => Ok(answer),
+                    rcode => Err(self.refused(rcode, asked)),
+                };
+                received.insert(id, outcome);
             }
-            let pairs = ids.iter().zip(window);
-            answers.extend(pairs.map(|(id, (at, of))| {
-                received.get(id).map(|answer| wire::records(answer, at, *of)).unwrap_or_default()
-            }));
+            for (id, (at, of)) in ids.iter().zip(window) {
+                let answer = received.remove(id);
+                answers.extend(answer.map(|answer| answer.map(|answer| wire::records(&answer, at, *of))));
+            }
         }
         Ok(answers)
     }
@@ -217,7 +269,7 @@ impl Client {
                 | ResponseCode::NXRRSet => {
                     Err(ServerError::Unsigned { server, key, why: "there is no signature".to_owned() })
                 }
-                rcode => Err(self.refused(rcode, asked)),
+                _ => Ok((asked, answer)),
             };
         };
         match signature.data.error {
@@ -248,7 +300,7 @@ impl Client {
 
     fn refused(&self, rcode: ResponseCode, asked: Sent) -> ServerError {
         let (server, key, what) = (self.server.clone(), self.key.clone(), asked.what);
-        let zone = self.zone.to_string().trim_end_matches('.').to_owned();
+        let zone = self.zone_text();
         match rcode {
             ResponseCode::Refused if asked.is_question => ServerError::NotTold { server, what, zone },
             ResponseCode::Refused => ServerError::Refused { server, what, key, zone },
@@ -258,6 +310,10 @@ impl Client {
             ResponseCode::ServFail => ServerError::ServFail { server, what },
             other => ServerError::Other { server, what, rcode: other.to_string() },
         }
+    }
+
+    fn zone_text(&self) -> String {
+        self.zone.to_string().trim_end_matches('.').to_owned()
     }
 
     fn silent(&self, what: String) -> ServerError {

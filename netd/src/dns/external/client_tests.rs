@@ -22,6 +22,8 @@ enum Says {
     /// With a signature by the key with this secret.
     Signed(&'static [u8], ResponseCode),
     Unsigned(ResponseCode),
+    /// Signed, and not by the zone's own knowledge: a referral.
+    Referral,
     /// With a signature that says only this, and the server's clock so many seconds ahead.
     Error(TsigError, u64),
     /// To a question that was not asked.
@@ -43,6 +45,12 @@ fn answer(request: &[u8], says: Says) -> Vec<u8> {
     let mut answer = Message::response(id, request.metadata.op_code);
     answer.metadata.authoritative = request.metadata.op_code == OpCode::Query;
     match says {
+        Says::Referral => {
+            answer.metadata.authoritative = false;
+            let plain = answer.to_vec().unwrap();
+            let context = TSigResponseContext::new(id, now, signer(SECRET), signature.data.mac, None);
+            answer.set_signature(context.sign(&plain).unwrap());
+        }
         Says::Signed(secret, rcode) => {
             answer.metadata.response_code = rcode;
             let plain = answer.to_vec().unwrap();
@@ -104,6 +112,7 @@ async fn update(says: Says) -> Result<Outcome, String> {
 async fn ask(says: Says) -> Result<usize, String> {
     let at = Name::parse("shop.example.org").unwrap();
     let asked = client(says).await.ask(&[(at, RecordType::A)]).await;
+    let asked = asked.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
     asked.map(|sets| sets.len()).map_err(|error| format!("{}: {error}", error.reason()))
 }
 
@@ -150,6 +159,11 @@ async fn a_no_says_what_to_do() {
         error.contains("a question for A of shop.example.org (REFUSED): is it a server of zone"),
         "{error}"
     );
+    let error = ask(Says::Referral).await.unwrap_err();
+    assert!(error.starts_with("elsewhere: ") && error.contains("delegated to other servers"), "{error}");
+    let at = Name::parse("shop.example.org").unwrap();
+    let asked = client(Says::Referral).await.ask(&[(at, RecordType::A)]).await.unwrap();
+    assert!(asked[0].is_err(), "a no to one question is no more than that");
 }
 
 #[tokio::test]

@@ -55,6 +55,11 @@ pub(super) enum ServerError {
         "{server} refused {what} (REFUSED): is it a server of zone {zone}, and may this node ask there (BIND: `allow-query`)?"
     )]
     NotTold { server: String, what: String, zone: String },
+    #[error(
+        "{server} does not answer {what} itself: the name is in a part of zone {zone} that is delegated to other servers, and cannot \
+         be published here"
+    )]
+    Elsewhere { server: String, what: String, zone: String },
     #[error("{server} says that {what} is not one of zone {zone} (NOTZONE): is a part of it delegated?")]
     NotZone { server: String, what: String, zone: String },
     #[error(
@@ -77,6 +82,19 @@ impl ServerError {
         matches!(self, Self::Refused { .. } | Self::NotZone { .. } | Self::Other { .. })
     }
 
+    /// One name's where others go through, and the server's own where none does.
+    pub(super) fn may_concern_all(&self) -> bool {
+        matches!(self, Self::NotTold { .. } | Self::ServFail { .. })
+    }
+
+    /// The same of a name that must be the zone's own.
+    pub(super) fn of_the_zone(self) -> Self {
+        match self {
+            Self::Elsewhere { server, zone, .. } => Self::NotAuth { server, zone },
+            other => other,
+        }
+    }
+
     /// For metrics.
     pub(super) fn reason(&self) -> &'static str {
         match self {
@@ -91,6 +109,7 @@ impl ServerError {
             Self::Unsigned { .. } => "unsigned",
             Self::NotTold { .. } | Self::Refused { .. } => "refused",
             Self::NotAuth { .. } => "notauth",
+            Self::Elsewhere { .. } => "elsewhere",
             Self::NotZone { .. } => "notzone",
             Self::NotImp { .. } => "notimp",
             Self::ServFail { .. } => "servfail",

@@ -4,8 +4,9 @@
 //! next leader, or the next netd, goes on where the last one was.
 //!
 //! `wishes.rs`: which Services want which names, and the addresses they have; `presence.rs`: nodes that are away for a
-//! moment; `owner.rs`: whose names these are; `publisher.rs`: one pass after the other; `client.rs`: the zone's server;
-//! `wire.rs`: messages; `error.rs`: what to say.
+//! moment; `owner.rs`: whose names these are; `publisher.rs`: whether this node does it, one pass after the other;
+//! `reconcile.rs`: what a pass does; `troubles.rs`: what does not go through; `client.rs`: the zone's server; `wire.rs`:
+//! messages; `error.rs`: what to say.
 
 mod client;
 #[cfg(test)]
@@ -14,6 +15,10 @@ mod error;
 mod owner;
 mod presence;
 mod publisher;
+mod reconcile;
+#[cfg(test)]
+mod reconcile_tests;
+mod troubles;
 mod wire;
 mod wishes;
 
@@ -94,7 +99,8 @@ impl External {
 /// Publishes; runs until aborted.
 pub(crate) async fn keep(node: Arc<Node>) -> Result<()> {
     let Some(options) = &node.config.external_dns else { return std::future::pending().await };
-    let mut publisher = Publisher::new(options.clone());
+    let mut publisher =
+        Publisher::new(options.clone(), u64::from(std::process::id()) ^ node.uuid.as_u64_pair().0);
     loop {
         publisher.pass(&node).await;
         tokio::time::sleep(LOOK_EVERY).await;

@@ -13,25 +13,47 @@ const AWAY_MS: u64 = 60_000;
 /// When nodes were last known to be alive, in monotonic milliseconds.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
-    seen: BTreeMap<Uuid, u64>,
+    seen: BTreeMap<Uuid, Seen>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// Alive; before that, known of.
+    at_ms: u64,
+    alive_once: bool,
+}
+
+/// Who is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Present {
+    /// Alive now or a moment ago.
+    pub sure: BTreeSet<Uuid>,
+    /// Away for as long as we have looked, which is not long: what they have stays, and they get nothing new.
+    pub doubtful: BTreeSet<Uuid>,
 }
 
 impl Presence {
-    /// The nodes that are alive, or were a moment ago. One that was never seen counts from now on. Where none is left it is our
-    /// knowledge that ended, and not all nodes at once: then all of them.
-    pub(super) fn look(&mut self, view: &View, now_ms: u64) -> BTreeSet<Uuid> {
+    /// Who is there now. Where nobody is left it is our knowledge that ended, and not all nodes at once: then all of them are.
+    pub(super) fn look(&mut self, view: &View, now_ms: u64) -> Present {
         let members: BTreeSet<Uuid> =
             view.nodes.keys().filter(|uuid| !view.tombstones.contains_key(*uuid)).copied().collect();
         self.seen.retain(|uuid, _| members.contains(uuid));
+        let mut present = Present::default();
         for uuid in &members {
-            if view.alive.contains(uuid) || !self.seen.contains_key(uuid) {
-                self.seen.insert(*uuid, now_ms);
+            let is_alive = view.alive.contains(uuid);
+            let seen = self.seen.entry(*uuid).or_insert(Seen { at_ms: now_ms, alive_once: false });
+            if is_alive {
+                *seen = Seen { at_ms: now_ms, alive_once: true };
+            }
+            if now_ms.saturating_sub(seen.at_ms) < AWAY_MS {
+                let of = if seen.alive_once { &mut present.sure } else { &mut present.doubtful };
+                of.insert(*uuid);
             }
         }
-        let is_there =
-            |uuid: &Uuid| self.seen.get(uuid).is_some_and(|at| now_ms.saturating_sub(*at) < AWAY_MS);
-        let present: BTreeSet<Uuid> = members.iter().filter(|uuid| is_there(uuid)).copied().collect();
-        if present.is_empty() { members } else { present }
+        if present.sure.is_empty() && present.doubtful.is_empty() {
+            present.sure = members;
+        }
+        present
     }
 }
 
@@ -56,19 +78,28 @@ mod tests {
         }
     }
 
+    fn look(presence: &mut Presence, alive: &[u128], now: u64) -> (Vec<u128>, Vec<u128>) {
+        let Present { sure, doubtful } = presence.look(&view(alive), now);
+        let numbers = |of: BTreeSet<Uuid>| of.into_iter().map(|uuid| uuid.as_u128()).collect();
+        (numbers(sure), numbers(doubtful))
+    }
+
     #[test]
     fn a_node_that_is_away_for_a_moment_stays() {
         let mut presence = Presence::default();
-        let mut look = |alive: &[u128], now| {
-            presence.look(&view(alive), now).into_iter().map(|uuid| uuid.as_u128()).collect::<Vec<u128>>()
-        };
-        assert_eq!(look(&[1, 2], 1_000), [1, 2]);
-        assert_eq!(look(&[1], 2_000), [1, 2]);
-        assert_eq!(look(&[1], 61_000), [1]);
-        assert_eq!(look(&[1, 2], 62_000), [1, 2]);
-        assert_eq!(look(&[], 200_000), [1, 2], "not all of them at once");
+        assert_eq!(look(&mut presence, &[1, 2], 1_000), (vec![1, 2], vec![]));
+        assert_eq!(look(&mut presence, &[1], 2_000), (vec![1, 2], vec![]));
+        assert_eq!(look(&mut presence, &[1], 61_000), (vec![1], vec![]));
+        assert_eq!(look(&mut presence, &[1, 2], 62_000), (vec![1, 2], vec![]));
+        assert_eq!(look(&mut presence, &[], 200_000), (vec![1, 2], vec![]), "not all of them at once");
+    }
+
+    #[test]
+    fn who_has_not_looked_for_long_does_not_know() {
         let mut restarted = Presence::default();
-        assert_eq!(restarted.look(&view(&[1]), 0).len(), 2, "who has not looked yet does not know");
-        assert_eq!(restarted.look(&view(&[1]), AWAY_MS).len(), 1);
+        assert_eq!(look(&mut restarted, &[1], 0), (vec![1], vec![2]));
+        assert_eq!(look(&mut restarted, &[1], AWAY_MS), (vec![1], vec![]));
+        assert_eq!(look(&mut restarted, &[1, 2], AWAY_MS + 1), (vec![1, 2], vec![]));
+        assert_eq!(look(&mut restarted, &[1], AWAY_MS + 2), (vec![1, 2], vec![]));
     }
 }

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use dns_zone::Name;
-use dns_zone::external::{Domain, HostName, NAMES_MAX, Wish};
+use dns_zone::external::{Domain, Found, HostName, NAMES_MAX, Wish};
+use dns_zone::{Name, RecordData};
 use lb::{Family, Service, ServiceEntry, ServiceName, TrafficPolicy};
 use netd_api::BadValue;
-use netd_store::{Key, Keys};
-use uuid::Uuid;
+use netd_store::records::NodeRecord;
 
+use super::presence::Present;
 use crate::view::View;
 
 /// Names that a Service has outside, between commas.
@@ -21,10 +21,47 @@ const ADDRESSES_MAX: usize = 64;
 /// Of all Services.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
-    pub candidates: Vec<(HostName, Wish)>,
+    pub candidates: Vec<Candidate>,
     /// Services (`NAMESPACE/NAME`) of which it is not known what they want: what they have stays.
     pub unread: BTreeSet<String>,
     pub problems: Vec<BadValue>,
+}
+
+#[cfg(test)]
+impl Wishes {
+    /// An address, for tests.
+    pub(super) fn push(&mut self, host: HostName, service: &str, ip: IpAddr) {
+        let (service, target) = (service.to_owned(), Target::Addresses(vec![ip]));
+        self.candidates.push(Candidate { host, service, target });
+    }
+}
+
+/// A name that a Service wants.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub host: HostName,
+    /// `NAMESPACE/NAME`.
+    service: String,
+    target: Target,
+}
+
+impl Candidate {
+    /// What it is to have now; what it has already decides about nodes that may be away.
+    pub(super) fn wish(&self, domain: &Domain, found: Option<&Found>) -> Option<Wish> {
+        let has = |ip: IpAddr| {
+            let found = found.filter(|found| found.service(domain) == Some(self.service.as_str()));
+            found.is_some_and(|found| found.records.contains_key(&RecordData::from(ip)))
+        };
+        match &self.target {
+            Target::Addresses(ips) => Wish::addresses(&self.service, ips.iter().copied()),
+            Target::Alias(to) => Some(Wish::alias(&self.service, to.clone())),
+            Target::Nodes(sets) => sets.iter().find_map(|nodes| {
+                let there = nodes.iter().filter(|node| node.is_sure || has(node.ip));
+                Wish::addresses(&self.service, there.map(|node| node.ip).take(ADDRESSES_MAX))
+            }),
+            Target::None(_) => None,
+        }
+    }
 }
 
 /// What the annotation says that cannot be a name anywhere, for who applies an object.
@@ -42,14 +79,8 @@ pub(crate) fn check(annotations: &BTreeMap<String, String>) -> Result<(), String
 }
 
 /// Reads the annotations. `external_ips` says whether nodes answer at those; `present` which nodes are there.
-pub(super) fn wishes(
-    domain: &Domain,
-    view: &View,
-    keys: &Keys,
-    external_ips: bool,
-    present: &BTreeSet<Uuid>,
-) -> Wishes {
-    let mut wishes = Wishes { unread: unread(view, keys), ..Wishes::default() };
+pub(super) fn wishes(domain: &Domain, view: &View, external_ips: bool, present: &Present) -> Wishes {
+    let mut wishes = Wishes { unread: unread(view), ..Wishes::default() };
     let mut names = BTreeSet::new();
     for service in view.services.values() {
         let Some(text) = service.metadata.annotations.get(ANNOTATION) else { continue };
@@ -73,16 +104,14 @@ pub(super) fn wishes(
                     continue;
                 }
             };
-            let wish = match &target {
-                Target::Addresses(ips) => Wish::addresses(&title, ips.iter().copied()),
+            match &target {
                 Target::Alias(to) if to == host.name() => {
                     problem(format!("{host} is what its load balancer is called: an alias of itself"));
-                    None
+                    continue;
                 }
-                Target::Alias(to) => Some(Wish::alias(&title, to.clone())),
-                Target::None(_) => None,
-            };
-            let Some(wish) = wish else { continue };
+                Target::None(_) => continue,
+                _ => {}
+            }
             names.insert(host.clone());
             if names.len() > NAMES_MAX {
                 names.remove(&host);
@@ -90,17 +119,28 @@ pub(super) fn wishes(
                 wishes.unread.insert(title.clone());
                 continue;
             }
-            wishes.candidates.push((host, wish));
+            let (service, target) = (title.clone(), target.clone());
+            wishes.candidates.push(Candidate { host, service, target });
         }
     }
     wishes
 }
 
 /// What a Service is reached at from outside.
+#[derive(Clone, Debug)]
 enum Target {
     Addresses(Vec<IpAddr>),
     Alias(Name),
+    /// The first of these of which one is there.
+    Nodes([Vec<NodeAddress>; 2]),
     None(&'static str),
+}
+
+#[derive(Clone, Debug)]
+struct NodeAddress {
+    ip: IpAddr,
+    /// The node is there; else it has its place only where it has it already.
+    is_sure: bool,
 }
 
 /// What somebody gave it; else the nodes, at whose ports it answers.
@@ -109,7 +149,7 @@ fn target(
     entry: &ServiceEntry,
     view: &View,
     external_ips: bool,
-    present: &BTreeSet<Uuid>,
+    present: &Present,
 ) -> Target {
     let given = entry.external_ips.iter().copied().filter(|_| external_ips);
     let given: Vec<IpAddr> = entry.load_balancer.ips.iter().map(|ip| ip.ip).chain(given).collect();
@@ -129,7 +169,7 @@ fn target(
     if entry.kind == "NodePort" {
         let nodes = nodes(entry, view, present);
         let why = "no node has an address of its families";
-        return if nodes.is_empty() { Target::None(why) } else { Target::Addresses(nodes) };
+        return if nodes[1].is_empty() { Target::None(why) } else { Target::Nodes(nodes) };
     }
     if entry.external_ips.is_empty() {
         Target::None("it has no address outside: type LoadBalancer or NodePort, or spec.externalIPs")
@@ -140,28 +180,24 @@ fn target(
 
 /// Where it answers at its node ports. With policy `Local` only nodes with backends do, unless none has any: a name that goes and
 /// comes back is kept as missing by resolvers for longer than its backends are gone.
-fn nodes(entry: &ServiceEntry, view: &View, present: &BTreeSet<Uuid>) -> Vec<IpAddr> {
-    let reachable = || {
-        let nodes = view.nodes.values().filter(|node| present.contains(&node.uuid));
-        nodes.filter(|node| entry.ip_families.contains(&Family::of(node.underlay)))
+fn nodes(entry: &ServiceEntry, view: &View, present: &Present) -> [Vec<NodeAddress>; 2] {
+    let chosen = |wanted: &dyn Fn(&NodeRecord) -> bool| {
+        let wanted =
+            |node: &&NodeRecord| entry.ip_families.contains(&Family::of(node.underlay)) && wanted(node);
+        let place = |node: &NodeRecord| {
+            let is_sure = present.sure.contains(&node.uuid);
+            let is_there = is_sure || present.doubtful.contains(&node.uuid);
+            is_there.then_some(NodeAddress { ip: node.underlay, is_sure })
+        };
+        view.nodes.values().filter(wanted).filter_map(place).collect()
     };
-    let local: Vec<IpAddr> = match entry.external_policy {
-        TrafficPolicy::Cluster => Vec::new(),
-        TrafficPolicy::Local => {
-            reachable().filter(|node| entry.ready_local(&node.name) > 0).map(|node| node.underlay).collect()
-        }
-    };
-    let chosen = if local.is_empty() { reachable().map(|node| node.underlay).collect() } else { local };
-    chosen.into_iter().take(ADDRESSES_MAX).collect()
+    let is_local = entry.external_policy == TrafficPolicy::Local;
+    [chosen(&|node| is_local && entry.ready_local(&node.name) > 0), chosen(&|_| true)]
 }
 
-/// Services whose value in the store does not read.
-fn unread(view: &View, keys: &Keys) -> BTreeSet<String> {
-    let name = |bad: &BadValue| match keys.parse(&bad.key)? {
-        Key::Service { namespace, name } => Some(format!("{namespace}/{name}")),
-        _ => None,
-    };
-    view.bad_values.iter().filter_map(name).collect()
+/// Services whose value in the store does not read or is refused.
+fn unread(view: &View) -> BTreeSet<String> {
+    view.doubted.iter().map(|name| format!("{}/{}", name.namespace, name.name)).collect()
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
@@ -173,8 +209,8 @@ mod tests {
     use std::sync::Arc;
 
     use lb::{EndpointSlice, Object, ServiceTable, parse_object};
-    use netd_store::records::NodeRecord;
     use serde_json::{Value, json};
+    use uuid::Uuid;
 
     use super::*;
 
@@ -221,16 +257,24 @@ mod tests {
     }
 
     fn look(view: &View, external_ips: bool) -> Wishes {
-        let name = |text: &str| Name::parse(text).unwrap();
-        let domain = Domain::new(name("example.org"), name("example.org"), "prod", 60).unwrap();
+        let domain = domain();
         let present = view.nodes.keys().copied().collect();
-        wishes(&domain, view, &Keys::new("weft").unwrap(), external_ips, &present)
+        wishes(&domain, view, external_ips, &Present { sure: present, ..Present::default() })
+    }
+
+    fn domain() -> Domain {
+        let name = |text: &str| Name::parse(text).unwrap();
+        Domain::new(name("example.org"), name("example.org"), "prod", 60).unwrap()
+    }
+
+    fn records(wish: Option<Wish>) -> String {
+        let records = wish.iter().flat_map(Wish::records).map(ToString::to_string);
+        records.collect::<Vec<_>>().join(" ")
     }
 
     fn shown(wishes: &Wishes) -> Vec<String> {
-        let records =
-            |wish: &Wish| wish.records().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        wishes.candidates.iter().map(|(host, wish)| format!("{host} {}", records(wish))).collect()
+        let candidates = wishes.candidates.iter();
+        candidates.map(|one| format!("{} {}", one.host, records(one.wish(&domain(), None)))).collect()
     }
 
     #[test]
@@ -308,8 +352,8 @@ mod tests {
         let spec = ports(json!({"type": "LoadBalancer"}));
         let all = [service("a", "a.example.net, a.example.org", spec, given)];
         let mut view = view(&all, &[]);
-        let keys = Keys::new("weft").unwrap();
-        view.bad_values.push(BadValue { key: keys.service("default", "z"), reason: "not JSON".into() });
+        // One that was refused has no value of before where netd was started since.
+        view.doubted.insert(ServiceName::new("default", "z"));
         let found = look(&view, false);
         assert_eq!(shown(&found), ["a.example.org 203.0.113.1"]);
         assert_eq!(found.unread, ["default/a".to_owned(), "default/z".to_owned()].into());
@@ -318,6 +362,26 @@ mod tests {
             "{:?}",
             found.problems
         );
+    }
+
+    #[test]
+    fn a_node_that_may_be_away_keeps_its_place_and_gets_none() {
+        let spec = ports(json!({"type": "NodePort", "externalTrafficPolicy": "Local"}));
+        let all = [service("d", "d.example.org", spec, json!([]))];
+        let view = view(&all, &[slice("d", "n2")]);
+        let [n1, n2] = [1, 2].map(Uuid::from_u128);
+        let present = Present { sure: [n1].into(), doubtful: [n2].into() };
+        let wishes = wishes(&domain(), &view, false, &present);
+        let wish = |found: Option<&Found>| records(wishes.candidates[0].wish(&domain(), found));
+        let had = |ip: &str| {
+            let before = Wish::addresses("default/d", [ip.parse().unwrap()]).unwrap();
+            Found::fulfilled(&domain(), &before)
+        };
+        assert_eq!(wish(None), "192.0.2.1", "the only one that has a backend may be away");
+        assert_eq!(wish(Some(&had("192.0.2.2"))), "192.0.2.2");
+        assert_eq!(wish(Some(&had("192.0.2.1"))), "192.0.2.1");
+        let others = Wish::addresses("default/x", ["192.0.2.2".parse().unwrap()]).unwrap();
+        assert_eq!(wish(Some(&Found::fulfilled(&domain(), &others))), "192.0.2.1");
     }
 
     #[test]

@@ -25,6 +25,7 @@ ns A 172.31.77.254
 mail A 198.51.100.25
 www A 198.51.100.80
 _dmarc TXT \"v=DMARC1\"
+sub NS ns.other.example.
 ";
 
 /// A running BIND; killed when dropped.

@@ -244,6 +244,21 @@ fn skydns_records_in_etcd_and_records_of_ones_own() -> Result<()> {
         ensure!(data.contains(&format!("A {}", weft_lab::OUTSIDE_FAR_IP)), "the rewrite: {data:?}");
         Ok(())
     })?;
+    checked("started without the store: SERVFAIL, then SkyDNS' names as they were known; never NXDOMAIN", {
+        stage.lab.node_stop("n1")?;
+        stage.lab.etcd_stop()?;
+        stage.lab.node_spawn("n1")?;
+        let mut last = String::new();
+        let known = weft_lab::wait_until(2 * SOON, || {
+            let answer = client.ask("www.sky.test", "AAAA")?;
+            last = format!("{} {:?}", answer.rcode, answer.data);
+            ensure!(answer.rcode == "SERVFAIL" || answer.rcode == "NOERROR", "{last}");
+            Ok(answer.data == ["AAAA 2001:db8::7"])
+        })?;
+        ensure!(known, "{last}");
+        stage.lab.etcd_start()?;
+        becomes(&client, &svc("web"), "A", &[&vip], 3 * SOON)
+    })?;
     stage.lab.down()
 }
 

@@ -113,6 +113,27 @@ fn names_of_services_are_published_changed_and_removed_in_a_zone_of_others() -> 
         bind.update(&stage.lab, both)?;
         client_becomes_nothing(&client, "fine.example.org")
     })?;
+    checked(
+        "a name that the zone leaves to other servers is told of, and keeps none from being published",
+        {
+            let mut far = shop("x.sub.example.org, near.example.org", &documented(5));
+            far["metadata"]["name"] = "far".into();
+            stage.service(&far)?;
+            let [v4, _] = documented(5).map(|ip| ip.to_string());
+            is("near.example.org", "A", &[&v4])?;
+            let leader = leader(&stage)?;
+            let said = wait_until(SOON, || {
+                let pending = stage.lab.status(&leader)?.pending;
+                Ok(pending.iter().any(|item| {
+                    item.object == "name x.sub.example.org"
+                        && item.error.contains("delegated to other servers")
+                }))
+            })?;
+            ensure!(said, "{:?}", stage.lab.status(&leader)?.pending);
+            stage.delete("Service", "far")?;
+            client_becomes_nothing(&client, "near.example.org")
+        },
+    )?;
     checked("metrics", {
         if have("curl", "dnsext") {
             let leader = leader(&stage)?;
@@ -197,6 +218,29 @@ fn names_of_services_are_published_changed_and_removed_in_a_zone_of_others() -> 
         becomes(&client, "nodes.example.org", "A", &[&nodes[0], &nodes[1]], FAILOVER)?;
         client_becomes_nothing(&client, "named.example.org")
     })?;
+    checked(
+        "an identifier of the cluster that does not read is told of with its key, and nothing goes by it",
+        {
+            let key = format!("/weft/v1/{}/id", stage.lab.state()?.cluster);
+            let id = etcdctl(&stage, &["get", "--print-value-only", &key])?;
+            stage.lab.node_stop("n1")?;
+            stage.lab.node_stop("n2")?;
+            etcdctl(&stage, &["put", &key, "?"])?;
+            stage.lab.node_spawn("n1")?;
+            stage.lab.node_start("n2")?;
+            stage.lab.node_start("n1")?;
+            let told = || {
+                let pending = leader(&stage).and_then(|leader| Ok(stage.lab.status(&leader)?.pending));
+                Ok(pending.is_ok_and(|pending| pending.iter().any(|item| item.error.contains(&key))))
+            };
+            ensure!(wait_until(FAILOVER, told)?, "nothing of {key}");
+            let nodes = [stage.node_ip("n1", false)?.to_string(), stage.node_ip("n2", false)?.to_string()];
+            client.says("nodes.example.org", "A", "NOERROR", &[&nodes[0], &nodes[1]])?;
+            etcdctl(&stage, &["put", &key, id.trim()])?;
+            ensure!(wait_until(FAILOVER, || Ok(!told()?))?, "{key} is still told of");
+            client.says("nodes.example.org", "A", "NOERROR", &[&nodes[0], &nodes[1]])
+        },
+    )?;
     checked("the annotation goes, and with it everything of ours; nothing of others was touched", {
         let plain = service("nodes", spec(json!({"type": "NodePort", "selector": {"app": "web"}})));
         stage.service(&plain)?;

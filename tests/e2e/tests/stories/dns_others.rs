@@ -2,7 +2,9 @@
 //! DNS of a node whose netd is dead: other nodes answer its pods, at the node's address as at the cluster's.
 
 use crate::dns_changes::asking;
-use crate::dns_client::{Client, How, NODE_DNS, PATIENCE, VIP_DNS, question, read};
+use crate::dns_client::{
+    Client, How, NODE_DNS, PATIENCE, VIP_DNS, question, read, receive_framed, send_framed,
+};
 use crate::dns_records::svc;
 use crate::lab_with;
 use crate::service_stage::{SOON, Stage, checked, service, spec};
@@ -10,11 +12,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
+use std::thread;
 use std::time::{Duration, Instant};
 use weft_lab::{Lab, PodSpec, UpOptions, wait_until};
 
 /// So soon after netd's death somebody else answers.
 const TAKEOVER: Duration = Duration::from_millis(1_500);
+/// A try of one that asks until it is answered.
+const SHORT: Duration = Duration::from_millis(200);
 /// What who asks waits for one answer.
 const PATIENT: Duration = Duration::from_secs(1);
 /// Less than what the C library waits before it asks the next name server.
@@ -53,15 +58,22 @@ fn other_nodes_answer_while_netd_is_dead() -> Result<()> {
     }
     stage.lab.node_kill("n1")?;
     let killed = Instant::now();
+    // All at once, each for itself: how long it takes for one is not to depend on another.
+    let taken_over = |since: Instant| -> Result<Duration> {
+        let answered = |client: &Client| -> Result<Duration> {
+            let answered = wait_until(TAKEOVER, || Ok(right(client, How::default(), SHORT).is_ok()))?;
+            ensure!(answered, "{} is not answered after {:?}", client.server, since.elapsed());
+            Ok(since.elapsed())
+        };
+        thread::scope(|scope| {
+            let askers: Vec<_> = clients.iter().map(|client| scope.spawn(move || answered(client))).collect();
+            let mut took =
+                askers.into_iter().map(|asker| asker.join().map_err(|_| anyhow::anyhow!("an asker"))?);
+            took.try_fold(Duration::ZERO, |longest, took| Ok(longest.max(took?)))
+        })
+    };
     checked("killed: another node answers within a second or so, at all addresses", {
-        for client in &clients {
-            let soon = Duration::from_millis(200);
-            let limit = TAKEOVER.saturating_sub(killed.elapsed()).max(soon);
-            let answered = wait_until(limit, || Ok(right(client, How::default(), soon).is_ok()))?;
-            ensure!(answered, "{} is not answered after {:?}", client.server, killed.elapsed());
-        }
-        println!("answered again after {:?}", killed.elapsed());
-        ensure!(killed.elapsed() < TAKEOVER, "after {:?}", killed.elapsed());
+        println!("answered again after {:?}", taken_over(killed)?);
         Ok(())
     })?;
     checked("and from then on every question, over UDP and TCP", {
@@ -121,11 +133,71 @@ fn other_nodes_answer_while_netd_is_dead() -> Result<()> {
         asking(&stage, &vip, |answered| {
             stage.lab.node_kill("n1")?;
             // What was asked before others took over waits for netd.
-            std::thread::sleep(TAKEOVER);
+            thread::sleep(TAKEOVER);
             stage.lab.node_start("n1")?;
             ensure!(wait_until(PATIENCE, || Ok(answered()))?, "not all of it is answered");
             Ok(())
         })
+    })?;
+    checked(
+        "netd stands still for a while: what was asked on the way to its silence, in it and after it is answered",
+        {
+            others_known(&stage.lab)?;
+            let mut streams = clients.iter().map(Client::connect).collect::<Result<Vec<_>>>()?;
+            // The same ports before, in it and after it.
+            let kept: Vec<UdpSocket> =
+                clients.iter().map(|client| client.socket(SHORT)).collect::<Result<_>>()?;
+            let answered = |socket: &UdpSocket| wait_until(PATIENCE, || Ok(asked(socket).is_ok()));
+            for (socket, (pod, at)) in kept.iter().zip(&all) {
+                ensure!(answered(socket)?, "{pod} at {at} before");
+            }
+            stage.lab.node_pause("n1")?;
+            let question = question(&svc("web"), "A", None)?;
+            let outcome = (|| -> Result<()> {
+                for stream in &mut streams {
+                    send_framed(stream, &question.to_vec()?)?;
+                }
+                thread::sleep(Duration::from_secs(1));
+                for (socket, (pod, at)) in kept.iter().zip(&all) {
+                    ensure!(answered(socket)?, "{pod} at {at} in the silence");
+                }
+                Ok(())
+            })();
+            stage.lab.node_resume("n1")?;
+            outcome?;
+            for (stream, (pod, at)) in streams.iter_mut().zip(&all) {
+                let answer = receive_framed(stream).with_context(|| format!("{pod} at {at} over TCP"))?;
+                let answer = read(&answer, question.metadata.id, Duration::ZERO)?;
+                ensure!(answer.data == [format!("A {vip}")], "{pod} at {at} over TCP: {:?}", answer.data);
+            }
+            for (socket, (pod, at)) in kept.iter().zip(&all) {
+                ensure!(answered(socket)?, "{pod} at {at} after the silence");
+            }
+            clients.iter().try_for_each(|client| right(client, How::default(), PATIENCE).map(drop))
+        },
+    )?;
+    checked("stopped while it has no way to the store: nobody waits for the end of that", {
+        others_known(&stage.lab)?;
+        stage.lab.partition("n1", "store")?;
+        let outcome = thread::scope(|scope| {
+            let stopped = Instant::now();
+            let stop = scope.spawn(|| stage.lab.node_stop("n1"));
+            // As long as netd tries to say goodbye to the store, and a bit.
+            let outcome = (|| -> Result<()> {
+                let mut longest = Duration::ZERO;
+                while stopped.elapsed() < Duration::from_secs(4) {
+                    longest = longest.max(taken_over(Instant::now())?);
+                    thread::sleep(SHORT / 2);
+                }
+                println!("the longest wait was {longest:?}");
+                Ok(())
+            })();
+            stop.join().map_err(|_| anyhow::anyhow!("the stop"))??;
+            outcome
+        });
+        stage.lab.heal("n1")?;
+        outcome?;
+        stage.lab.node_start("n1").map(drop)
     })?;
     stage.lab.down()
 }

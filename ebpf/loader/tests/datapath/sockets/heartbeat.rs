@@ -65,5 +65,6 @@ fn netds_own_server_comes_first_while_netd_speaks_and_others_while_it_is_silent(
         std::thread::sleep(std::time::Duration::from_millis(5));
         let after = world.beat();
         assert!(before > 0 && after > before + 4_000_000 && after < before + 100 * AGENT_SILENT_NS);
+        assert_eq!(world.end(), 0, "away at once");
     });
 }

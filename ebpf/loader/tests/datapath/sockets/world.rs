@@ -117,6 +117,12 @@ impl<'lab> World<'lab> {
         self.array(names::AGENT).get(&0, 0).unwrap()
     }
 
+    /// The same once it said that it ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.datapath.heartbeat().unwrap().end().unwrap();
+        self.array(names::AGENT).get(&0, 0).unwrap()
+    }
+
     /// A prefix whose clients may ask a frontend.
     pub(crate) fn allow_source(&self, service_id: u32, prefix: &str, bits: u8) {
         let SourceRangeKey { prefix_len, service_id: [a, b, c, d], addr } =
