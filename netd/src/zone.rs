@@ -116,7 +116,7 @@ impl ZoneKeeper {
 
     fn settings(&self, view: &View) -> ZoneSettings {
         let reverse_cidrs: Vec<IpNet> =
-            view.pod_cidrs().into_iter().chain(view.config.service_cidrs()).collect();
+            view.cidrs_of_pods().into_iter().chain(view.config.service_cidrs()).collect();
         ZoneSettings {
             ttl_secs: self.options.ttl_secs,
             reverse_cidrs,

@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(said(&[], true).0, Verdict::Note);
         assert_eq!(said(&[], false).0, Verdict::Ok);
         let verdict = lb::Verdict { state: lb::VerdictState::Up, source: "endpoint slice" };
-        let theirs = [Backend::new("10.244.3.7".parse().unwrap(), Vec::new(), verdict)];
+        let theirs = [Backend::new("10.244.3.7".parse().unwrap(), [].into(), verdict)];
         let (verdict, text) = while_away(Some(&theirs), &own, true);
         assert!(verdict == Verdict::Note && text.contains("kube-system/kube-dns"), "{text}");
     }

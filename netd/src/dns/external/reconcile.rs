@@ -110,8 +110,8 @@ impl Reconciler {
         let (mut chosen, contested) = choose(domain, wished.collect(), &found);
         // Of what is not known nothing follows.
         chosen.retain(|host, _| found.contains_key(host));
-        let Plan { updates, taken } = plan(domain, &chosen, &found, &wishes.unread);
-        (self.contested, self.taken) = (contested, taken);
+        let Plan { updates, taken, held } = plan(domain, &chosen, &found, &wishes.unread);
+        (self.contested, self.taken) = (contested.into_iter().chain(held).collect(), taken);
         let not_known =
             wishes.candidates.iter().map(|one| &one.host).filter(|host| !found.contains_key(*host));
         let not_known: BTreeSet<&HostName> = not_known.chain(self.unknown.keys()).collect();
