@@ -96,13 +96,15 @@ impl Rules {
         }
         let is_below = spec.from.starts_with("*.");
         rule.inner = (is_below && rule.target.is_at_or_below(&from)).then(|| Apex::new(&rule.target));
-        let clients = rule.clients.clone();
+        let (clients, to) = (rule.clients.clone(), rule.target.to_lower());
         let key: Box<[u8]> = from.to_lower().as_wire().into();
         let map = if is_below { &mut self.below } else { &mut self.exact };
         let rules = map.entry(key.clone()).or_default();
         rules.push(rule);
         let first = if is_below { Folded::join(b"\x01x", &key) } else { Some(Folded::from(&from)) };
-        if first.is_some_and(|first| self.has_no_end(first, clients.as_ref())) {
+        let next = if is_below { Folded::join(b"\x01x", to.as_wire()) } else { Some(Folded::from(&to)) };
+        let leads_on = next.is_some_and(|next| self.rewritten(&next, |_| true).is_some());
+        if leads_on && first.is_some_and(|first| self.has_no_end(&first, clients.as_ref())) {
             let map = if is_below { &mut self.below } else { &mut self.exact };
             let rest = map.get_mut(&key).and_then(|rules| {
                 rules.pop();
@@ -116,8 +118,21 @@ impl Rules {
         Ok(())
     }
 
-    /// Whether a name is rewritten again and again by rules that count for all of `clients`.
-    fn has_no_end(&self, mut name: Folded, clients: Option<&Views>) -> bool {
+    /// Whether a name is rewritten again and again by rules that count for all of `clients`, or, where these are everybody, for
+    /// all whom some rule is for.
+    fn has_no_end(&self, name: &Folded, clients: Option<&Views>) -> bool {
+        let mut all = vec![clients];
+        if clients.is_none() {
+            for rule in self.exact.values().chain(self.below.values()).flatten() {
+                if !all.contains(&rule.clients.as_ref()) {
+                    all.push(rule.clients.as_ref());
+                }
+            }
+        }
+        all.into_iter().any(|clients| self.has_no_end_for(name.clone(), clients))
+    }
+
+    fn has_no_end_for(&self, mut name: Folded, clients: Option<&Views>) -> bool {
         for _ in 0..=STEPS_MAX {
             let counts = |rule: &Rule| rule.clients.is_none() || rule.clients.as_ref() == clients;
             name = match self.rewritten(&name, counts) {
@@ -238,6 +253,7 @@ mod tests {
             (("*.a.org", "b.org", None), ("*.b.org", "a.org", None)),
             (("*.a.org", "c.b.org", None), ("*.b.org", "a.org", None)),
             (("a.org", "b.org", None), ("b.org", "a.org", Some("app=web"))),
+            (("b.org", "a.org", Some("app=web")), ("a.org", "b.org", None)),
         ] {
             let mut rules = Rules::default();
             add(&mut rules, first).unwrap();
