@@ -67,6 +67,8 @@ pub enum StoreError {
     Denied {
         /// The store's own words.
         reason: String,
+        /// It knows who we are, and that one may not: no new token helps.
+        is_final: bool,
     },
     /// A watch broke; list again and watch from there.
     #[error("the watch was disconnected: {reason}")]

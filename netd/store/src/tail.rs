@@ -114,7 +114,7 @@ impl Tail {
             }
             let wait = backoff(failures);
             // Once per outage; the state tells the rest.
-            let is_denied = matches!(error, StoreError::Denied { .. });
+            let is_denied = matches!(error, StoreError::Denied { is_final: true, .. });
             if failures == 0 && !(is_denied && self.is_optional) {
                 warn!(prefix = %self.prefix, %error, "lost step with the store; going on with what is known");
             }

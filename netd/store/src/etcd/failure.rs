@@ -24,9 +24,11 @@ pub(super) fn translate(error: &Error, endpoint: &str) -> StoreError {
             let reason = with_sources(error);
             let message = status.message();
             match i32::from(status.code()) {
-                code::UNAUTHENTICATED | code::PERMISSION_DENIED => StoreError::Denied { reason },
+                code::PERMISSION_DENIED => StoreError::Denied { reason, is_final: true },
+                // A token that a new session replaces, as often as not.
+                code::UNAUTHENTICATED => StoreError::Denied { reason, is_final: false },
                 code::INVALID_ARGUMENT if message.contains("auth") || message.contains("user name") => {
-                    StoreError::Denied { reason }
+                    StoreError::Denied { reason, is_final: false }
                 }
                 code::INVALID_ARGUMENT => StoreError::InvalidRequest { reason },
                 code::NOT_FOUND if message.contains("lease") => StoreError::LeaseNotFound(LeaseId(0)),
