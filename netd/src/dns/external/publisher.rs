@@ -113,7 +113,8 @@ impl Publisher {
         if !self.zone.troubles.ready(&None, now) {
             return;
         }
-        let leads = || node.lease.load().as_ref().is_some_and(|lease| lease.stands());
+        // By this lease and no later one: between them another node may lead.
+        let leads = || node.lease.load().as_ref().is_some_and(|now| now.stands() && Some(now.id.0) == lease);
         let mut server = Session::new(&self.options);
         let domain = &self.options.domain;
         let pass = Pass { domain, wishes: &self.wishes, said: &node.external, now };
@@ -152,9 +153,13 @@ impl Publisher {
         if !self.leads && self.zone.troubles.is_empty() {
             return;
         }
-        tracing::info!("this node does not publish names in {}", self.domain());
+        // Where the server fails, nodes take turns, and that is not told each time.
+        if !self.zone.troubles.concern_all() && std::mem::take(&mut self.told) {
+            tracing::info!("this node does not publish names in {}", self.domain());
+        }
         let presence = std::mem::take(&mut self.presence);
-        *self = Self { presence, ..Self::new(self.options.clone(), self.seed) };
+        let (told, zone) = (self.told, Reconciler::new(self.zone.troubles.renewed()));
+        *self = Self { presence, told, zone, ..Self::new(self.options.clone(), self.seed) };
         node.external.show(self.shown());
     }
 

@@ -33,6 +33,10 @@ pub(super) struct Reconciler {
     found: Option<BTreeMap<HostName, Found>>,
     /// Names that the server does not tell of, with whether they stand in the index. Nothing is done about them before it does.
     unknown: BTreeMap<HostName, bool>,
+    /// Names that the server fails at by themselves: that it does so again says nothing about the server.
+    single: BTreeSet<HostName>,
+    /// Names whose changes were tried while it failed at all: others come first.
+    tried: BTreeSet<HostName>,
     /// When everything was read for the first time.
     began_ms: Option<u64>,
     /// When it is to be read again.
@@ -57,8 +61,8 @@ pub(super) struct Pass<'a> {
 #[derive(Default)]
 struct Failures {
     of: Vec<(HostName, ServerError)>,
-    /// In a row, of what is to be there and of what is to go: where there is no room for more, what goes makes some.
-    in_a_row: [usize; 2],
+    /// In a row, of what is new, what changes and what is to go: where there is no room for more, the others may go through.
+    in_a_row: [usize; 3],
     any_done: bool,
 }
 
@@ -68,6 +72,8 @@ impl Reconciler {
             troubles,
             found: None,
             unknown: BTreeMap::new(),
+            single: BTreeSet::new(),
+            tried: BTreeSet::new(),
             began_ms: None,
             reread_ms: 0,
             contested: Vec::new(),
@@ -110,8 +116,12 @@ impl Reconciler {
         let (mut chosen, contested) = choose(domain, wished.collect(), &found);
         // Of what is not known nothing follows.
         chosen.retain(|host, _| found.contains_key(host));
-        let Plan { updates, taken, held } = plan(domain, &chosen, &found, &wishes.unread);
+        let Plan { mut updates, taken, held } = plan(domain, &chosen, &found, &wishes.unread);
         (self.contested, self.taken) = (contested.into_iter().chain(held).collect(), taken);
+        if updates.iter().all(|update| self.tried.contains(&update.host)) {
+            self.tried.clear();
+        }
+        updates.sort_by_key(|update| self.tried.contains(&update.host));
         let not_known =
             wishes.candidates.iter().map(|one| &one.host).filter(|host| !found.contains_key(*host));
         let not_known: BTreeSet<&HostName> = not_known.chain(self.unknown.keys()).collect();
@@ -119,6 +129,7 @@ impl Reconciler {
         let concerned: BTreeSet<&HostName> =
             not_known.into_iter().chain(updates.iter().map(|update| &update.host)).collect();
         self.troubles.keep(&concerned);
+        self.single.retain(|host| concerned.contains(host));
 
         let (mut failures, mut outcome) = (Failures::default(), Ok(()));
         for update in &updates {
@@ -134,6 +145,7 @@ impl Reconciler {
             match server.update(update).await {
                 Ok(Outcome::Done) => {
                     left -= 1;
+                    self.single.remove(&update.host);
                     failures.done(update.change);
                     tell(domain, update, chosen.get(&update.host));
                     said.updated(update.change);
@@ -160,9 +172,15 @@ impl Reconciler {
         // What became of the last one is not known where the server fell silent.
         self.found = outcome.is_ok().then_some(found);
         outcome?;
-        for (host, error) in failures.of_names()? {
+        if failures.are_the_servers(&self.single) {
+            self.tried.extend(failures.of.iter().map(|(host, _)| host.clone()));
+            return failures.of.pop().map_or(Ok(()), |(_, error)| Err(error));
+        }
+        self.tried.clear();
+        for (host, error) in failures.of {
             said.failed(error.reason());
-            self.troubles.say(domain, Some(host), error.to_string(), now);
+            self.troubles.say(domain, Some(host.clone()), error.to_string(), now);
+            self.single.insert(host);
         }
         Ok(())
     }
@@ -251,7 +269,8 @@ impl Reconciler {
                 (_, None) => {}
             }
         }
-        let all_fail = failed.len() == asked && asked > 1;
+        let all_fail = failed.len() == asked
+            && failed.iter().filter(|(host, ..)| !self.single.contains(host)).count() > 1;
         if all_fail && failed.iter().all(|(.., error)| error.may_concern_all()) {
             // One for all.
             return failed.pop().map_or(Ok(known), |(.., error)| Err(error));
@@ -260,6 +279,7 @@ impl Reconciler {
         for (host, indexed, error) in failed {
             said.failed(error.reason());
             self.troubles.say(domain, Some(host.clone()), error.to_string(), now);
+            self.single.insert(host.clone());
             self.unknown.insert(host, indexed);
         }
         Ok(known)
@@ -268,8 +288,12 @@ impl Reconciler {
 
 impl Failures {
     fn row(&mut self, change: Change) -> &mut usize {
-        let is_removal = matches!(change, Change::Forget | Change::Release);
-        &mut self.in_a_row[usize::from(is_removal)]
+        let [claims, corrections, removals] = &mut self.in_a_row;
+        match change {
+            Change::Claim => claims,
+            Change::Correct => corrections,
+            Change::Forget | Change::Release => removals,
+        }
     }
 
     fn may_try(&mut self, change: Change) -> bool {
@@ -286,18 +310,9 @@ impl Failures {
         self.of.push((update.host.clone(), error));
     }
 
-    /// Those of single names.
-    ///
-    /// # Errors
-    /// All failed, and more than one: that is the server's.
-    fn of_names(mut self) -> Result<Vec<(HostName, ServerError)>, ServerError> {
-        match self.of.pop() {
-            Some((_, error)) if !self.any_done && !self.of.is_empty() => Err(error),
-            last => {
-                self.of.extend(last);
-                Ok(self.of)
-            }
-        }
+    /// None went through, and it is not only names that it fails at by themselves, nor a single one.
+    fn are_the_servers(&self, single: &BTreeSet<HostName>) -> bool {
+        !self.any_done && self.of.iter().filter(|(host, _)| !single.contains(host)).count() > 1
     }
 }
 

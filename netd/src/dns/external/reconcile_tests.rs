@@ -19,6 +19,8 @@ struct Server {
     records: BTreeMap<(Name, RecordType), BTreeSet<RecordData>>,
     /// Below this nothing is answered by it.
     delegated: Option<Name>,
+    /// Names that it fails to tell of.
+    hides: BTreeSet<Name>,
     /// Names of hosts at whose change it fails.
     fails_at: BTreeSet<String>,
     /// It fails at what adds records to a name.
@@ -101,6 +103,9 @@ impl ZoneServer for Server {
             if self.delegated.as_ref().is_some_and(|cut| at.is_at_or_below(cut)) {
                 let (server, zone) = ("S".into(), "example.org".into());
                 return Err(ServerError::Elsewhere { server, what: at.to_string(), zone });
+            }
+            if self.hides.contains(at) {
+                return Err(servfail());
             }
             let set = self.records.get(&(at.clone(), *of)).into_iter().flatten();
             Ok(set.map(|data| Record { name: at.clone(), ttl_secs: 60, data: data.clone() }).collect())
@@ -196,6 +201,48 @@ async fn a_change_that_the_server_fails_at_is_one_names_where_others_go_through(
 }
 
 #[tokio::test]
+async fn names_that_fail_again_and_again_are_not_the_server() {
+    let mut story = Story::new();
+    story.server.fails_at.extend(["a.example.org".into(), "b.example.org".into()]);
+    story.server.hides.extend([name("_weft.x.example.org"), name("_weft.y.example.org")]);
+    let names = ["a", "b", "c", "x", "y"].map(|label| format!("{label}.example.org 192.0.2.1"));
+    let all = wishes(&names.each_ref().map(String::as_str));
+    story.pass(0, &all).await.unwrap();
+    let asked = story.server.asked;
+    for _ in 0..3 {
+        story.pass(60_000, &all).await.unwrap();
+        assert_eq!(story.pending().len(), 4, "{:?}", story.pending());
+    }
+    assert!(story.server.updates.len() == 3 + 3 * 2 && story.server.asked > asked);
+    (story.server.fails_at, story.server.hides) = Default::default();
+    story.pass(60_000, &all).await.unwrap();
+    assert!(story.zone.is_done && story.pending().is_empty());
+}
+
+#[tokio::test]
+async fn names_that_fail_keep_none_behind_them_from_being_corrected() {
+    let mut story = Story::new();
+    story.pass(0, &wishes(&["web.example.org 192.0.2.1"])).await.unwrap();
+    let failing: Vec<String> = (0..8).map(|number| format!("a{number}.example.org")).collect();
+    story.server.fails_at.extend(failing.iter().cloned());
+    let lines: Vec<String> =
+        failing.iter().chain([&"web.example.org".into()]).map(|host| format!("{host} 192.0.2.2")).collect();
+    story.pass(1_000, &wishes(&lines.iter().map(String::as_str).collect::<Vec<_>>())).await.unwrap();
+    assert_eq!(story.server.has("web.example.org"), ["192.0.2.2"]);
+}
+
+#[tokio::test]
+async fn while_all_fail_others_are_tried_first() {
+    let mut story = Story::new();
+    let names: Vec<String> = (0..9).map(|number| format!("a{number}.example.org 192.0.2.1")).collect();
+    let all = wishes(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    story.server.fails_at.extend((0..8).map(|number| format!("a{number}.example.org")));
+    story.pass(0, &all).await.unwrap_err();
+    story.pass(1_000, &all).await.unwrap();
+    assert_eq!(story.server.has("a8.example.org"), ["192.0.2.1"]);
+}
+
+#[tokio::test]
 async fn a_zone_that_is_full_gets_room_by_what_goes() {
     let mut story = Story::new();
     story.pass(0, &wishes(&["old.example.org 192.0.2.1"])).await.unwrap();
@@ -205,7 +252,9 @@ async fn a_zone_that_is_full_gets_room_by_what_goes() {
     story.pass(1_000, &many).await.unwrap();
     assert_eq!(story.server.updates.last().unwrap(), "release old.example.org");
     assert_eq!(story.server.updates.len(), 1 + 8 + 1, "not all are tried: {:?}", story.server.updates);
-    let error = story.pass(60_000, &many).await.unwrap_err();
+    // Those of before are known to fail; the next ones are not.
+    story.pass(60_000, &many).await.unwrap();
+    let error = story.pass(1_000, &many).await.unwrap_err();
     assert_eq!(error.reason(), "servfail", "where nothing goes through it is the server's");
     story.server.is_full = false;
     story.pass(1_000, &many).await.unwrap();
