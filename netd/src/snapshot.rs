@@ -166,12 +166,12 @@ pub(crate) fn load(state_dir: &Path, cluster: &str, skydns_prefix: Option<&str>)
     if snapshot.cluster != cluster {
         bail!("{} is of the cluster {:?}, not {cluster:?}", path.display(), snapshot.cluster);
     }
-    let mut skydns = snapshot.skydns.zip(skydns_prefix);
-    if let Some((names, prefix)) = &mut skydns {
+    let skydns = snapshot.skydns.zip(skydns_prefix).and_then(|(mut names, prefix)| {
+        let had_none = names.is_empty();
+        names.retain(|key, _| key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')));
         // There may be another one now: of that one nothing is known.
-        names.retain(|key, _| key.strip_prefix(*prefix).is_some_and(|rest| rest.starts_with('/')));
-    }
-    let skydns = skydns.map(|(names, _)| items(names));
+        (had_none || !names.is_empty()).then(|| items(names))
+    });
     Ok(Some(Known { revision: snapshot.revision, items: items(snapshot.items), skydns }))
 }
 
@@ -227,6 +227,8 @@ mod tests {
         write(&path(dir.path()), "weft", &state, Some(&names)).unwrap();
         let names = load("weft").unwrap().unwrap().skydns.unwrap();
         assert_eq!(names.keys().collect::<Vec<_>>(), ["/skydns/org/a"]);
+        let of_another = super::load(dir.path(), "weft", Some("/names")).unwrap().unwrap();
+        assert!(of_another.skydns.is_none());
     }
 
     fn state(revision: u64) -> Arc<MirrorState> {

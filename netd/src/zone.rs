@@ -44,7 +44,7 @@ pub(crate) struct ZoneKeeper {
     wrong_views: BTreeMap<ServiceName, String>,
     options: ZoneOptions,
     own: OwnNames,
-    /// Why SkyDNS' records could not be read even once.
+    /// Why SkyDNS' records are not answered as they are.
     unread: Option<String>,
 }
 
@@ -53,18 +53,14 @@ impl ZoneKeeper {
         Self { options: options.clone(), own: OwnNames::new(options), ..Self::default() }
     }
 
-    /// Looks at the names that people wrote; `skydns` with its prefix, `unread` says why that could not be read even once.
-    /// Returns whether the zone is to be updated for them.
-    pub(crate) fn follow(
-        &mut self,
-        keys: &Keys,
-        store: &Mirror,
-        skydns: Option<(&str, &Mirror)>,
-        unread: Option<String>,
-    ) -> bool {
-        // Where nobody asked for them, a store user who may not read them is nothing to speak of.
-        self.unread = unread.filter(|_| self.options.skydns_wanted);
+    /// Looks at the names that people wrote; `skydns` with its prefix. Returns whether the zone is to be updated for them.
+    pub(crate) fn follow(&mut self, keys: &Keys, store: &Mirror, skydns: Option<(&str, &Mirror)>) -> bool {
         self.own.follow(keys, store, skydns)
+    }
+
+    /// Why SkyDNS' records are not answered as they are: a problem of names, that keeps this node from nothing else.
+    pub(crate) fn tell_unread(&mut self, reason: Option<String>) {
+        self.unread = reason;
     }
 
     /// What is not answered as it was written, by key or object.
@@ -79,7 +75,7 @@ impl ZoneKeeper {
         };
         let unread = self.unread.iter().map(|reason| BadValue {
             key: self.options.skydns_prefix.clone().unwrap_or_default(),
-            reason: format!("SkyDNS records cannot be read: {reason}; see --dns-skydns-prefix"),
+            reason: reason.clone(),
         });
         let names = self.zone.iter().flat_map(Zone::problems).map(of_names);
         unread

@@ -17,25 +17,19 @@ impl Agent {
     pub(super) fn keep_dns(&mut self, view: &Arc<View>, state: &MirrorState, errors: &mut Vec<String>) {
         let skydns = self.node.skydns.as_ref().map(|skydns| skydns.borrow().clone());
         let prefix = self.node.config.dns.zone.skydns_prefix.as_deref();
-        if let Some(skydns) = skydns.as_deref()
-            && self.zoned.is_none()
-            && !may_stand(skydns, view.in_sync)
-        {
+        if let Some(skydns) = skydns.as_deref() {
             // Names that are not known yet must not be denied: there is no zone before, and SERVFAIL is answered.
-            let error = skydns.last_error.as_ref();
-            errors.extend(
-                error.map(|error| format!("no name is answered before SkyDNS records were read: {error}")),
-            );
-            return;
+            let waits = self.zoned.is_none() && !may_stand(skydns, view.in_sync);
+            // Not this pass' errors: nothing here mends them, and all else is as it should be.
+            let is_wanted = self.node.config.dns.zone.skydns_wanted;
+            let is_held = self.node.skydns_held.load().is_some();
+            self.zone.tell_unread(unread(skydns, is_held, waits, view.in_sync, is_wanted));
+            if waits {
+                return;
+            }
         }
-        if self.node.skydns_held.load().is_some() {
-            let error = skydns.as_deref().and_then(|skydns| skydns.last_error.as_ref());
-            errors.extend(error.map(|error| format!("SkyDNS records: {error}")));
-        }
-        let unread = skydns.as_deref().filter(|skydns| !skydns.in_sync && view.in_sync);
-        let unread = unread.and_then(|skydns| skydns.last_error.clone());
         let skydns = prefix.zip(skydns.as_deref().map(|skydns| &skydns.mirror));
-        let changed = self.zone.follow(&self.node.keys, &state.mirror, skydns, unread);
+        let changed = self.zone.follow(&self.node.keys, &state.mirror, skydns);
         if !changed && self.zoned.as_ref().is_some_and(|zoned| Arc::ptr_eq(zoned, view)) {
             self.offer_dns();
             return;
@@ -77,9 +71,62 @@ fn may_stand(skydns: &MirrorState, store_is_there: bool) -> bool {
     skydns.in_sync || skydns.is_denied || stands_in || !store_is_there
 }
 
+/// Why SkyDNS' records are not answered as they are, where that is to be told. Where nobody asked for them and none are known, a
+/// store user who may not read them is nothing to speak of.
+fn unread(
+    skydns: &MirrorState,
+    is_held: bool,
+    waits: bool,
+    store_is_there: bool,
+    is_wanted: bool,
+) -> Option<String> {
+    let error = skydns.last_error.as_ref()?;
+    if waits {
+        return Some(format!("no name is answered before SkyDNS records were read: {error}"));
+    }
+    // Once read they stand while the store is away; what is not believed is told all the same.
+    if skydns.in_sync {
+        return is_held.then(|| format!("SkyDNS records: {error}"));
+    }
+    let known = if skydns.items.is_empty() { "" } else { "; those of the last snapshot are answered" };
+    (store_is_there && (is_wanted || !known.is_empty()))
+        .then(|| format!("SkyDNS records cannot be read: {error}{known}; see --dns-skydns-prefix"))
+}
+
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use netd_store::KeyValue;
+
     use super::*;
+    use crate::config::ZoneOptions;
+    use crate::zone::ZoneKeeper;
+
+    /// Errors of a pass make the node not ready and the pass run again; problems do neither.
+    #[test]
+    fn skydns_records_that_are_not_read_or_not_believed_are_a_problem_of_names() {
+        let failed = || MirrorState { last_error: Some("no leader".into()), ..MirrorState::default() };
+        let mut keeper =
+            ZoneKeeper::new(&ZoneOptions { skydns_prefix: Some("/skydns".into()), ..ZoneOptions::default() });
+        let mut told = |skydns: &MirrorState, is_held: bool, waits: bool, is_wanted: bool| {
+            keeper.tell_unread(unread(skydns, is_held, waits, true, is_wanted));
+            let problems = keeper.problems();
+            assert!(problems.iter().all(|problem| problem.key == "/skydns"));
+            problems.into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
+        };
+        assert!(told(&failed(), false, true, false)[0].starts_with("no name is answered"));
+        let mut held = failed();
+        held.mirror.in_sync = true;
+        assert_eq!(told(&held, true, false, false), ["SkyDNS records: no leader"]);
+        assert!(told(&held, false, false, true).is_empty(), "what was read stands");
+        assert!(told(&failed(), false, false, false).is_empty(), "nobody asked for them");
+        assert_eq!(told(&failed(), false, false, true).len(), 1);
+        let mut known = failed();
+        let key = "/skydns/a".to_owned();
+        let item = KeyValue { key: key.clone(), value: Bytes::new(), create_revision: 1, mod_revision: 1 };
+        known.mirror.items = std::iter::once((key, Arc::new(item))).collect();
+        assert!(told(&known, false, false, false)[0].contains("those of the last snapshot are answered"));
+    }
 
     #[test]
     fn names_that_skydns_may_have_are_not_denied_before_it_was_read() {
