@@ -193,7 +193,7 @@ pub(crate) struct Options {
     #[arg(long, env = "WEFT_DNS_CLIENTS", value_delimiter = ',', value_name = "CIDR", global = true)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub dns_clients: Option<Vec<ipnet::IpNet>>,
-    /// Threads that answer DNS over UDP, for each address [default: 0, one for each core, 8 at most].
+    /// Threads that answer DNS over UDP, for each address [default: 0, one for each core, but at most 8].
     #[arg(long, env = "WEFT_DNS_WORKERS", value_name = "N", global = true)]
     pub dns_workers: Option<u32>,
     /// Room for DNS answers about names outside the zone, in MiB [default: 16].
@@ -205,7 +205,8 @@ pub(crate) struct Options {
     /// Key of that certificate (PEM).
     #[arg(long, env = "WEFT_DNS_TLS_KEY", value_name = "FILE", global = true)]
     pub dns_tls_key: Option<PathBuf>,
-    /// DNS answers a second over UDP to one client (IPv6: its /64) [default: 0, no limit].
+    /// DNS answers a second over UDP to each client by itself (IPv6: to its /64); past it every second question gets an
+    /// empty answer with TC, which asks for TCP, the others none [default: 0, no limit].
     #[arg(long, env = "WEFT_DNS_ANSWERS_PER_SECOND", value_name = "N", global = true)]
     pub dns_answers_per_second: Option<u32>,
     /// TTL of the cluster's names in seconds, at most 3600 [default: 5].
