@@ -51,7 +51,9 @@ fn gateways(attachment: &Attachment) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-/// The node's own servers first, the cluster's VIP second; the search path and `ndots` of Kubernetes' ClusterFirst.
+/// The node's own servers first, the cluster's VIP second; the search path and `ndots` of Kubernetes' ClusterFirst. A question that
+/// was on its way when netd died waits for a server that is not there: the next one is asked after a second, not after five
+/// (resolv.conf(5)), and what upstreams are slow at is asked for once, however often the client asks.
 fn pod_dns(node: &Node, attachment: &Attachment) -> DnsReply {
     let view = node.view.load();
     let (zone, namespace) = (&view.config.dns_zone, &attachment.namespace);
@@ -62,7 +64,7 @@ fn pod_dns(node: &Node, attachment: &Attachment) -> DnsReply {
         nameservers: servers.filter(reaches).take(NAMESERVERS_MAX).collect(),
         domain: Some(zone.clone()),
         search: vec![format!("{namespace}.svc.{zone}"), format!("svc.{zone}"), zone.clone()],
-        options: vec!["ndots:5".to_owned()],
+        options: ["ndots:5", "timeout:1", "attempts:3"].map(str::to_owned).into(),
     }
 }
 
