@@ -238,7 +238,7 @@ fn records_of_every_kind_follow_the_specification() -> Result<()> {
         ensure!(servers.len() <= 3 && servers.first() == Some(&"169.254.53.53"), "{text}");
         ensure!(servers.contains(&"10.96.0.10"), "{text}");
         ensure!(text.contains("search default.svc.cluster.local svc.cluster.local cluster.local"), "{text}");
-        ensure!(text.contains("ndots:5"), "{text}");
+        ensure!(text.contains("options ndots:5 timeout:1 attempts:3"), "{text}");
         Ok(())
     })?;
     drop(b2);
