@@ -2,14 +2,15 @@
 //! Addresses that come and go while the server runs: those by which other nodes' pods ask.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 
 use crate::bind::BindError;
@@ -37,6 +38,8 @@ pub struct Further {
 pub(crate) struct Threads {
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) threads: Vec<JoinHandle<()>>,
+    /// Of the workers, and of the questions that wait for the upstreams.
+    sockets: Vec<Weak<UdpSocket>>,
 }
 
 /// What answers at an address.
@@ -52,14 +55,16 @@ impl Threads {
     /// One for each socket.
     pub(crate) fn start(
         &mut self,
-        sockets: Vec<std::net::UdpSocket>,
+        sockets: Vec<UdpSocket>,
         starter: &Starter,
         work: &mpsc::Sender<Work>,
     ) -> Result<(), BindError> {
         for socket in sockets {
+            let socket = Arc::new(socket);
+            self.sockets.push(Arc::downgrade(&socket));
             let worker = Worker {
                 core: starter.core.clone(),
-                socket: Arc::new(socket),
+                socket,
                 stats: starter.stats.clone(),
                 counters: starter.stats.worker(),
                 work: work.clone(),
@@ -81,17 +86,20 @@ impl Drop for Threads {
 /// One address that is answered at.
 struct Open {
     threads: Threads,
-    accepting: AbortHandle,
+    accepting: JoinSet<io::Result<()>>,
 }
 
 impl Open {
-    /// Returns when its sockets are closed, so that they may be bound again.
-    async fn close(mut self) {
+    /// Returns when nobody listens any more, with the sockets that live on while questions wait in the upstreams.
+    async fn close(mut self) -> Vec<Weak<UdpSocket>> {
         self.threads.stop.store(true, Relaxed);
+        self.accepting.shutdown().await;
         let threads = std::mem::take(&mut self.threads.threads);
+        let sockets = std::mem::take(&mut self.threads.sockets);
         drop(self);
         let joined = spawn_blocking(|| threads.into_iter().for_each(|thread| drop(thread.join())));
         let _ = joined.await;
+        sockets
     }
 }
 
@@ -99,7 +107,6 @@ impl Drop for Open {
     fn drop(&mut self) {
         // First, for who ends without it is missed.
         self.threads.stop.store(true, Relaxed);
-        self.accepting.abort();
     }
 }
 
@@ -108,15 +115,24 @@ pub(crate) async fn keep(further: Option<Further>, starter: Starter, work: mpsc:
     let Some(Further { mut wanted, bound }) = further else { return std::future::pending().await };
     let mut open: BTreeMap<SocketAddr, Open> = BTreeMap::new();
     let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
+    let mut closed: BTreeMap<SocketAddr, Vec<Weak<UdpSocket>>> = BTreeMap::new();
     loop {
         let addresses = wanted.borrow_and_update().clone();
-        let gone: Vec<Open> =
-            open.extract_if(.., |address, _| !addresses.contains(address)).map(|(_, open)| open).collect();
-        futures::future::join_all(gone.into_iter().map(Open::close)).await;
+        let gone: Vec<(SocketAddr, Open)> =
+            open.extract_if(.., |address, _| !addresses.contains(address)).collect();
+        let closing = gone.into_iter().map(async |(address, open)| (address, open.close().await));
+        for (address, sockets) in futures::future::join_all(closing).await {
+            closed.entry(address).or_default().extend(sockets);
+        }
+        closed.retain(|_, sockets| {
+            sockets.retain(|socket| socket.strong_count() > 0);
+            !sockets.is_empty()
+        });
         failed.retain(|address, _| addresses.contains(address));
         for address in &addresses {
             let Some(work) = work.upgrade().filter(|_| !open.contains_key(address)) else { continue };
-            match begin(*address, &starter, &work) {
+            let sockets = closed.get(address).map(|sockets| &sockets[..]).unwrap_or_default();
+            match begin(*address, sockets, &starter, &work) {
                 Ok(begun) => {
                     info!(%address, "DNS server is answering other nodes' pods");
                     failed.remove(address);
@@ -144,16 +160,27 @@ pub(crate) async fn keep(further: Option<Further>, starter: Starter, work: mpsc:
     }
 }
 
-/// With one worker: this is for when another node's own server is away.
-fn begin(address: SocketAddr, starter: &Starter, work: &mpsc::Sender<Work>) -> Result<Open, BindError> {
-    let Sockets { udp, tcp, .. } = bind(address, 1, Given::default())?;
+/// With one worker: this is for when another node's own server is away. `sockets`: of the last time; one that is still open for
+/// an answer has the address, and is used again.
+fn begin(
+    address: SocketAddr,
+    sockets: &[Weak<UdpSocket>],
+    starter: &Starter,
+    work: &mpsc::Sender<Work>,
+) -> Result<Open, BindError> {
+    let again = sockets.iter().filter_map(|socket| socket.upgrade()?.try_clone().ok());
+    let given = Given { udp: again.take(1).collect(), tcp: None };
+    let Sockets { udp, tcp, .. } = bind(address, 1, given)?;
     let mut threads = Threads::default();
     threads.start(udp, starter, work)?;
     let part = Part::new(starter.core.clone(), threads.stop.clone(), "TCP listener for other nodes' pods");
     let accept = starter.streams.clone().accept(tcp, None);
-    let accepting = tokio::spawn(async move {
-        let _part = part;
+    // A server that ends waits until nobody has `work` any more.
+    let work = work.clone();
+    let mut accepting = JoinSet::new();
+    accepting.spawn(async move {
+        let _held = (part, work);
         accept.await
     });
-    Ok(Open { threads, accepting: accepting.abort_handle() })
+    Ok(Open { threads, accepting })
 }

@@ -158,13 +158,13 @@ fn overtaken(
     place: usize,
     mut asked: FuturesUnordered<Asking>,
 ) {
-    let mut watched: Vec<(usize, Arc<Upstream>)> = Vec::new();
+    let mut watched: Vec<(usize, Watching)> = Vec::new();
     for (other, since) in silent.iter().filter(|(other, _)| *other < place) {
         let upstream = &order[*other];
         if since.elapsed() >= SILENCE {
             upstream.hold_off();
         } else if upstream.watch() {
-            watched.push((*other, upstream.clone()));
+            watched.push((*other, Watching { upstream: upstream.clone(), is_silent: false }));
         }
     }
     if watched.is_empty() {
@@ -175,16 +175,26 @@ fn overtaken(
         while let Ok(Some((heard, result))) = timeout_at(until, asked.next()).await {
             // A failure has been counted where it came.
             if let Some(at) = watched.iter().position(|(other, _)| *other == heard) {
-                let (_, upstream) = watched.swap_remove(at);
-                upstream.watched(true);
-                drop(result);
+                drop((watched.swap_remove(at), result));
             }
             if watched.is_empty() {
                 return;
             }
         }
-        watched.iter().for_each(|(_, upstream)| upstream.watched(false));
+        watched.iter_mut().for_each(|(_, watching)| watching.is_silent = true);
     });
+}
+
+/// One that is listened to a little longer. Whatever ends that, it may be listened to again.
+struct Watching {
+    upstream: Arc<Upstream>,
+    is_silent: bool,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.upstream.watched(!self.is_silent);
+    }
 }
 
 impl Own {
@@ -236,6 +246,22 @@ mod tests {
         assert_eq!(addresses(&group), ["192.0.2.2:53", "192.0.2.1:53"]);
         tokio::time::advance(Duration::from_secs(11)).await;
         assert_eq!(addresses(&group), ["192.0.2.1:53", "192.0.2.2:53"]);
+    }
+
+    #[tokio::test]
+    async fn an_upstream_whose_answer_panics_may_be_listened_to_again() {
+        let group = group(&["192.0.2.1:53", "192.0.2.2:53"], "127.0.0.1:53", &[]);
+        let asked = FuturesUnordered::new();
+        asked.push(async { panic!("as a decoder might") }.boxed());
+        overtaken(&group.order(), &[(0, Instant::now())], 1, asked);
+        assert!(!group.upstreams[0].watch(), "somebody does");
+        let again = async {
+            while !group.upstreams[0].watch() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SILENCE / 2, again).await.expect("at once");
+        assert!(!group.upstreams[0].is_held());
     }
 
     #[tokio::test]

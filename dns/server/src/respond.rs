@@ -210,4 +210,4 @@ fn is_reverse(query: &Query<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -217,7 +217,7 @@ impl DnsServer {
             () = &mut further => {}
             () = shutdown => {
                 core.life.enter(Phase::Closing);
-                // Its queue closes when the last worker has ended.
+                // Its queue closes when the last worker has ended, and the last connection at a further address.
                 let draining = async {
                     tokio::join!(dispatching, async { while accepting.join_next().await.is_some() {} })
                 };

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use dns_zone::{Query, Rcode, Record, Written};
 
 use super::merge::{self, Front};
-use crate::wire::{CD, HEADER, OPT_BYTES, QR, RA, RD, RecordAt, TC, code_of, opt, qtype};
+use crate::wire::{CD, HEADER, OPT_BYTES, QR, RA, RD, RecordAt, TC, UDP_BYTES_MAX, code_of, opt, qtype};
 
 /// TTL of an answer that is out of date (RFC 8767 section 4).
 const STALE_TTL_SECS: u32 = 30;
@@ -21,7 +21,7 @@ const PREFETCH_LIFETIME_MIN_MS: u64 = 10_000;
 /// Askers that make a name worth asking for early.
 const PREFETCH_HITS_MIN: u32 = 2;
 /// What an entry takes beside its bytes: the structures here, the hash table's and the queue's places.
-const OVERHEAD_BYTES: usize = 240;
+pub(super) const OVERHEAD_BYTES: usize = 240;
 
 /// An answer of others.
 #[derive(Debug)]
@@ -207,8 +207,11 @@ impl Entry {
             end = usize::from(self.records[last].end) + shift;
             out[front.end..end].copy_from_slice(&self.wire[self.question_end..end - shift]);
         }
+        let mut is_lost = false;
         if shift > 0 && merge::shift_pointers(&mut out[..end], front, self.question_end, fits).is_none() {
             (fits, end) = (0, front.end);
+            // Who is told to come over a stream gets the same there.
+            is_lost = out.len() > usize::from(UDP_BYTES_MAX);
         }
         self.age(&mut out[..end], fits, shift, now_ms);
         self.turn(&mut out[..end], fits, shift, seed);
@@ -216,9 +219,10 @@ impl Entry {
         let fits = fits as u16;
         let answers = fits.min(self.answers);
         let authorities = (fits - answers).min(self.authorities);
-        let truncated = !front.is_whole || answers < self.answers || authorities < self.authorities;
+        let is_cut = !front.is_whole || answers < self.answers || authorities < self.authorities;
+        let truncated = is_cut && !is_lost;
         let additionals = fits - answers - authorities + u16::from(edns.is_some());
-        let code = self.code();
+        let code = if is_lost { Rcode::SERVFAIL.0 } else { self.code() };
         out[..2].copy_from_slice(&query.id().to_be_bytes());
         out[2] = QR | if truncated { TC } else { 0 } | if query.recursion_desired() { RD } else { 0 };
         out[3] = RA | if query.checking_disabled() { CD } else { 0 } | code as u8;

@@ -161,6 +161,35 @@ mod tests {
         assert_eq!(all.authorities[0].to_string().to_lowercase(), same(&theirs.authorities[0]));
     }
 
+    /// Behind the question for `a.org`, to which `out` leads, as whoever may take so many octets gets it.
+    fn behind_an_alias(records: &[u8], answers: u8, limit: usize) -> Message {
+        let head = [0, 0, 0x81, 0x80, 0, 1, 0, answers, 0, 0, 0, 0];
+        let question = b"\x01a\x03org\0\0\x01\0\x01";
+        let entry = Entry::new([&head[..], question, records].concat(), 9_000, 0).unwrap();
+        let packet = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03out\0\0\x01\0\x01";
+        let Incoming::Query(query) = dns_zone::parse(packet) else { panic!("a question") };
+        let mut out = vec![0; limit];
+        let written = entry.write(&[alias("out", "a.org")], &query, &mut out, 0, 0);
+        Message::from_vec(&out[..written.len]).unwrap()
+    }
+
+    #[test]
+    fn a_pointer_that_cannot_be_moved_is_tc_at_first_and_servfail_over_a_stream() {
+        let mut records = b"\x01b\0\0\x10\0\x01\0\0\0\x09\x3F\xD8".to_vec();
+        records.resize(records.len() + 0x3FD8, 1);
+        // The first name of the last record but one stands where pointers just reach.
+        let at = 12 + 11 + records.len();
+        assert!(at <= POINTER_MAX, "{at:x}");
+        records.extend_from_slice(b"\x01c\0\0\x01\0\x01\0\0\0\x09\0\x04\xC0\0\x02\x01");
+        records.extend_from_slice(&((POINTER | at) as u16).to_be_bytes());
+        records.extend_from_slice(b"\0\x01\0\x01\0\0\0\x09\0\x04\xC0\0\x02\x02");
+        let message = behind_an_alias(&records, 3, 1_232);
+        assert!(message.metadata.truncation);
+        let message = behind_an_alias(&records, 3, 65_535);
+        assert!(!message.metadata.truncation);
+        assert_eq!(message.metadata.response_code, hickory_proto::op::ResponseCode::ServFail);
+    }
+
     #[test]
     fn aliases_that_lead_elsewhere_get_none_of_the_records() {
         let wrong = write(&[alias("Out.ns.local", "www.example.com")], 512, 0);

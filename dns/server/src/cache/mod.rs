@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use entry::OVERHEAD_BYTES;
 pub(crate) use entry::{Entry, Freshness};
 
 use crate::wire::Key;
@@ -29,10 +30,13 @@ pub(crate) struct Cache {
 
 #[derive(Default)]
 struct Shard {
-    entries: HashMap<Arc<[u8]>, Arc<Entry>>,
+    /// `None`: removed; its key still stands in the queue.
+    entries: HashMap<Arc<[u8]>, Option<Arc<Entry>>>,
     /// Every key of `entries` exactly once.
     queue: VecDeque<Arc<[u8]>>,
     bytes: usize,
+    /// How many were removed and stand in the queue.
+    removed: usize,
     evicted: u64,
 }
 
@@ -57,7 +61,7 @@ impl Cache {
 
     /// The answer to this question, and how good it is.
     pub(crate) fn find(&self, key: &Key, now_ms: u64) -> Option<(Arc<Entry>, Freshness)> {
-        let entry = self.shard(key).entries.get(&**key)?.clone();
+        let entry = self.shard(key).entries.get(&**key)?.clone()?;
         let freshness = entry.freshness(now_ms, self.stale_ms);
         if freshness == Freshness::Dead {
             return None;
@@ -76,12 +80,13 @@ impl Cache {
         }
         match shard.entries.get_mut(&**key) {
             Some(known) => {
-                let before = std::mem::replace(known, entry).cost(key.len());
-                shard.bytes -= before;
+                let before = known.replace(entry);
+                shard.bytes -= cost_of(before.as_deref(), key.len());
+                shard.removed -= usize::from(before.is_none());
             }
             None => {
                 let key: Arc<[u8]> = (**key).into();
-                shard.entries.insert(key.clone(), entry);
+                shard.entries.insert(key.clone(), Some(entry));
                 shard.queue.push_back(key);
             }
         }
@@ -92,7 +97,7 @@ impl Cache {
     /// How full it is.
     pub(crate) fn size(&self) -> CacheSize {
         self.shards.iter().map(lock).fold(CacheSize::default(), |sum, shard| CacheSize {
-            entries: sum.entries + shard.entries.len(),
+            entries: sum.entries + shard.entries.len() - shard.removed,
             bytes: sum.bytes + shard.bytes,
             evicted: sum.evicted + shard.evicted,
         })
@@ -104,13 +109,12 @@ impl Cache {
 }
 
 impl Shard {
+    /// Leaves the key, which goes when its turn comes: workers wait for the lock, so nobody may search the queue.
     fn remove(&mut self, key: &Key) {
-        let Some(entry) = self.entries.remove(&**key) else { return };
+        let Some(entry) = self.entries.get_mut(&**key).and_then(Option::take) else { return };
         self.bytes -= entry.cost(key.len());
-        // Seldom: an answer that might be kept is followed by one that may not.
-        if let Some(at) = self.queue.iter().position(|queued| **queued == **key) {
-            self.queue.remove(at);
-        }
+        self.bytes += cost_of(None, key.len());
+        self.removed += 1;
     }
 
     fn shrink(&mut self, bytes_max: usize) {
@@ -119,16 +123,25 @@ impl Shard {
         while self.bytes > bytes_max {
             let Some(key) = self.queue.pop_front() else { return };
             let Some(entry) = self.entries.get(&key) else { continue };
-            if chances > 0 && entry.used.swap(false, Relaxed) {
+            let entry = entry.as_deref();
+            if chances > 0 && entry.is_some_and(|entry| entry.used.swap(false, Relaxed)) {
                 chances -= 1;
                 self.queue.push_back(key);
                 continue;
             }
-            self.bytes -= entry.cost(key.len());
+            self.bytes -= cost_of(entry, key.len());
+            match entry {
+                Some(_) => self.evicted += 1,
+                None => self.removed -= 1,
+            }
             self.entries.remove(&key);
-            self.evicted += 1;
         }
     }
+}
+
+/// Bytes of an entry, or of what is left of a removed one, with a key of this length.
+fn cost_of(entry: Option<&Entry>, key_bytes: usize) -> usize {
+    entry.map_or(key_bytes + OVERHEAD_BYTES, |entry| entry.cost(key_bytes))
 }
 
 /// Nothing in a shard is left half done by a panic.
@@ -185,9 +198,27 @@ mod tests {
         let wire = [&[0, 0, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0], key(1).name(), &[0, 16, 0, 1]].concat();
         cache.keep(&key(1), Arc::new(Entry::new(wire, 0, 0).unwrap()));
         assert!(cache.find(&key(1), 0).is_none());
-        assert_eq!(cache.size(), CacheSize::default());
+        assert_eq!(cache.size().entries, 0);
         cache.keep(&key(1), entry(1, 10));
-        assert_eq!(cache.size().entries, 1);
+        let size = cache.size();
+        assert_eq!((size.entries, size.bytes), (1, entry(1, 10).cost(key(1).len())));
+    }
+
+    #[test]
+    fn what_is_left_of_removed_answers_has_the_cap_too() {
+        let cache = Cache::new(256 * 1024, 0);
+        for n in 0..5_000 {
+            let name = [&[0, 0, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0], key(n).name(), &[0, 16, 0, 1]].concat();
+            cache.keep(&key(n), entry(n, 10));
+            cache.keep(&key(n), Arc::new(Entry::new(name, 0, 0).unwrap()));
+        }
+        let size = cache.size();
+        assert_eq!((size.entries, size.evicted), (0, 0));
+        assert!(size.bytes <= 256 * 1024, "{size:?}");
+        for shard in &cache.shards {
+            let shard = lock(shard);
+            assert_eq!((shard.entries.len(), shard.queue.len()), (shard.removed, shard.removed));
+        }
     }
 
     #[test]

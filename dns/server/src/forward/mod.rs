@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::admission::Ticket;
@@ -220,7 +220,7 @@ impl Forwarder {
     /// Asks the upstreams, once for all who ask the same now. `None`: too much is being asked. Without a ticket (nobody waits
     /// for it) half of the places stay free.
     fn fetch(&self, key: &Key, ticket: Option<&Arc<Ticket>>) -> Option<Flight> {
-        let mut flights = self.flights();
+        let flights = self.flights();
         if let Some(flight) = flights.get(&**key) {
             return Some(flight.clone());
         }
@@ -234,7 +234,7 @@ impl Forwarder {
             drop((place, ticket));
             entry
         };
-        Some(self.begin(key, asking, &mut flights))
+        Some(self.begin(key, asking, flights))
     }
 
     /// A task of its own: clients that go away do not end what others wait for, and the cache gets the answer anyway.
@@ -242,15 +242,20 @@ impl Forwarder {
         &self,
         key: &Key,
         asking: impl Future<Output = Option<Arc<Entry>>> + Send + 'static,
-        flights: &mut HashMap<Box<[u8]>, Flight>,
+        mut flights: MutexGuard<'_, HashMap<Box<[u8]>, Flight>>,
     ) -> Flight {
         let landing = Landing { forwarder: self.itself.clone(), key: *key };
-        let task = tokio::spawn(async move {
-            let _landing = landing;
-            asking.await
-        });
-        let flight = task.map(|joined| joined.ok().flatten()).boxed().shared();
+        let (outcome, landed) = oneshot::channel();
+        let flight = landed.map(|landed| landed.ok().flatten()).boxed().shared();
         flights.insert((**key).into(), flight.clone());
+        // A runtime that shuts down drops the task here and now, and the landing takes the lock.
+        drop(flights);
+        tokio::spawn(async move {
+            let (outcome, landing) = (outcome, landing);
+            let entry = asking.await;
+            drop(landing);
+            let _ = outcome.send(entry);
+        });
         flight
     }
 
@@ -263,13 +268,17 @@ impl Forwarder {
         });
         match &entry {
             Some(entry) => self.cache.keep(key, entry.clone()),
-            None => {
-                if let Some((old, _)) = self.cache.find(key, now_ms) {
-                    old.refresh_failed(now_ms + STALE_RETRY.as_millis() as u64);
-                }
-            }
+            None => self.failed(key),
         }
         entry
+    }
+
+    /// The upstreams gave nothing: what there is will do for a while.
+    fn failed(&self, key: &Key) {
+        let now_ms = self.now_ms();
+        if let Some((old, _)) = self.cache.find(key, now_ms) {
+            old.refresh_failed(now_ms + STALE_RETRY.as_millis() as u64);
+        }
     }
 
     /// Looks after the upstreams and what is to be asked for again: those that failed are asked until they answer. Never ends;
@@ -352,9 +361,11 @@ struct Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        if let Some(forwarder) = self.forwarder.upgrade() {
-            forwarder.flights().remove(&*self.key);
+        let Some(forwarder) = self.forwarder.upgrade() else { return };
+        if std::thread::panicking() {
+            forwarder.failed(&self.key);
         }
+        forwarder.flights().remove(&*self.key);
     }
 }
 
@@ -417,10 +428,44 @@ mod tests {
     #[tokio::test]
     async fn a_flight_that_panics_makes_room_for_the_next() {
         let forwarder = silent();
-        let flight =
-            forwarder.begin(&key(1), async { panic!("as a decoder might") }, &mut forwarder.flights());
-        assert!(flight.await.is_none());
-        assert!(forwarder.flights().is_empty());
+        let entry = popular();
+        forwarder.cache.keep(&key(0), entry.clone());
+        assert!((0..3).all(|now| !forwarder.was_given(&key(0), &entry, now)));
+        assert!(forwarder.was_given(&key(0), &entry, 95_000));
+        let flight = forwarder.begin(&key(0), async { panic!("as a decoder might") }, forwarder.flights());
+        assert!(flight.await.is_none() && forwarder.flights().is_empty());
+        assert!(forwarder.was_given(&key(0), &entry, 99_000), "it may be asked for early again");
+    }
+
+    /// Begins a flight when it is dropped.
+    struct Last(Arc<Forwarder>);
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.fetch(&key(1), None);
+        }
+    }
+
+    #[test]
+    fn a_flight_that_begins_while_the_runtime_ends_ends_too() {
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let run = async {
+                tokio::spawn(async {
+                    let _last = Last(silent());
+                    std::future::pending::<()>().await
+                });
+                tokio::task::yield_now().await;
+            };
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run);
+            ended.send(()).unwrap();
+        });
+        end.recv_timeout(Duration::from_secs(5)).expect("it does not wait for itself");
+    }
+
+    fn popular() -> Arc<Entry> {
+        let wire = b"\0\0\x81\x80\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        Arc::new(Entry::new(wire, 100_000, 0).unwrap())
     }
 
     #[tokio::test]
@@ -439,8 +484,7 @@ mod tests {
     #[tokio::test]
     async fn a_prefetch_that_finds_no_room_may_be_tried_again() {
         let forwarder = silent();
-        let wire = b"\0\0\x81\x80\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
-        let entry = Arc::new(Entry::new(wire, 100_000, 0).unwrap());
+        let entry = popular();
         forwarder.cache.keep(&key(0), entry.clone());
         (0..3).for_each(|now| assert!(!forwarder.was_given(&key(0), &entry, now)));
         for _ in 0..PREFETCHES_MAX {

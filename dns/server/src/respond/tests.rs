@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-fn core() -> Core {
+pub(crate) fn core() -> Core {
     let kind = || ZoneKind::ClusterIp(vec!["10.96.0.20".parse().unwrap()]);
     let zone = Zone::build(
         "cluster.local",

@@ -33,6 +33,8 @@ const ANSWERS_MAX: usize = 32;
 const ANSWER_BYTES_MAX: usize = 2 * STREAM_BYTES_MAX;
 /// Questions of one connection that wait for the upstreams; past it no more are read.
 const WAITING_MAX: usize = 32;
+/// Questions read after the server was told to end: they were there already, or a client never stops asking.
+const LATE_MAX: usize = WAITING_MAX;
 
 /// An answer that waits to be written, with its room.
 type Answer = (Vec<u8>, OwnedSemaphorePermit);
@@ -67,7 +69,14 @@ impl Connection {
         tokio::pin!(closing);
         let mut asked = JoinSet::new();
         let mut frame = Vec::new();
+        let mut late = 0;
         loop {
+            if self.streams.core.life.is_closing() {
+                if late == LATE_MAX {
+                    break;
+                }
+                late += 1;
+            }
             // A client whose questions wait is not idle.
             let idle = if self.streams.places.is_scarce() { IDLE_SCARCE } else { IDLE };
             let first = tokio::select! {
@@ -90,12 +99,21 @@ impl Connection {
             let asker =
                 Asker { client: self.client, transport: Transport::Tcp, now_us, seed: fastrand::u64(..) };
             let (core, counters) = (&self.streams.core, &self.streams.counters);
-            let (verdict, answer) = respond(core, &frame, asker, counters);
+            let (mut verdict, mut answer) = respond(core, &frame, asker, counters);
+            let mut permit = None;
+            if matches!(verdict, Verdict::Hand(_)) {
+                permit = waiting.clone().try_acquire_owned().ok();
+                if permit.is_none() {
+                    // A client that is slow to take its answers has no ticket while it waits: others may need it.
+                    drop(verdict);
+                    permit = waiting.clone().acquire_owned().await.ok();
+                    (verdict, answer) = respond(core, &frame, asker, counters);
+                }
+            }
             match verdict {
                 Verdict::Silent => continue,
                 Verdict::Answer(_) => {}
                 Verdict::Hand(ticket) => {
-                    let Ok(permit) = waiting.clone().acquire_owned().await else { break };
                     let (core, counters, room) = (core.clone(), counters.clone(), room.clone());
                     let (packet, answers) = (frame.clone(), answers.clone());
                     asked.spawn(async move {
@@ -178,4 +196,63 @@ async fn write(mut writer: impl AsyncWrite + Unpin, mut answers: mpsc::Receiver<
     }
     let _ = timeout(WRITE, writer.shutdown()).await;
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::admission::Admission;
+    use crate::forward::{ForwardConfig, Forwarder};
+    use crate::respond::tests::core;
+    use crate::stats::DnsStats;
+    use crate::stream::Places;
+
+    /// A connection of a server whose only upstream says nothing.
+    fn connection() -> (Connection, UdpSocket) {
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let upstreams = vec![silent.local_addr().unwrap().into()];
+        let config = ForwardConfig { upstreams, ..ForwardConfig::default() };
+        let forwarder = Forwarder::new(&config, &[], tokio::time::Instant::now());
+        let core = Core { forwarder, admission: Admission::new(config.in_flight_max), ..core() };
+        let stats = Arc::<DnsStats>::default();
+        let streams = Streams {
+            core: Arc::new(core),
+            counters: stats.worker(),
+            stats,
+            places: Places::new(8, 8),
+            started: Instant::now(),
+        };
+        (Connection { streams, client: "10.244.0.1:4000".parse().unwrap() }, silent)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_stops_asking_does_not_keep_a_server_that_ends() {
+        let (connection, _silent) = connection();
+        connection.streams.core.life.enter(Phase::Closing);
+        // Frames of 257 octets without end.
+        let stream = tokio::io::join(tokio::io::repeat(1), tokio::io::sink());
+        timeout(Duration::from_secs(5), connection.serve(stream)).await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn a_question_that_waits_for_the_answers_before_it_has_no_ticket() {
+        let (connection, _silent) = connection();
+        let core = connection.streams.core.clone();
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let serving = tokio::spawn(connection.serve(server));
+        for n in 0..2 * WAITING_MAX as u8 {
+            let name = [2, b'a' + n % 26, b'a' + n / 26, 3, b'o', b'r', b'g', 0, 0, 1, 0, 1];
+            let question = [&[0, n, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &name].concat();
+            client.write_u16(question.len() as u16).await.unwrap();
+            client.write_all(&question).await.unwrap();
+        }
+        // All run on this thread, so they get as far as they can.
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(core.admission.in_flight(), WAITING_MAX);
+        serving.abort();
+    }
 }

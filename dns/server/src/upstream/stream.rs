@@ -137,11 +137,15 @@ async fn carry(stream: impl AsyncRead + AsyncWrite + Send + 'static, mut jobs: m
                 let mut frame = (bytes.len() as u16).to_be_bytes().to_vec();
                 frame.append(&mut bytes);
                 waiting.insert(id, answer);
-                match timeout(CONNECT, writer.write_all(&frame)).await {
+                // Over TLS it is the flush that waits for the socket.
+                let sent = async {
+                    writer.write_all(&frame).await?;
+                    writer.flush().await
+                };
+                match timeout(CONNECT, sent).await {
                     Ok(Ok(())) => {}
                     _ => break,
                 }
-                let _ = writer.flush().await;
                 idle_at = Instant::now() + IDLE;
                 due_since.get_or_insert_with(Instant::now);
             }
@@ -172,9 +176,12 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, frames: mpsc::Sender<Ve
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::task::{Context, Poll};
 
+    use tokio::io::ReadBuf;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -210,6 +217,38 @@ mod tests {
         let second = timeout(Duration::from_secs(2), pool.ask(&[0; 20])).await;
         assert_eq!(second.expect("in time").expect("answered").1.len(), 20);
         assert_eq!(taken.load(Relaxed), 2);
+    }
+
+    /// Takes all that is written, as TLS does, and never gets rid of it.
+    struct Clogged;
+
+    impl AsyncRead for Clogged {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Clogged {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_takes_no_more_is_left() {
+        let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+        let (answer, _answered) = oneshot::channel();
+        sender.send(Job { bytes: vec![0; 20], answer }).await.expect("there is room");
+        timeout(IDLE / 2, carry(Clogged, receiver)).await.expect("it ends in time");
+        assert!(sender.is_closed());
     }
 
     #[tokio::test]

@@ -126,21 +126,77 @@ async fn what_nobody_answers_in_time_is_servfail_when_the_server_ends() {
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
+/// A further address, with a port that is free there, and the two ends that a server does not have.
+fn further_at(
+    ip: &str,
+) -> (SocketAddr, Further, watch::Sender<Vec<SocketAddr>>, watch::Receiver<Vec<SocketAddr>>) {
+    let free = std::net::UdpSocket::bind((ip, 0)).expect("a socket");
+    let address = free.local_addr().expect("bound");
+    let (wanted, receiver) = watch::channel(vec![address]);
+    let (sender, bound) = watch::channel(Vec::new());
+    (address, Further { wanted: receiver, bound: sender }, wanted, bound)
+}
+
+/// Waits until it is answered at these.
+async fn answered_at(
+    bound: &mut watch::Receiver<Vec<SocketAddr>>,
+    addresses: &[SocketAddr],
+    patience_secs: u64,
+) {
+    let is_so = bound.wait_for(|bound| *bound == addresses);
+    tokio::time::timeout(Duration::from_secs(patience_secs), is_so)
+        .await
+        .expect("in time")
+        .expect("it lives");
+}
+
+#[tokio::test]
+async fn connections_at_further_addresses_have_their_last_word_too() {
+    let upstream = Upstream::start(Mood::Silent).await;
+    let (address, further, _wanted, mut bound) = further_at("127.0.7.2");
+    let forward = forward_to(&[upstream.address]);
+    let server = DnsServer::bind(DnsConfig { further: Some(further), forward, ..config() }, Vec::new());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(server.expect("binds").run(async { drop(stopped.await) }));
+    answered_at(&mut bound, &[address], 8).await;
+    let mut stream = connect(address).await;
+    stream.send(&question("a.example.org.", RecordType::A)).await;
+    while upstream.asked() < 1 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    drop(stop);
+    assert_eq!(stream.receive().await.metadata.response_code, ResponseCode::ServFail);
+    running.await.expect("no panic").expect("it ran");
+}
+
+#[tokio::test]
+async fn an_address_comes_back_while_a_question_of_before_still_waits() {
+    let upstream = Upstream::start(Mood::Silent).await;
+    let (address, further, wanted, mut bound) = further_at("127.0.7.3");
+    let forward = forward_to(&[upstream.address]);
+    let _server = start_held(DnsConfig { further: Some(further), forward, ..config() }, Vec::new());
+    answered_at(&mut bound, &[address], 8).await;
+    let datagram = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let bytes = question("b.example.org.", RecordType::A).to_vec().expect("encodes");
+    datagram.send_to(&bytes, address).await.expect("sends");
+    while upstream.asked() < 1 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    wanted.send_replace(Vec::new());
+    answered_at(&mut bound, &[], 3).await;
+    wanted.send_replace(vec![address]);
+    answered_at(&mut bound, &[address], 2).await;
+    let answer = crate::client::ask(address, &question(WEB, RecordType::A)).await;
+    assert_eq!(answer.answers.len(), 1);
+}
+
 #[tokio::test]
 async fn an_address_that_goes_and_comes_back_is_answered_at_again_at_once() {
-    // A port that is free on an address of its own.
-    let address = {
-        let free = std::net::UdpSocket::bind("127.0.7.1:0").expect("a socket");
-        free.local_addr().expect("bound")
-    };
-    let (wanted, receiver) = watch::channel(vec![address]);
-    let (sender, mut bound) = watch::channel(Vec::new());
-    let further = Some(Further { wanted: receiver, bound: sender });
-    let server = start_held(DnsConfig { further, ..config() }, Vec::new());
+    let (address, further, wanted, mut bound) = further_at("127.0.7.1");
+    let server = start_held(DnsConfig { further: Some(further), ..config() }, Vec::new());
     for (addresses, patience) in [(vec![address], 8), (vec![], 8), (vec![address], 3)] {
         wanted.send_replace(addresses.clone());
-        let is_so = bound.wait_for(|bound| *bound == addresses);
-        tokio::time::timeout(Duration::from_secs(patience), is_so).await.expect("in time").expect("it lives");
+        answered_at(&mut bound, &addresses, patience).await;
         if !addresses.is_empty() {
             let answer = crate::client::ask(address, &question(WEB, RecordType::A)).await;
             assert_eq!(answer.answers.len(), 1);
