@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::entry::{Addressed, Endpoints, Entry, Kind, NamedPort, Ports, label};
 use crate::sink::{IP_LABEL_MAX, ip_label};
+use crate::syntax::is_plain_label;
 use crate::{Name, NameError, ZoneEndpoint, ZoneKind, ZonePort, ZoneService};
 
 type Report<'a> = &'a mut dyn FnMut(String);
@@ -112,10 +113,16 @@ fn named(ports: &[ZonePort], name: &Name, report: Report<'_>) -> Ports {
 fn aliases(service: &ZoneService, name: &Name, report: Report<'_>) -> Box<[Name]> {
     let namespace = name.parent().unwrap_or_else(Name::root);
     let services = namespace.parent().unwrap_or_else(Name::root);
-    let alias = |text: &str| -> Result<Name, NameError> {
-        match text.split_once('.') {
+    let alias = |text: &str| -> Result<Name, String> {
+        let alias = || match text.split_once('.') {
             None => namespace.child(text),
             Some((own, namespace)) => services.child(label(namespace)?)?.child(own),
+        };
+        let alias = alias().map_err(|error| error.to_string())?;
+        if text.split('.').all(is_plain_label) {
+            Ok(alias)
+        } else {
+            Err("has other than letters, digits, '-' and '_' (a comma is missing?)".to_owned())
         }
     };
     let mut made = BTreeSet::new();

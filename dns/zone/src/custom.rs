@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::skydns::Skydns;
@@ -12,6 +13,9 @@ use crate::{Name, RecordData, RecordType, Srv, Views};
 
 /// RFC 2181, 8: the first bit is not for use.
 pub(crate) const TTL_SECS_LARGEST: u32 = i32::MAX as u32;
+
+/// Of what somebody writes: a day. Past it a change is not seen for longer than anyone waits.
+const TTL_SECS_MAX: u32 = 86_400;
 
 /// A record that somebody wrote: not computed from services.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,15 +56,20 @@ impl Own {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecordSpec {
-    /// Domain name, with or without the final dot.
+    /// Domain name, with or without the final dot. No wildcard.
     pub name: String,
-    /// `A`, `AAAA`, `CNAME`, `MX`, `PTR`, `SRV` or `TXT`.
+    /// `A`, `AAAA`, `CNAME`, `MX`, `PTR`, `SRV` or `TXT`, in any case.
     #[serde(rename = "type")]
     pub record_type: String,
     /// As in a zone file: `10 mail.example.com` for MX, `PRIORITY WEIGHT PORT TARGET` for SRV, the bare text for TXT.
     pub data: String,
-    /// Seconds, up to 2³¹-1; the zone's TTL without.
-    #[serde(default, alias = "ttl-secs", skip_serializing_if = "Option::is_none")]
+    /// Seconds, up to 86,400; the zone's TTL without.
+    #[serde(
+        default,
+        alias = "ttl-secs",
+        deserialize_with = "ttl_secs",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub ttl_secs: Option<u32>,
     /// Who may see it, as in `weft.dev/dns-views`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +91,23 @@ pub(crate) fn of<E: ToString>(field: &'static str) -> impl Fn(E) -> SpecError {
     move |error| SpecError { field, reason: error.to_string() }
 }
 
+/// Says of which field a number is wanted: serde names none.
+fn ttl_secs<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Seconds {
+        Number(u32),
+        Other(IgnoredAny),
+    }
+    match Option::<Seconds>::deserialize(from)? {
+        None => Ok(None),
+        Some(Seconds::Number(secs)) => Ok(Some(secs)),
+        Some(Seconds::Other(_)) => Err(D::Error::custom(format!(
+            "ttl_secs: is no number of seconds; write one from 0 to {TTL_SECS_MAX}, without quotes"
+        ))),
+    }
+}
+
 impl RecordSpec {
     /// The record.
     ///
@@ -92,12 +118,20 @@ impl RecordSpec {
         if name == Name::root() {
             return Err(of("name")("is the root"));
         }
-        let views = self.views.as_deref().map(Views::parse).transpose().map_err(of("views"))?;
-        if let Some(secs) = self.ttl_secs.filter(|secs| *secs > TTL_SECS_LARGEST) {
-            return Err(of("ttl_secs")(format!("{secs} is more than {TTL_SECS_LARGEST}")));
+        if name.labels().any(|label| label == b"*") {
+            let reason =
+                format!("{:?} has a `*`: there are no wildcards; write a record for each name", self.name);
+            return Err(of("name")(reason));
         }
-        let data = OwnData::Plain(self.parse_data()?);
-        Ok(OwnRecord { name, ttl_secs: self.ttl_secs, views, data })
+        let views = self.views.as_deref().map(Views::parse).transpose().map_err(of("views"))?;
+        if let Some(secs) = self.ttl_secs.filter(|secs| *secs > TTL_SECS_MAX) {
+            return Err(of("ttl_secs")(format!("{secs} is more than a day; write {TTL_SECS_MAX} at most")));
+        }
+        let data = self.parse_data()?;
+        if matches!(&data, RecordData::Cname(target) if *target == name) {
+            return Err(of("data")("is the name itself; write the name that it is to stand for"));
+        }
+        Ok(OwnRecord { name, ttl_secs: self.ttl_secs, views, data: OwnData::Plain(data) })
     }
 
     fn parse_data(&self) -> Result<RecordData, SpecError> {
@@ -106,7 +140,7 @@ impl RecordSpec {
         let wanted = |form: &str| of("data")(format!("{text:?} is not {form}"));
         let number = |word: &str| word.parse::<u16>().map_err(|e| of("data")(format!("{word:?}: {e}")));
         let name = |word: &str| Name::parse(word).map_err(of("data"));
-        match (RecordType::parse(&self.record_type), words.as_slice()) {
+        match (RecordType::parse(&self.record_type.to_ascii_uppercase()), words.as_slice()) {
             (Some(RecordType::A), _) => {
                 text.parse().map(RecordData::A).map_err(|_| wanted("an IPv4 address"))
             }
@@ -163,12 +197,14 @@ mod tests {
             ("PTR", "web.example.com.", "web.example.com."),
             ("SRV", "0 100 80 web.example.com", "0 100 80 web.example.com."),
             ("TXT", "v=spf1 -all", "\"v=spf1 -all\""),
+            ("a", "192.0.2.7", "192.0.2.7"),
+            ("cName", "web.example.com", "web.example.com."),
         ] {
             let record = spec("a.example.com", record_type, data).parse().unwrap();
             let OwnData::Plain(parsed) = record.data else { panic!("not plain") };
             assert_eq!(
                 (parsed.to_string().as_str(), parsed.record_type()),
-                (shown, RecordType::parse(record_type).unwrap())
+                (shown, RecordType::parse(&record_type.to_ascii_uppercase()).unwrap())
             );
         }
     }
@@ -183,8 +219,20 @@ mod tests {
             (spec("a", "MX", "mail"), "data: \"mail\" is not PREFERENCE EXCHANGE"),
             (spec("a", "SRV", "0 0 99999 b"), "data: \"99999\": number too large to fit in target type"),
             (
-                RecordSpec { ttl_secs: Some(1 << 31), ..spec("a", "TXT", "") },
-                "ttl_secs: 2147483648 is more than 2147483647",
+                RecordSpec { ttl_secs: Some(86_401), ..spec("a", "TXT", "") },
+                "ttl_secs: 86401 is more than a day; write 86400 at most",
+            ),
+            (
+                spec("*.a", "A", "1.2.3.4"),
+                "name: \"*.a\" has a `*`: there are no wildcards; write a record for each name",
+            ),
+            (
+                spec("a.*.b", "A", "1.2.3.4"),
+                "name: \"a.*.b\" has a `*`: there are no wildcards; write a record for each name",
+            ),
+            (
+                spec("a.b", "cname", "A.b."),
+                "data: is the name itself; write the name that it is to stand for",
             ),
             (
                 RecordSpec { views: Some("a,,b".into()), ..spec("a", "TXT", "") },
@@ -194,5 +242,26 @@ mod tests {
         ] {
             assert_eq!(spec.parse().unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn a_ttl_is_a_number_and_the_field_is_named_where_it_is_none() {
+        let read = |ttl: &str| {
+            let text = format!(r#"{{"name": "a", "type": "a", "data": "192.0.2.7", "ttl_secs": {ttl}}}"#);
+            serde_json::from_str::<RecordSpec>(&text).map_err(|error| error.to_string())
+        };
+        for (ttl, expected) in [("86400", Some(86_400)), ("0", Some(0)), ("null", None)] {
+            let spec = read(ttl).unwrap();
+            assert_eq!(spec.ttl_secs, expected);
+            assert_eq!(spec.parse().unwrap().ttl_secs, expected);
+        }
+        for ttl in [r#""60""#, "-1", "1.5", "[60]", "99999999999"] {
+            let error = read(ttl).unwrap_err();
+            let expected = "ttl_secs: is no number of seconds; write one from 0 to 86400, without quotes";
+            assert!(error.starts_with(expected), "{ttl}: {error}");
+        }
+        let without =
+            serde_json::from_str::<RecordSpec>(r#"{"name": "a", "type": "A", "data": "192.0.2.7"}"#);
+        assert_eq!(without.unwrap().ttl_secs, None);
     }
 }

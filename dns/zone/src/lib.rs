@@ -46,6 +46,7 @@ mod service;
 mod settings;
 mod sink;
 mod skydns;
+mod syntax;
 mod tree;
 mod views;
 mod zone;

@@ -8,15 +8,17 @@ use serde::{Deserialize, Serialize};
 use crate::custom::{SpecError, of};
 use crate::entry::label;
 use crate::folded::Apex;
-use crate::{Client, Folded, Name, Views};
+use crate::syntax::{is_dns_label, is_plain_label};
+use crate::{Client, Folded, Name, NameError, Views};
 
 /// A link: who asks for `name` gets what `to` stands for. `{"name": "db", "to": "prod/postgres", "clients": "app=shop"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkSpec {
-    /// As programs ask for it: `db`, and the search path of the pod does not matter; with a final dot the whole name.
+    /// As programs ask for it: one label (`db`), and the search path of the pod does not matter; with a final dot the whole
+    /// name.
     pub name: String,
-    /// A Service (`NAMESPACE/NAME`) or a domain name.
+    /// A Service (`NAMESPACE/NAME`) or a domain name with a dot in it.
     pub to: String,
     /// Who gets it, as in `weft.dev/dns-views`; everybody without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +76,25 @@ impl Rules {
         if name.labels() == 0 {
             return Err(of("name")("is the root"));
         }
-        let key = if spec.name.ends_with('.') { name.as_wire() } else { name.until_label(name.labels()) };
+        let text = spec.name.as_str();
+        let is_whole = text.ends_with('.');
+        if !is_whole && name.labels() != 1 {
+            let reason =
+                format!("{text:?} is not one label; write one (`db`), or the whole name as `{text}.`");
+            return Err(of("name")(reason));
+        }
+        if !text.trim_end_matches('.').split('.').all(is_plain_label) {
+            let reason =
+                format!("{text:?} has other than letters, digits, '-' and '_'; write a name such as `db`");
+            return Err(of("name")(reason));
+        }
+        if !spec.to.is_empty() && !spec.to.contains(['.', '/']) {
+            let to = &spec.to;
+            let reason =
+                format!("{to:?} says no namespace; write NAMESPACE/{to}, or a domain name with a dot in it");
+            return Err(of("to")(reason));
+        }
+        let key = if is_whole { name.as_wire() } else { name.until_label(name.labels()) };
         let rule = rule(&spec.to, spec.clients.as_deref(), origin)?;
         self.links.entry(key.into()).or_default().push(rule);
         Ok(())
@@ -86,6 +106,14 @@ impl Rules {
     /// Names the field that is wrong.
     pub fn add_rewrite(&mut self, spec: &RewriteSpec, origin: &Name) -> Result<(), SpecError> {
         let text = spec.from.strip_prefix("*.").unwrap_or(&spec.from);
+        if text.contains('*') {
+            let reason = format!(
+                "{:?} has `*` where it does not count: it is the whole first label (`*.old.example`, all names below) or \
+                 nowhere",
+                spec.from
+            );
+            return Err(of("from")(reason));
+        }
         let from = Name::parse(text).map_err(of("from"))?;
         if from == Name::root() {
             return Err(of("from")("is the root, and with it everything"));
@@ -185,19 +213,37 @@ impl Rules {
 }
 
 fn rule(to: &str, clients: Option<&str>, origin: &Name) -> Result<Rule, SpecError> {
+    if to.contains('*') {
+        let reason = format!(
+            "{to:?} has a `*`, which stands for nothing there: write the name without it; what stood in front of the old one \
+             comes in front of this one"
+        );
+        return Err(of("to")(reason));
+    }
     let target = match to.split_once('/') {
-        None => Name::parse(to),
-        Some((namespace, service)) => {
-            let service = || origin.child("svc")?.child(label(namespace)?)?.child(label(service)?);
-            service()
-        }
-    };
-    let target = target.map_err(of("to"))?;
+        None => Name::parse(to).map_err(of("to")),
+        Some((namespace, service)) => service_name(namespace, service, origin).map_err(|reason| {
+            of("to")(format!("{reason}; write NAMESPACE/NAME of a Service, or a domain name"))
+        }),
+    }?;
     if target == Name::root() {
         return Err(of("to")("is the root"));
     }
     let clients = clients.map(Views::parse).transpose().map_err(of("clients"))?;
     Ok(Rule { clients, target, inner: None })
+}
+
+fn service_name(namespace: &str, service: &str, origin: &Name) -> Result<Name, String> {
+    for text in [namespace, service] {
+        let text = label(text).map_err(|error| error.to_string())?;
+        if !is_dns_label(&text.to_ascii_lowercase()) {
+            return Err(format!(
+                "{text:?} is no name of a namespace or Service (a-z, 0-9 and - between them)"
+            ));
+        }
+    }
+    let name = || origin.child("svc")?.child(namespace)?.child(service);
+    name().map_err(|error: NameError| error.to_string())
 }
 
 fn usable_by(client: Option<&Client>) -> impl Fn(&Rule) -> bool {
@@ -228,7 +274,26 @@ mod tests {
         };
         assert_eq!(link("", "a", None), "name: is the root");
         assert_eq!(link("db", "", None), "to: is the root");
-        assert_eq!(link("db", "a/b.c", None), "to: \"b.c\" has a dot in it and is not one label");
+        for (name, to, expected) in [
+            ("x.y", "a/b", "name: \"x.y\" is not one label; write one (`db`), or the whole name as `x.y.`"),
+            ("*", "a/b", "name: \"*\" has other than letters"),
+            ("*.x.", "a/b", "name: \"*.x.\" has other than letters"),
+            ("d b", "a/b", "name: \"d b\" has other than letters"),
+            ("db", "a/b.c", "to: \"b.c\" has a dot in it and is not one label; write NAMESPACE/NAME"),
+            ("db", "a/b/c", "to: \"b/c\" is no name of a namespace or Service"),
+            ("db", "a/", "to: \"\" is no name of a namespace or Service"),
+            ("db", "/b", "to: \"\" is no name of a namespace or Service"),
+            ("db", "a/b_c", "to: \"b_c\" is no name of a namespace or Service"),
+            ("db", "web", "to: \"web\" says no namespace; write NAMESPACE/web, or a domain name"),
+            (
+                "db",
+                "*.b.org",
+                "to: \"*.b.org\" has a `*`, which stands for nothing there: write the name without it",
+            ),
+        ] {
+            let error = link(name, to, None);
+            assert!(error.starts_with(expected), "{name} {to}: {error}");
+        }
         assert!(link("db", "a/b", Some(";")).starts_with("clients: rule 1"));
         let rewrite = |from: &str, to: &str| {
             let [from, to] = [from, to].map(str::to_owned);
@@ -239,6 +304,25 @@ mod tests {
         };
         assert_eq!(rewrite("*.", "a"), "from: is the root, and with it everything");
         assert_eq!(rewrite("a.b", "A.b."), "to: is the name itself");
+        for (from, to, expected) in [
+            (
+                "a.*.x",
+                "b.org",
+                "from: \"a.*.x\" has `*` where it does not count: it is the whole first label",
+            ),
+            ("*a.x", "b.org", "from: \"*a.x\" has `*` where"),
+            ("*.*.x", "b.org", "from: \"*.*.x\" has `*` where"),
+            ("*", "b.org", "from: \"*\" has `*` where"),
+            (
+                "*.a.org",
+                "*.b.org",
+                "to: \"*.b.org\" has a `*`, which stands for nothing there: write the name without",
+            ),
+            ("a.org", "x/y/z", "to: \"y/z\" is no name of a namespace or Service"),
+        ] {
+            let error = rewrite(from, to);
+            assert!(error.starts_with(expected), "{from} {to}: {error}");
+        }
     }
 
     #[test]

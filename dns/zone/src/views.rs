@@ -7,6 +7,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::syntax::{is_dns_label, is_label_key, is_label_value};
+
+/// What a term may be, for whoever wrote another one.
+const TERMS: &str = "there are LABEL, !LABEL, LABEL=VALUE and namespace=NAME, `,` for and, `;` for or";
+
 /// The pod that asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
@@ -56,14 +61,11 @@ impl Views {
     /// Reads the annotation.
     ///
     /// # Errors
-    /// A rule without a term, or a term without a name; says which one.
+    /// A rule without a term, a term without a name, an operator that there is not, what no label, value or namespace can be;
+    /// says which one.
     pub fn parse(text: &str) -> Result<Self, ViewsError> {
         let rule = |(index, rule): (usize, &str)| {
-            let error = |reason: &str| ViewsError {
-                text: text.to_owned(),
-                rule: index + 1,
-                reason: reason.to_owned(),
-            };
+            let error = |reason: String| ViewsError { text: text.to_owned(), rule: index + 1, reason };
             rule.split(',').map(|term| Term::parse(term.trim()).map_err(error)).collect()
         };
         Ok(Self {
@@ -90,7 +92,34 @@ impl Views {
 }
 
 impl Term {
-    fn parse(text: &str) -> Result<Self, &'static str> {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Some(operator) = operator_of_others(text) {
+            return Err(format!("there is no operator `{operator}`; {TERMS}"));
+        }
+        let term = Self::read(text)?;
+        let (name, value) = match &term {
+            Self::Namespace(name) if !is_dns_label(name) => {
+                return Err(format!("no namespace can be {name:?}; write 1 to 63 of a-z, 0-9 and -"));
+            }
+            Self::Namespace(_) => return Ok(term),
+            Self::Is(name, value) => (name, &**value),
+            Self::Has(name) | Self::Lacks(name) => (name, ""),
+        };
+        if !is_label_key(name) {
+            return Err(format!(
+                "no label can be {name:?} (up to 63 of A-Z, a-z, 0-9, '.', '_' and '-', with a DNS name and `/` in front or \
+                 not); {TERMS}"
+            ));
+        }
+        if !is_label_value(value) {
+            return Err(format!(
+                "no label can have the value {value:?} (up to 63 of A-Z, a-z, 0-9, '.', '_' and '-'); {TERMS}"
+            ));
+        }
+        Ok(term)
+    }
+
+    fn read(text: &str) -> Result<Self, &'static str> {
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name.trim(), Some(value.trim())),
             None => (text, None),
@@ -118,6 +147,13 @@ impl Term {
             Self::Namespace(name) => *client.namespace == **name,
         }
     }
+}
+
+/// Of selectors elsewhere (Kubernetes, Prometheus), where the term has one.
+fn operator_of_others(term: &str) -> Option<&'static str> {
+    let word = term.split_whitespace().nth(1).and_then(|word| word.split('(').next());
+    let sign = ["!=", "==", "=~", "!~", "<", ">", "&&", "||"].into_iter().find(|sign| term.contains(sign));
+    sign.or_else(|| ["in", "notin"].into_iter().find(|operator| word == Some(operator)))
 }
 
 impl fmt::Display for Views {
@@ -161,6 +197,19 @@ mod tests {
     }
 
     #[test]
+    fn labels_may_have_a_prefix_and_no_value() {
+        for text in [
+            "app.kubernetes.io/name=web.v1_2-x",
+            "!example.org/old",
+            "empty=",
+            "in",
+            "In=notin,namespace=a-1",
+        ] {
+            assert_eq!(Views::parse(text).map(|views| views.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, part) in [
             ("", "rule 1 of \"\": is empty"),
@@ -170,6 +219,28 @@ mod tests {
             ("namespace", "a namespace without a name"),
             ("!a=b", "not both"),
             ("!", "`!` without a label"),
+            (
+                "namespace!=shop",
+                "rule 1 of \"namespace!=shop\": there is no operator `!=`; there are LABEL, !LABEL",
+            ),
+            (
+                "tier; app==client",
+                "rule 2 of \"tier; app==client\": there is no operator `==`; there are LABEL",
+            ),
+            (
+                "app in (a,b)",
+                "there is no operator `in`; there are LABEL, !LABEL, LABEL=VALUE and namespace=NAME",
+            ),
+            ("app notin(a)", "there is no operator `notin`"),
+            ("app=~w.*", "there is no operator `=~`"),
+            ("a && b", "there is no operator `&&`"),
+            ("namespace=Shop_X", "no namespace can be \"Shop_X\"; write 1 to 63 of a-z, 0-9 and -"),
+            ("namespace=a.b", "no namespace can be \"a.b\""),
+            ("app web", "no label can be \"app web\""),
+            ("!app*", "no label can be \"app*\""),
+            ("a/b/c", "no label can be \"a/b/c\""),
+            ("app=web*", "no label can have the value \"web*\""),
+            ("app=a b", "no label can have the value \"a b\""),
         ] {
             let error = Views::parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
