@@ -12,8 +12,9 @@ use crate::{daemon, dns};
 
 /// Everything that is wrong; a start would end at the first, or leave a name out.
 pub(crate) fn wrong(config: &Config) -> Vec<String> {
-    let found = [store(config), drop_in(config), dns::check_files(config), cgroup_root(config)];
-    let errors = found.into_iter().filter_map(Result::err).map(|error| format!("{error:#}"));
+    let found =
+        [store(config), drop_in(config), cgroup_root(config)].into_iter().chain(dns::check_files(config));
+    let errors = found.filter_map(Result::err).map(|error| format!("{error:#}"));
     errors.chain(names(config)).collect()
 }
 

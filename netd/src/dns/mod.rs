@@ -82,10 +82,9 @@ pub(crate) async fn answer(
 /// What [`bind`] reads from files, without binding anything.
 ///
 /// # Errors
-/// The first file that cannot be read, or does not hold what it should: the option, and why.
-pub(crate) fn check_files(config: &Config) -> Result<()> {
-    tls(&config.dns, &config.dns_addresses)?;
-    forward(config).map(drop)
+/// Of our own certificate, then of other servers: a file that cannot be read, or does not hold what it should.
+pub(crate) fn check_files(config: &Config) -> [Result<()>; 2] {
+    [tls(&config.dns, &config.dns_addresses).map(drop), forward(config).map(drop)]
 }
 
 fn forward(config: &Config) -> Result<ForwardConfig> {
