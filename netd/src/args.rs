@@ -18,6 +18,10 @@ pub(crate) struct Args {
     /// Configuration file (TOML). Read when it exists; must exist when given.
     #[arg(long, env = "WEFT_CONFIG", value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
+    /// Read flags, environment, configuration file and the files it names as a start would, say `configuration: ok` or what
+    /// is wrong (exit code 2), and end. Nothing is opened, bound or changed.
+    #[arg(long)]
+    pub check: bool,
     /// Options that the file may hold too.
     #[command(flatten)]
     pub options: Options,

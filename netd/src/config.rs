@@ -22,6 +22,8 @@ use crate::desired;
 use crate::mtu::PROBE_PORT;
 use crate::psk;
 
+#[cfg(test)]
+pub(crate) use dns::checked_dns;
 pub(crate) use dns::{DnsOptions, UpstreamOption, ZoneOptions};
 #[cfg(test)]
 pub(crate) use external::TsigKey;

@@ -257,13 +257,17 @@ fn memory_bytes() -> u64 {
 
 async fn connect(config: &Config) -> Result<Arc<dyn Store>> {
     let state_dir = &config.state_dir;
-    let config = &config.store;
-    if config.endpoints.is_empty() {
+    let Some(etcd) = etcd_config(&config.store) else {
         let dir = state_dir.join(FILE_STORE_DIR);
         tracing::info!(dir = %dir.display(), "no store-endpoints: the store is a file of this host");
         return Ok(Arc::new(FileStore::open(&dir).context("cannot open the store on disk")?));
-    }
-    let config = EtcdConfig {
+    };
+    Ok(Arc::new(Etcd::connect(etcd).await.context("the store's configuration cannot work")?))
+}
+
+/// How etcd is reached; `None`: the store is a file.
+pub(crate) fn etcd_config(config: &StoreConfig) -> Option<EtcdConfig> {
+    (!config.endpoints.is_empty()).then(|| EtcdConfig {
         endpoints: config.endpoints.clone(),
         user: config.user.clone(),
         password: config.password.clone(),
@@ -271,8 +275,7 @@ async fn connect(config: &Config) -> Result<Arc<dyn Store>> {
         cert_file: config.cert.clone(),
         key_file: config.key.clone(),
         ..EtcdConfig::default()
-    };
-    Ok(Arc::new(Etcd::connect(config).await.context("the store's configuration cannot work")?))
+    })
 }
 
 /// The network config for the container runtime, there while this node can serve an ADD.

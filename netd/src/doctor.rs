@@ -52,6 +52,9 @@ pub(crate) async fn examine(node: &Node) -> DoctorReply {
     checks.services(node);
     let (verdict, text) = dns::check(node);
     checks.say(verdict, "names", text);
+    for (verdict, text) in dns::check_outside(node) {
+        checks.say(verdict, "names outside", text);
+    }
     checks.kernel(&status);
     checks.drops(node).await;
     DoctorReply { checks: checks.0 }

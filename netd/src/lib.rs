@@ -11,6 +11,7 @@ mod apply;
 mod args;
 mod attach;
 mod attachments;
+mod check;
 mod clean;
 mod cluster_config;
 mod config;
@@ -77,6 +78,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    if args.check {
+        return check_only(&config, args.command.is_some());
+    }
     log_to_stderr(&config);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -103,7 +107,25 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Logs go to stderr: stdout carries nothing, so that a supervisor may do with it what it likes.
+/// `--check`: what is wrong with the configuration goes to stderr, as it would at a start.
+#[allow(clippy::print_stdout, reason = "the answer to the only question; there is no log")]
+fn check_only(config: &Config, has_command: bool) -> ExitCode {
+    if has_command {
+        complain("netd: --check is about a start as the daemon: give no command with it");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    let wrong = check::wrong(config);
+    for reason in &wrong {
+        complain(&format!("netd: {reason}"));
+    }
+    if !wrong.is_empty() {
+        return ExitCode::from(EXIT_USAGE);
+    }
+    println!("configuration: ok");
+    ExitCode::SUCCESS
+}
+
+/// Logs go to stderr: stdout carries nothing while the daemon runs, so that a supervisor may do with it what it likes.
 fn log_to_stderr(config: &Config) {
     // hickory tells of every request at info; said first, so that --log-level can say otherwise.
     let quiet: String = dns_server::QUIET_TARGETS.iter().map(|target| format!("{target}=warn,")).collect();

@@ -203,6 +203,12 @@ fn at_most(option: &'static str, value: u32, max: u32) -> Result<u32, ConfigErro
     if value > max { Err(bad(option, format!("{value} is more than {max}"))) } else { Ok(value) }
 }
 
+/// As a file says it, for tests of others.
+#[cfg(test)]
+pub(crate) fn checked_dns(text: &str) -> DnsOptions {
+    check(&toml::from_str(text).unwrap()).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ mod check;
 mod external;
 mod hold;
 mod others;
+mod outside;
 mod query;
 
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +18,7 @@ use dns_server::{
     server_tls,
 };
 
-use crate::config::{DnsOptions, UpstreamOption};
+use crate::config::{Config, DnsOptions, UpstreamOption};
 use crate::desired;
 use crate::node::Node;
 
@@ -25,6 +26,7 @@ pub(crate) use check::check;
 pub(crate) use external::{External, check_annotations, keep as keep_external};
 pub(crate) use hold::hold_sockets;
 pub(crate) use others::{addresses, keep, servers as other_servers};
+pub(crate) use outside::check_outside;
 pub(crate) use query::{query, questions};
 
 /// The port of DNS over TLS (RFC 7858).
@@ -50,7 +52,7 @@ pub(crate) fn bind(node: &Node) -> Result<DnsServer> {
             workers: options.workers,
             clients: node.dns_clients.clone(),
             zone: node.zone.clone(),
-            forward: forward(node)?,
+            forward: forward(config)?,
             answers_per_second: options.answers_per_second,
             query_log_every: options.query_log_every,
             stats: node.dns_stats.clone(),
@@ -77,8 +79,15 @@ pub(crate) async fn answer(
     Ok(server.run(shutdown).await?)
 }
 
-fn forward(node: &Node) -> Result<ForwardConfig> {
-    let config = &node.config;
+/// What [`bind`] reads from files, without binding anything.
+///
+/// # Errors
+/// Of our own certificate, then of other servers: a file that cannot be read, or does not hold what it should.
+pub(crate) fn check_files(config: &Config) -> [Result<()>; 2] {
+    [tls(&config.dns, &config.dns_addresses).map(drop), forward(config).map(drop)]
+}
+
+fn forward(config: &Config) -> Result<ForwardConfig> {
     let cluster = desired::initial_config(config);
     let own: Vec<IpAddr> = config.dns_addresses.iter().copied().chain(cluster.dns_vips()).collect();
     let options = &config.dns;

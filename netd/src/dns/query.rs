@@ -7,6 +7,7 @@ use dns_zone::{Explanation, Name, Outcome, Record, RecordType, Zone};
 use netd_api::{
     ApiError, DnsAnswer, DnsQueryReply, DnsQueryRequest, DnsQuestion, DnsQuestionsReply, DnsQuestionsRequest,
 };
+use uuid::Uuid;
 
 use crate::desired;
 use crate::node::Node;
@@ -23,7 +24,10 @@ pub(crate) fn query(node: &Node, request: &DnsQueryRequest) -> Result<DnsQueryRe
     let wanted = request.record_type.to_ascii_uppercase();
     let record_type = RecordType::parse(&wanted)
         .ok_or_else(|| ApiError::invalid(format!("{wanted:?} is no record type, such as A, SRV, TYPE65")))?;
-    let client = request.client.as_deref().map(|pod| address(&node.view.load(), pod)).transpose()?;
+    let view = node.view.load();
+    let pod = request.client.as_deref().map(|pod| pod_of(&view, pod)).transpose()?;
+    let client = pod.map(|(_, ip)| ip);
+    let elsewhere = pod.and_then(|(its, _)| asks_another(&view, its, node.uuid));
     let namespace = client.and_then(|ip| zone.client(ip)).map(|client| client.namespace.to_string());
     let mut questions = Vec::new();
     for name in searched(&request.name, namespace.as_deref(), zone.origin()) {
@@ -34,6 +38,9 @@ pub(crate) fn query(node: &Node, request: &DnsQueryRequest) -> Result<DnsQueryRe
         if found {
             break;
         }
+    }
+    if let (Some(reason), Some(first)) = (elsewhere, questions.first_mut()) {
+        first.reasons.insert(0, reason);
     }
     Ok(DnsQueryReply { questions })
 }
@@ -64,12 +71,23 @@ fn zone(node: &Node) -> Result<std::sync::Arc<Zone>, ApiError> {
     })
 }
 
-/// An address of the pod `NAMESPACE/NAME`.
-fn address(view: &View, pod: &str) -> Result<IpAddr, ApiError> {
+/// The node of the pod `NAMESPACE/NAME`, and an address.
+fn pod_of(view: &View, pod: &str) -> Result<(Uuid, IpAddr), ApiError> {
     let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
     let mut pods = view.pods.iter().filter(|(_, pod)| pod.namespace == namespace && pod.name == name);
-    let ip = pods.find_map(|(_, pod)| pod.ips.first().copied());
-    ip.ok_or_else(|| ApiError::not_found(format!("no pod {namespace}/{name}; `weft pod ls` lists them")))
+    let found = pods.find_map(|(node, pod)| Some((*node, *pod.ips.first()?)));
+    found.ok_or_else(|| ApiError::not_found(format!("no pod {namespace}/{name}; `weft pod ls` lists them")))
+}
+
+/// Nodes answer by files and servers of their own: this answer is not what a pod of another one gets.
+fn asks_another(view: &View, its: Uuid, own: Uuid) -> Option<String> {
+    if its == own {
+        return None;
+    }
+    let name = view.nodes.get(&its).map_or_else(|| its.to_string(), |record| record.name.clone());
+    Some(format!(
+        "this pod asks the server of node {name}, with that node's configuration; here is what this node would answer"
+    ))
 }
 
 /// The whole names that a pod's resolver asks for, in its order (resolv.conf(5)); see `attach` for the search path.
@@ -134,6 +152,16 @@ mod tests {
         assert_eq!(searched("a.b.c.d.e.f", Some("shop"), &zone)[0], "a.b.c.d.e.f.");
         assert_eq!(searched("db.", Some("shop"), &zone), ["db."]);
         assert_eq!(searched("db.example", None, &zone), ["db.example."]);
+    }
+
+    #[test]
+    fn who_asks_another_node_is_told_so() {
+        let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let view = View::default();
+        assert_eq!(asks_another(&view, own, own), None);
+        // A node whose record is not there is named all the same.
+        let said = asks_another(&view, other, own).unwrap();
+        assert!(said.contains(&format!("node {other}")), "{said}");
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(crate) fn one(node: &Node, namespace: &str, name: &str) -> Result<ServiceDet
         info: info(node, &name, entry),
         selector: stored.map(|s| s.spec.selector.clone()).unwrap_or_default(),
         external_name: entry.external_name.clone(),
-        settings: settings(entry),
+        settings: settings(entry, stored.map(|service| &service.metadata.annotations)),
         frontends,
         verdicts: verdicts.into_iter().map(verdict).collect(),
         backends: backends(entry),
@@ -102,9 +102,16 @@ fn usable(entry: &ServiceEntry) -> usize {
     by_port.min().unwrap_or_else(|| entry.published().count())
 }
 
+/// What a Service's annotations say about its names, as it was written; the table has none of it.
+const OF_NAMES: [&str; 3] = ["weft.dev/dns-aliases", "weft.dev/dns-external", "weft.dev/dns-views"];
+
 /// What differs from what a Service is without saying anything.
-fn settings(entry: &ServiceEntry) -> BTreeMap<String, String> {
-    let mut settings = BTreeMap::new();
+fn settings(
+    entry: &ServiceEntry,
+    annotations: Option<&BTreeMap<String, String>>,
+) -> BTreeMap<String, String> {
+    let written = |name: &&str| Some(((*name).to_owned(), annotations?.get(*name)?.clone()));
+    let mut settings: BTreeMap<String, String> = OF_NAMES.iter().filter_map(written).collect();
     let mut set = |name: &str, value: Option<String>| {
         settings.extend(value.map(|value| (name.to_owned(), value)));
     };
@@ -201,6 +208,21 @@ fn backends(entry: &ServiceEntry) -> Vec<BackendInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_about_names_is_shown_as_it_was_written() {
+        let entry = ServiceEntry::default();
+        assert_eq!(settings(&entry, None), BTreeMap::new());
+        let said = |name: &str, value: &str| (format!("weft.dev/{name}"), value.to_owned());
+        let of_names = [
+            said("dns-aliases", "db, sql.shop"),
+            said("dns-external", "www.example.org"),
+            said("dns-views", "app=a,b"),
+        ];
+        let mut annotations = BTreeMap::from(of_names.clone());
+        annotations.insert("example.org/other".into(), "x".into());
+        assert_eq!(settings(&entry, Some(&annotations)), BTreeMap::from(of_names));
+    }
 
     #[test]
     fn what_concerns_a_service_is_shown_with_it() {

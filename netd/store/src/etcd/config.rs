@@ -68,6 +68,18 @@ impl fmt::Debug for EtcdConfig {
 }
 
 impl EtcdConfig {
+    /// Whether it can work: URLs are looked at and files read, nobody is contacted.
+    ///
+    /// # Errors
+    /// [`StoreError::InvalidConfig`] and [`StoreError::UnreadableFile`], as [`Etcd::connect`](super::Etcd::connect) would.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let config = self.clone().checked()?;
+        for path in [&config.ca_file, &config.cert_file, &config.key_file].into_iter().flatten() {
+            std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+        }
+        Ok(())
+    }
+
     /// Refuses what cannot work, and gives every endpoint its scheme.
     pub(super) fn checked(mut self) -> Result<Self, StoreError> {
         if self.endpoints.is_empty() {
@@ -139,9 +151,11 @@ fn invalid(reason: impl Into<String>) -> StoreError {
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
-    tokio::fs::read(path)
-        .await
-        .map_err(|error| StoreError::UnreadableFile { path: path.to_owned(), reason: error.to_string() })
+    tokio::fs::read(path).await.map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::UnreadableFile { path: path.to_owned(), reason: error.to_string() }
 }
 
 #[cfg(test)]
