@@ -160,7 +160,7 @@ impl Batch {
                     fd,
                     rest.as_mut_ptr(),
                     rest.len() as _,
-                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                    (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
                 )
             };
             match usize::try_from(sent) {
