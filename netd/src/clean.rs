@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `netd clean`: everything that carries this node's marks goes: pins and links, devices, routes, addresses, the nft table,
-//! forward rules; sysctls get their old values. State on disk (identity, journal) stays, so that the node can come back.
+//! forward rules, sockets that somebody holds for it; sysctls get their old values. State on disk (identity, journal) stays, so that
+//! the node can come back.
 
 use anyhow::{Context, Result, bail};
 use ipam::{AttachmentKey, Owner, Timestamp};
@@ -10,6 +11,7 @@ use netd_plan::{HostObjects, plan};
 use crate::addressing::Addresses;
 use crate::attachments::Attachments;
 use crate::config::Config;
+use crate::dns;
 use crate::dropin::DropIn;
 use crate::files::lock_state;
 use crate::identity;
@@ -36,6 +38,7 @@ pub(crate) async fn clean(config: &Config) -> Result<()> {
         note(&link, outcome);
         tracing::info!(link, "removed");
     }
+    note("DNS sockets", dns::release_sockets(config));
     note("attachments", attachments(config));
     note("BPF pins", own_pins(config));
     let expedited = ebpf_loader::settle_expedited().map(drop).map_err(anyhow::Error::from);

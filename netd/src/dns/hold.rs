@@ -2,6 +2,7 @@
 //! Who holds the DNS server's sockets while netd is away: `netd hold-sockets` where one runs, which somebody started on purpose;
 //! else systemd where it starts netd. Without either, questions that come during a restart are lost, and clients ask again.
 
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -55,6 +56,15 @@ pub(crate) fn keep(config: &Config, server: &DnsServer) {
     // That it was sent says nothing of whether it is kept: a unit without FileDescriptorStoreMax= drops it without a word.
     if let Err(error) = systemd::store(&sockets) {
         tracing::warn!(%error, "systemd does not take the DNS server's sockets: see FileDescriptorStoreMax=");
+    }
+}
+
+/// Has the holder let go of what it holds for this node: nobody answers there any more.
+pub(crate) fn release(config: &Config) -> Result<()> {
+    match HolderClient::new(&path(config)).hold(&[]) {
+        // No holder, or one that has died with what it held.
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
+        outcome => outcome.context("`netd hold-sockets` does not let go of the DNS server's sockets"),
     }
 }
 

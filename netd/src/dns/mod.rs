@@ -24,7 +24,7 @@ use crate::node::Node;
 
 pub(crate) use check::check;
 pub(crate) use external::{External, check_annotations, keep as keep_external};
-pub(crate) use hold::hold_sockets;
+pub(crate) use hold::{hold_sockets, release as release_sockets};
 pub(crate) use others::{addresses, keep, servers as other_servers};
 pub(crate) use outside::check_outside;
 pub(crate) use query::{query, questions};
