@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! DNS while things change: endpoints, the store, netd itself; and records of SkyDNS and of one's own.
 
-use crate::dns_client::{Client, NODE_DNS, PATIENCE, becomes, question, read};
+use crate::dns_asking::asking;
+use crate::dns_client::{Client, NODE_DNS, PATIENCE, becomes};
 use crate::dns_records::svc;
 use crate::have;
 use crate::service_stage::{SOON, Stage, checked, conditions, service, spec};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Changes of one headless service.
 const CHANGES: usize = 40;
-/// Questions go out so often, also while netd is away: as many as a socket's queue takes for the time of a restart.
-const ASK_EVERY: Duration = Duration::from_millis(20);
 /// After its return netd has answered what waited within this.
 const RETURN_LIMIT: Duration = Duration::from_secs(1);
 
@@ -98,88 +94,17 @@ fn no_question_is_lost_while_netd_is_restarted_or_killed() -> Result<()> {
         })
     })?;
     checked("netd killed: what waited is answered within a second of its return", {
-        asking(&stage, &vip, |answered| {
-            stage.lab.node_kill("n1")?;
-            ensure!(weft_lab::wait_until(PATIENCE, || Ok(!answered()))?, "answered with netd dead");
+        asking(&stage, &vip, |asked| {
+            asked.pause_for(|| stage.lab.node_kill("n1"))?;
+            ensure!(weft_lab::wait_until(PATIENCE, || Ok(!asked.all_answered()))?, "answered with netd dead");
             stage.lab.node_start("n1")?;
             let back = Instant::now();
-            let caught_up = weft_lab::wait_until(PATIENCE, || Ok(answered()))?;
+            let caught_up = weft_lab::wait_until(PATIENCE, || Ok(asked.all_answered()))?;
             ensure!(caught_up && back.elapsed() < RETURN_LIMIT, "after {:?}", back.elapsed());
             Ok(())
         })
     })?;
     stage.lab.down()
-}
-
-/// Asks all the time while something is done to netd: every question must be answered, and rightly. What is done is told
-/// whether all questions of before a beat ago have been answered.
-pub(crate) fn asking(
-    stage: &Stage,
-    vip: &str,
-    event: impl FnOnce(&dyn Fn() -> bool) -> Result<()>,
-) -> Result<()> {
-    let ended = AtomicBool::new(false);
-    let clients: Vec<Client> =
-        NODE_DNS.iter().map(|server| Client::pod(&stage.lab, "c1", server)).collect::<Result<_>>()?;
-    let waiting: Vec<std::sync::Mutex<BTreeMap<u16, Instant>>> =
-        clients.iter().map(|_| std::sync::Mutex::default()).collect();
-    let answered = || {
-        let old = |since: &Instant| since.elapsed() > Duration::from_millis(100);
-        waiting.iter().all(|waiting| waiting.lock().is_ok_and(|waiting| !waiting.values().any(old)))
-    };
-    thread::scope(|scope| {
-        let askers: Vec<_> = clients
-            .iter()
-            .zip(&waiting)
-            .map(|(client, waiting)| scope.spawn(|| ask_on(client, vip, waiting, &ended)))
-            .collect();
-        thread::sleep(10 * ASK_EVERY);
-        let outcome = event(&answered);
-        ended.store(true, Relaxed);
-        let counts: Result<Vec<usize>> =
-            askers.into_iter().map(|asker| asker.join().map_err(|_| anyhow::anyhow!("an asker"))?).collect();
-        outcome?;
-        let counts = counts?;
-        ensure!(counts.iter().all(|count| *count > 20), "too few questions for a test: {counts:?}");
-        println!("{counts:?} questions, all answered");
-        Ok(())
-    })
-}
-
-/// Until the end, and until all is answered; the number of questions.
-fn ask_on(
-    client: &Client,
-    vip: &str,
-    waiting: &std::sync::Mutex<BTreeMap<u16, Instant>>,
-    ended: &AtomicBool,
-) -> Result<usize> {
-    let socket = client.socket(ASK_EVERY)?;
-    let (mut buffer, mut count, mut last) = ([0; 512], 0, Instant::now());
-    let held = || waiting.lock().map_err(|_| anyhow::anyhow!("poisoned"));
-    loop {
-        let open = held()?.len();
-        if !ended.load(Relaxed) {
-            let question = question(&svc("web"), "A", None)?;
-            socket.send(&question.to_vec()?)?;
-            held()?.insert(question.metadata.id, Instant::now());
-            (count, last) = (count + 1, Instant::now());
-        } else if open == 0 {
-            return Ok(count);
-        }
-        ensure!(last.elapsed() < PATIENCE, "{open} of {count} questions to {} are lost", client.server);
-        let beat = Instant::now();
-        while let Ok(length) = socket.recv(&mut buffer) {
-            let id = u16::from_be_bytes([buffer[0], buffer[1]]);
-            let since = held()?.remove(&id).context("an answer that nobody waits for")?;
-            let answer = read(&buffer[..length], id, since.elapsed())?;
-            // One that is starting and not in sync says so; what it must not do is to say something wrong.
-            let right = answer.rcode == "SERVFAIL" || answer.data == [format!("A {vip}")];
-            ensure!(right, "{} {:?}", answer.rcode, answer.data);
-            if beat.elapsed() >= ASK_EVERY {
-                break;
-            }
-        }
-    }
 }
 
 #[test]

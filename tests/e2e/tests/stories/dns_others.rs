@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! DNS of a node whose netd is dead: other nodes answer its pods, at the node's address as at the cluster's.
 
-use crate::dns_changes::asking;
+use crate::dns_asking::asking;
 use crate::dns_client::{
     Client, How, NODE_DNS, PATIENCE, VIP_DNS, question, read, receive_framed, send_framed,
 };
@@ -130,12 +130,12 @@ fn other_nodes_answer_while_netd_is_dead() -> Result<()> {
     })?;
     checked("killed and started: every question is answered, by whomever", {
         others_known(&stage.lab)?;
-        asking(&stage, &vip, |answered| {
-            stage.lab.node_kill("n1")?;
+        asking(&stage, &vip, |asked| {
+            asked.pause_for(|| stage.lab.node_kill("n1"))?;
             // What was asked before others took over waits for netd.
             thread::sleep(TAKEOVER);
             stage.lab.node_start("n1")?;
-            ensure!(wait_until(PATIENCE, || Ok(answered()))?, "not all of it is answered");
+            ensure!(wait_until(PATIENCE, || Ok(asked.all_answered()))?, "not all of it is answered");
             Ok(())
         })
     })?;
