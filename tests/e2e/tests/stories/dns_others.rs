@@ -246,6 +246,10 @@ fn others_known(lab: &Lab) -> Result<()> {
         Ok(!families("own server").is_empty() && families("another node's server") == families("own server"))
     })?;
     ensure!(known, "the cluster's DNS is {last}");
+    // That is what netd knows; the programs know it when it has written the maps.
+    let known = lab.status("n1")?.store.revision;
+    let written = wait_until(SOON, || Ok(lab.status("n1")?.programmed_revision >= known))?;
+    ensure!(written, "n1 has not programmed revision {known}");
     Ok(())
 }
 
