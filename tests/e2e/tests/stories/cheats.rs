@@ -117,6 +117,7 @@ fn spoof(mode: &str) -> Result<()> {
     ensure!(met, "n1 does not know n2: {}", known()?);
     for (node, name) in [("n1", "near"), ("n2", "far")] {
         let victim = lab.pod_add(&PodSpec::new(node, name))?;
+        reach(&lab, "liar", &victim.ips)?;
         let heard = victim.ips.iter().map(|ip| listen(&victim.netns, *ip)).collect::<Result<Vec<_>>>()?;
         let neighbours = lab.exec("n1", &["ip", "neigh", "show", "nud", "permanent"])?.text("ip neigh")?;
         let before = drops(&lab)?;
@@ -161,6 +162,7 @@ fn a_pod_reaches_neither_the_tunnel_nor_what_is_the_operator_s() -> Result<()> {
     let near = lab.pod_add(&PodSpec::new("n1", "near"))?;
     lab.pod_add(&PodSpec::new("n1", "liar"))?;
     let far = lab.pod_add(&PodSpec::new("n2", "far"))?;
+    reach(&lab, "near", &far.ips)?;
     let nodes = [state.node("n1")?.underlay_ip, state.node("n2")?.underlay_ip];
     let heard = listen(&far.netns, far.ips[0])?;
     let vni: Vec<Value> = lab.exec("n2", &["ip", "-j", "-d", "link", "show", "weft.vxlan"])?.json("ip")?;
@@ -219,6 +221,15 @@ fn cheats_lab(netd_args: &[&str]) -> Result<Option<Lab>> {
     let netd_args = netd_args.iter().map(ToString::to_string).collect();
     let options = UpOptions::new(&Lab::unique_name("cheats"));
     lab_with(UpOptions { nodes: 2, families: Families::Dual, overlay: "vxlan".into(), netd_args, ..options })
+}
+
+/// Another node knows a pod's block a moment after its ADD: an honest packet that is sent once must not come before that.
+fn reach(lab: &Lab, from: &str, ips: &[IpAddr]) -> Result<()> {
+    for ip in ips {
+        let ping = || Ok(lab.exec(from, &["ping", "-c1", "-W1", &ip.to_string()])?.ok());
+        ensure!(wait_until(SOON, ping)?, "{from} does not reach {ip}");
+    }
+    Ok(())
 }
 
 fn listen(netns: &str, ip: IpAddr) -> Result<UdpSocket> {
